@@ -1,0 +1,14 @@
+"""Discrete Distribution Networks: the model, the samplers, Split-and-Prune. Tensors in, tensors out.
+
+    net = ddn_networks.DDN.from_pretrained('network-snapshot.safetensors')
+    images, codes = net.sample(16, seed=0)
+    images = net.decode(net.encode(images))
+"""
+
+from ddn_networks.candidates import Candidates
+from ddn_networks.network import DDN
+from ddn_networks.published import from_published, published_config
+from ddn_networks.samplers import Choice
+from ddn_networks.split_prune import SplitAndPrune
+
+__all__ = ['DDN', 'Candidates', 'Choice', 'SplitAndPrune', 'from_published', 'published_config']

@@ -1,0 +1,155 @@
+"""The K images of a layer, which nobody renders.
+
+Legend: B images, K nodes, C image channels, F feature channels, H x W pixels, N = H W.
+
+The K outputs of a Discrete Distribution Layer are an affine family: candidate k is ``base + W_k F`` with the features F
+of the layer, one 1x1 convolution W_k per node (Section 3, "Network architecture") and ``base`` the image chosen before
+(Learning Residual, Section 3.3) or nothing. Rendering all of them costs B K C N numbers. What a sampler asks of them is
+nearly always a squared L2 distance, and that has a closed form in which no candidate appears:
+
+    |W_k F + E|^2 = <W_k^T W_k, F F^T> + 2 <W_k, E F^T> + |E|^2        with E = base - target.
+
+A linear map of pixels or channels leaves the family affine, so super-resolution, inpainting or colorization guides are
+answered in the same way.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+
+
+class Candidates:
+    """One layer's K candidate images, lazily: candidate k is ``base + weight[k] @ features``.
+
+    Args:
+        weight: [K, C, F] one 1x1 convolution per node.
+        features: [B, F, H, W], any floating dtype; arithmetic is float32 or the wider of the dtypes.
+        base: [B, C, H, W] the image each candidate is added to, or None for zero.
+    """
+
+    def __init__(self, weight: torch.Tensor, features: torch.Tensor, base: torch.Tensor | None = None):
+        if weight.ndim != 3 or features.ndim != 4 or weight.shape[2] != features.shape[1]:
+            raise ValueError(
+                f'candidates need weight [K, C, F] and features [B, F, H, W], not {tuple(weight.shape)} and '
+                f'{tuple(features.shape)}'
+            )
+        shape = (features.shape[0], weight.shape[1], *features.shape[2:])
+        if base is not None and tuple(base.shape) != shape:
+            raise ValueError(f'the base of these candidates must be {shape}, not {tuple(base.shape)}')
+        self.weight = weight
+        self.features = features
+        self.base = base
+        self.shape = shape  # (B, C, H, W): what one candidate per image looks like
+
+    @property
+    def num_nodes(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of distances and rendered images: float32 or wider, whatever the features are."""
+        dtype = torch.promote_types(torch.promote_types(self.weight.dtype, self.features.dtype), torch.float32)
+        return dtype if self.base is None else torch.promote_types(dtype, self.base.dtype)
+
+    def pixels(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> 'Candidates':
+        """The candidates after a linear map over pixels, the same for every channel: A(W F + b) = W (A F) + A b.
+
+        ``fn`` takes [B, any channels, H, W] and returns [B, the same channels, H', W']. It must be linear (area
+        pooling, a mask, a blur, a crop, a warp), and must not mix channels or images.
+        """
+        base = None if self.base is None else fn(self.base)
+        return Candidates(self.weight, fn(self.features.to(self.dtype)), base)
+
+    def channels(self, matrix: torch.Tensor) -> 'Candidates':
+        """The candidates after a linear map over image channels, [C', C]: T(W F + b) = (T W) F + T b."""
+        matrix = matrix.to(device=self.weight.device, dtype=self.dtype)
+        with _full_precision(self.weight):
+            weight = matrix @ self.weight.to(self.dtype)  # [K, C', F]
+            base = None if self.base is None else torch.einsum('dc,bchw->bdhw', matrix, self.base.to(self.dtype))
+        return Candidates(weight, self.features, base)
+
+    def distances(self, to: torch.Tensor) -> torch.Tensor:
+        """Mean squared error over C, H, W of every candidate against ``to`` [B, C, H, W] (Eq. 1): [B, K], no gradient.
+
+        Exact up to rounding. Candidates are rendered only where that takes fewer operations (small N against F).
+        """
+        if tuple(to.shape) != self.shape:
+            raise ValueError(f'the target of these candidates must be {self.shape}, not {tuple(to.shape)}')
+        B, C, H, W = self.shape
+        with torch.no_grad(), _full_precision(self.weight):
+            weight = self.weight.detach().to(self.dtype)
+            features = self.features.detach().to(self.dtype).flatten(2)  # [B, F, N]
+            error = -to.to(self.dtype) if self.base is None else self.base.detach().to(self.dtype) - to.to(self.dtype)
+            error = error.flatten(2)  # [B, C, N]
+            total = _METHODS[cheapest_method(B, *weight.shape, H * W)](weight, features, error)
+            return total / (C * H * W)
+
+    def render(self, codes: torch.Tensor) -> torch.Tensor:
+        """One candidate per image: codes [B] int64 -> [B, C, H, W], with gradient to weight, features and base."""
+        with _full_precision(self.weight):
+            features = self.features.to(self.dtype)
+            image = (self.weight[codes].to(self.dtype) @ features.flatten(2)).unflatten(2, self.shape[2:])
+            return image if self.base is None else image + self.base
+
+    def chunks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Rendered candidates for guides that must see pictures: (k0, [B, k, C, H, W]) with k <= size, no gradient."""
+        if size < 1:
+            raise ValueError(f'a chunk holds at least one candidate, not {size}')
+        with torch.no_grad(), _full_precision(self.weight):
+            features = self.features.to(self.dtype).flatten(2)  # [B, F, N]
+            for k0 in range(0, self.num_nodes, size):
+                weight = self.weight[k0 : k0 + size].to(self.dtype)
+                images = (weight.flatten(0, 1) @ features).view(len(features), len(weight), *self.shape[1:])
+                yield k0, images if self.base is None else images + self.base[:, None]
+
+
+def _full_precision(tensor: torch.Tensor) -> torch.autocast:
+    """Distances decide discretely: they are never left to autocast."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _by_rendering(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """B K C N F multiplications and B K C N numbers of memory; the cheapest where there are few pixels."""
+    residual = weight.flatten(0, 1) @ features  # [B, K C, N]
+    return (residual.unflatten(1, weight.shape[:2]) + error[:, None]).square_().flatten(2).sum(2)
+
+
+def _cross(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """2 <W_k, E F^T> + |E|^2: the part of the distance that both Gram forms share. [B, K]"""
+    correlation = error @ features.mT  # [B, C, F]
+    return torch.addmm(error.square().sum((1, 2))[:, None], correlation.flatten(1), weight.flatten(1).t(), alpha=2)
+
+
+def _by_node_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """<W_k^T W_k, F F^T>, with the F x F matrix of every node made once for the batch."""
+    gram = features @ features.mT  # [B, F, F]
+    node_gram = weight.mT @ weight  # [K, F, F]
+    return torch.addmm(_cross(weight, features, error), gram.flatten(1), node_gram.flatten(1).t())
+
+
+def _by_feature_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """<W_k, W_k (F F^T)>: the same without the node matrices, cheaper for small batches."""
+    gram = features @ features.mT  # [B, F, F]
+    product = weight.flatten(0, 1) @ gram  # [B, K C, F]
+    quadratic = torch.einsum('bkf,kf->bk', product.unflatten(1, weight.shape[:2]).flatten(2), weight.flatten(1))
+    return _cross(weight, features, error) + quadratic
+
+
+_METHODS = {'render': _by_rendering, 'node_gram': _by_node_gram, 'feature_gram': _by_feature_gram}
+
+
+def cheapest_method(B: int, K: int, C: int, F: int, N: int) -> str:
+    """Which way to the K distances takes the fewest multiplications: 'render', 'node_gram' or 'feature_gram'."""
+    gram = B * F * N * (F + C) + B * K * C * F
+    costs = {
+        'render': B * K * C * F * N,
+        'node_gram': gram + K * C * F * F + B * K * F * F,
+        'feature_gram': gram + B * K * C * F * F,
+    }
+    return min(costs, key=costs.__getitem__)
+
+
+def area_resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Area-resize [B, C, H, W] to [B, C, *size]: each output pixel is the mean of the input pixels it covers."""
+    return images if tuple(images.shape[2:]) == tuple(size) else F.interpolate(images, size=size, mode='area')

@@ -1,0 +1,68 @@
+"""The Discrete Distribution Layer (DDL): K outputs of which one goes on.
+
+Legend: B images, K nodes, C image channels, F feature channels, H x W pixels, N = H W.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ddn_networks.candidates import Candidates
+from ddn_networks.samplers import Choice, Sampler
+
+
+class Selection(NamedTuple):
+    """What a DDL hands on.
+
+    candidates: the K candidates the sampler was asked about, unrendered.
+    choice: the sampler's answer.
+    image: [B, C, H, W] float32, the selected candidate (x*_l of Eq. 2), with gradient.
+    leak: [B, C, H, W] the chosen node's kernel on the second half of the features, or None without Leak Choice.
+    """
+
+    candidates: Candidates
+    choice: Choice
+    image: torch.Tensor
+    leak: torch.Tensor | None
+
+
+class DDL(nn.Module):
+    """K bias-free 1x1 convolutions over shared features, of which only the chosen one is ever computed.
+
+    Args:
+        in_channels: feature channels of the block before.
+        num_nodes: K.
+        img_channels: C of the images.
+        leak_choice: candidates read the first half of the features, and the chosen node's kernel on the second half
+            tells the next block what was chosen (Section 3.3). Otherwise candidates read all of them.
+    """
+
+    def __init__(self, in_channels: int, num_nodes: int, img_channels: int, leak_choice: bool = True):
+        super().__init__()
+        if num_nodes < 2:
+            raise ValueError(f'a discrete distribution needs at least 2 nodes, not {num_nodes}')
+        if leak_choice and in_channels % 2:
+            raise ValueError(f'Leak Choice halves the {in_channels} channels of a block: their number must be even')
+        self.leak_choice = leak_choice
+        features = in_channels // 2 if leak_choice else in_channels
+        self.weight = nn.Parameter(torch.empty(num_nodes, img_channels, features))  # [K, C, F]
+        nn.init.xavier_uniform_(self.weight.data.view(num_nodes * img_channels, features, 1, 1))
+
+    def forward(self, x: torch.Tensor, base: torch.Tensor | None, sampler: Sampler, layer: int) -> Selection:
+        """Ask ``sampler`` about the candidates on the features x [B, F or 2F, H, W] and render the one it names."""
+        candidates = Candidates(self.weight, x[:, : self.weight.shape[2]], base)
+        choice = sampler(candidates, layer)
+        if choice.parents is not None:  # beam search: images continue other rows of the batch
+            x = x[choice.parents]
+            base = None if base is None else base[choice.parents]
+        with torch.autocast(x.device.type, enabled=False):
+            kernel = self.weight[choice.codes]  # [B, C, F], the only node with a gradient
+            features = x.to(candidates.dtype).flatten(2)  # [B, F or 2F, N]
+            leak = None
+            if self.leak_choice:  # both halves in one product
+                features = features.unflatten(1, (2, -1))  # [B, 2, F, N]
+                image, leak = (kernel[:, None] @ features).unflatten(3, x.shape[2:]).unbind(1)  # [B, C, H, W] each
+            else:
+                image = (kernel @ features).unflatten(2, x.shape[2:])  # [B, C, H, W]
+        return Selection(candidates, choice, image if base is None else image + base, leak)

@@ -1,0 +1,96 @@
+"""Who answers "which of these K?": samplers are plain functions ``(candidates, layer) -> Choice``.
+
+Legend: B images, K nodes, L layers. ``codes`` [B, L] is the latent; the sampler of layer l answers ``codes[:, l]``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ddn_networks.candidates import Candidates, area_resize
+
+
+class Choice(NamedTuple):
+    """What a sampler answers for one layer.
+
+    codes: [B] int64, the chosen node of each image.
+    distances: [B, K] what the choice was made by (smaller is better), or None where nothing was compared.
+    dropped: [B] bool, true where chance answered in place of the criterion (Chain Dropout), or None for nowhere. Such
+        codes say nothing about how often a node is matched and are not counted by Split-and-Prune.
+    parents: [B] int64, which of the B partial images each code continues (beam search), or None for "its own".
+    """
+
+    codes: torch.Tensor
+    distances: torch.Tensor | None = None
+    dropped: torch.Tensor | None = None
+    parents: torch.Tensor | None = None
+
+
+Sampler = Callable[[Candidates, int], Choice]
+
+
+def target_pyramid(images: torch.Tensor) -> Callable[[tuple[int, int]], torch.Tensor]:
+    """A function of size (H, W) that gives ``images`` area-resized to it, each size made once."""
+    made = {}
+
+    def at(size: tuple[int, int]) -> torch.Tensor:
+        size = tuple(size)
+        if size not in made:
+            made[size] = area_resize(images, size)
+        return made[size]
+
+    return at
+
+
+def nearest(images: torch.Tensor, bias: list[torch.Tensor] | None = None) -> Sampler:
+    """The candidate nearest to ``images`` [B, C, H, W] by L2 (Eq. 1): training, encoding and reconstruction.
+
+    ``bias`` holds one [K] per layer that is added to the distances for choosing only (Loss-Free Balancing, Appendix E).
+    """
+    target = target_pyramid(images)
+
+    def sampler(candidates: Candidates, layer: int) -> Choice:
+        distances = candidates.distances(target(candidates.shape[2:]))  # [B, K]
+        score = distances if bias is None else distances + bias[layer]
+        return Choice(score.argmin(1), distances)
+
+    return sampler
+
+
+def given(codes: torch.Tensor) -> Sampler:
+    """The nodes named by ``codes`` [B, L] int64: decoding."""
+    return lambda candidates, layer: Choice(codes[:, layer])
+
+
+def uniform_codes(num_nodes: list[int], seeds: list[int]) -> torch.Tensor:
+    """Uniform codes [B, L] int64, one row per seed (Section 3, "How to generation").
+
+    A row depends on its seed alone, so a seed names the same image at any batch size, rank count and device.
+    """
+    K = torch.tensor(num_nodes, dtype=torch.float64)
+    rows = [torch.rand(len(num_nodes), generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+    return (torch.stack(rows) * K).long() if rows else torch.zeros(0, len(num_nodes), dtype=torch.long)  # [B, L]
+
+
+def chain_dropout_codes(
+    num_nodes: list[int], probability: float, batch_size: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Which choices chance makes: [batch_size, L] int64, a uniform code with ``probability``, else -1 (Section 3.3).
+
+    The whole table is drawn at once, so that the ranks and rounds of one step can each take their rows of it.
+    """
+    K = torch.tensor(num_nodes, dtype=torch.float64)
+    chance, value = torch.rand(2, batch_size, len(num_nodes), generator=generator, dtype=torch.float64)
+    return torch.where(chance < probability, (value * K).long(), -1)  # [B, L]
+
+
+def chain_dropout(sampler: Sampler, codes: torch.Tensor) -> Sampler:
+    """``sampler``, but ``codes`` [B, L] where they are not -1 (see ``chain_dropout_codes``)."""
+
+    def dropping(candidates: Candidates, layer: int) -> Choice:
+        choice = sampler(candidates, layer)
+        dropped = codes[:, layer] >= 0
+        return choice._replace(codes=torch.where(dropped, codes[:, layer], choice.codes), dropped=dropped)
+
+    return dropping

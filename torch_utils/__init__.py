@@ -1,0 +1,1 @@
+"""Utilities around PyTorch that know nothing of DDNs."""
