@@ -1,0 +1,35 @@
+"""Small things every other room stands on: files, logs, downloads, images on disk. Imports nothing of the project."""
+
+from .images import BadImageError, ImageArchive, decode_image, to_float, to_uint8
+from .util import (
+    DownloadError,
+    EasyDict,
+    Logger,
+    atomic_write,
+    construct_by_name,
+    format_bytes,
+    format_time,
+    is_url,
+    local_path,
+    open_url,
+    remove_unfinished,
+)
+
+__all__ = [
+    "BadImageError",
+    "DownloadError",
+    "EasyDict",
+    "ImageArchive",
+    "Logger",
+    "atomic_write",
+    "construct_by_name",
+    "decode_image",
+    "format_bytes",
+    "format_time",
+    "is_url",
+    "local_path",
+    "open_url",
+    "remove_unfinished",
+    "to_float",
+    "to_uint8",
+]

@@ -1,0 +1,394 @@
+"""Files written whole or not at all, logs, downloads with a cache, objects built by name.
+
+Nothing happens at import, and what only one function needs (requests, tqdm) is imported there.
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib
+import os
+import re
+import secrets
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, BinaryIO, TextIO
+from urllib.parse import unquote, urlparse
+
+BIG_DOWNLOAD = 8 << 20  # bytes from which a download shows a progress bar
+CHUNK = 1 << 20
+
+
+class DownloadError(OSError):
+    """A URL could not be fetched, or what came is not what was asked for. The message says what to do instead."""
+
+
+class EasyDict(dict):
+    """A dict whose keys are attributes too: `options.lr = 1e-3` is `options["lr"] = 1e-3`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no key {name!r}; there are: {', '.join(map(str, self)) or 'none'}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(f"no key {name!r}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------- words
+
+
+def format_time(seconds: float) -> str:
+    """Seconds as a person says them: `7s`, `5m 06s`, `2h 03m 04s`, `1d 02h 03m`."""
+    total = max(0, round(seconds))
+    minutes, s = divmod(total, 60)
+    hours, m = divmod(minutes, 60)
+    d, h = divmod(hours, 24)
+    if d:
+        return f"{d}d {h:02d}h {m:02d}m"
+    if h:
+        return f"{h}h {m:02d}m {s:02d}s"
+    return f"{m}m {s:02d}s" if m else f"{s}s"
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in the largest unit that leaves a number of at least 1: `512 B`, `1.5 KiB`, `2.0 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+# ----------------------------------------------------------------------------------------------------------------- logs
+
+
+class _Tee:
+    """A text stream that also writes into a log file; everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO, logger: "Logger"):
+        self._stream = stream
+        self._logger = logger
+
+    def write(self, text: str) -> int:
+        self._stream.write(text)
+        self._logger._log(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Logger:
+    """While it is open, what is printed (stdout and stderr) also goes into the file `path`, flushed at every write.
+
+        with Logger("runs/00000/log.txt"):
+            print("seen and kept")
+
+    Appends by default, so a resumed run continues its log. An exception that leaves the block is written into the log
+    with its traceback. A log that can no longer be written (disk full) is given up with one line; the run goes on.
+    """
+
+    def __init__(self, path: str | os.PathLike, mode: str = "a"):
+        self.path = Path(path)
+        self.mode = mode
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> "Logger":
+        self._file = open(self.path, self.mode, encoding="utf-8")
+        self._saved = sys.stdout, sys.stderr
+        self._tees = _Tee(sys.stdout, self), _Tee(sys.stderr, self)
+        sys.stdout, sys.stderr = self._tees
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is not None and not isinstance(error, SystemExit):
+            self._log("".join(traceback.format_exception(kind, error, trace)))
+        # Whoever replaced the streams after us keeps them.
+        if sys.stdout is self._tees[0]:
+            sys.stdout = self._saved[0]
+        if sys.stderr is self._tees[1]:
+            sys.stderr = self._saved[1]
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _log(self, text: str) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            self._file = None
+            self._saved[1].write(f"{self.path}: log given up: {error.strerror}\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """A file that appears at `path` whole or not at all.
+
+    Yields a file opened under a temporary name in the same directory (`.NAME.XXXXXXXX.tmp`). When the block ends well
+    it is flushed to the disk and renamed over `path`; when an exception leaves the block it is removed and whatever
+    stood at `path` before still stands. After a `kill -9` the temporary file stays behind: see `remove_unfinished`.
+
+    Args:
+        path: where the file shall be; its directory must exist.
+        mode: "wb" (the default) or "w" (UTF-8 text); both can be read back ("+" is added).
+
+    Raises:
+        OSError: disk full (`errno.ENOSPC`) or no permission, in one line with the path.
+    """
+    path = Path(path)
+    if mode not in ("wb", "w"):
+        raise ValueError(f"atomic_write writes whole files: mode is 'wb' or 'w', not {mode!r}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        # "x" rather than tempfile: the file gets the permissions that the user's umask gives to any new file.
+        with open(temporary, mode.replace("w", "x") + "+", encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        _unlink(temporary)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, f"disk full: could not write {path}; the unfinished file is removed") from error
+        if error.filename == str(temporary):  # speak of the file that the user knows
+            raise type(error)(error.errno, f"cannot write {path}: {os.strerror(error.errno)}") from error
+        raise
+    except BaseException:
+        _unlink(temporary)
+        raise
+
+
+def remove_unfinished(directory: str | os.PathLike) -> list[Path]:
+    """Remove what `atomic_write` calls killed by `kill -9` or a power cut left in `directory`; returns the paths.
+
+    Call it only where no other process is writing: at the start of a run, in the run's own folder.
+    """
+    left = [p for p in Path(directory).iterdir() if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", p.name) and p.is_file()]
+    for path in left:
+        _unlink(path)
+    return left
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _sync_directory(directory: Path) -> None:
+    """The rename itself survives a power cut only when the directory is synced; not every system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# ------------------------------------------------------------------------------------------------------------ downloads
+
+
+def is_url(path_or_url: str | os.PathLike) -> bool:
+    """True for `http://` and `https://`; everything else is a path."""
+    return str(path_or_url).lower().startswith(("http://", "https://"))
+
+
+def cache_path(url: str) -> Path:
+    """Where the download of `url` is kept: in $DNNLIB_CACHE_DIR, else in ~/.cache/ddn; its name stays readable."""
+    directory = os.environ.get("DNNLIB_CACHE_DIR") or Path.home() / ".cache" / "ddn"
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", unquote(urlparse(url).path).rsplit("/", 1)[-1])[-100:] or "download"
+    return Path(directory) / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+
+
+def local_path(
+    path_or_url: str | os.PathLike, sha256: str | None = None, retries: int = 4, backoff: float = 1.0
+) -> Path:
+    """A path on this machine for a path (itself, a folder too) or a URL (its download in the cache).
+
+    Args:
+        path_or_url: a path, or an http(s) URL.
+        sha256: hex digest that the file must have. A cached download without it is fetched again.
+        retries: how often a failed download is tried again; it goes on where it stopped if the server lets it.
+        backoff: seconds before the first new try, doubled each time, at most 30.
+
+    Raises:
+        FileNotFoundError: no such path.
+        DownloadError: URL that cannot be fetched (the message says where a copy may be put by hand).
+        OSError: the digest is another one, disk full, cache not writable.
+    """
+    if not is_url(path_or_url):
+        path = Path(path_or_url)
+        if not path.exists():
+            raise FileNotFoundError(f"no such file or folder: {path}")
+        if sha256 is not None:
+            _require_digest(path, sha256, str(path))
+        return path
+    url = str(path_or_url)
+    path = cache_path(url)
+    if path.is_file() and (sha256 is None or _digest(path) == sha256.lower()):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several ranks may do this at once: each fetches its own temporary file, the last rename wins, all are the same.
+    with atomic_write(path) as file:
+        _download(url, file, retries, backoff, hint=f"put the file at {path}")
+        if sha256 is not None:
+            file.flush()
+            _require_digest(Path(file.name), sha256, url)
+    return path
+
+
+def open_url(
+    path_or_url: str | os.PathLike,
+    cache: bool = True,
+    sha256: str | None = None,
+    retries: int = 4,
+    backoff: float = 1.0,
+) -> BinaryIO:
+    """A binary file, open for reading, from a path or a URL; close it. Errors and arguments as in `local_path`.
+
+    With `cache=False` a download goes to a temporary file that is gone when it is closed.
+    """
+    if cache or not is_url(path_or_url):
+        path = local_path(path_or_url, sha256, retries, backoff)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, a file is needed")
+        return open(path, "rb")
+    file = tempfile.NamedTemporaryFile(mode="w+b")
+    try:
+        _download(str(path_or_url), file, retries, backoff, hint="download it by hand")
+        if sha256 is not None:
+            file.flush()
+            _require_digest(Path(file.name), sha256, str(path_or_url))
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        state = hashlib.sha256()
+        while chunk := file.read(CHUNK):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def _require_digest(path: Path, sha256: str, name: str) -> None:
+    found = _digest(path)
+    if found != sha256.lower():
+        kind = DownloadError if is_url(name) else OSError
+        raise kind(f"{name}: not the file that was expected: sha256 {found}, should be {sha256.lower()}")
+
+
+def _download(url: str, file: BinaryIO, retries: int, backoff: float, hint: str) -> None:
+    """Fetch `url` into the open file, trying again after what may pass (no connection, timeout, HTTP 408, 429, 5xx)."""
+    import requests
+
+    advice = f"If this machine is offline, {hint}, or give a local path instead."
+    etag, reason = None, ""
+    for attempt in range(retries + 1):
+        if attempt:
+            time.sleep(min(backoff * 2 ** (attempt - 1), 30))
+        headers = {"Accept-Encoding": "identity"}
+        if etag and file.tell():
+            headers |= {"Range": f"bytes={file.tell()}-", "If-Range": etag}
+        try:
+            with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as reply:
+                status = reply.status_code
+                if status in (408, 429) or status >= 500:
+                    reason = f"HTTP {status} {reply.reason}"
+                    continue
+                if status >= 400 and status != 416:
+                    raise DownloadError(f"cannot download {url}: HTTP {status} {reply.reason}. {advice}")
+                if status != 206:  # the whole file (or a range refused): from the start
+                    file.seek(0)
+                    file.truncate()
+                if status == 416:
+                    etag, reason = None, "the server refused to go on where the connection broke"
+                    continue
+                etag = reply.headers.get("ETag")
+                if etag and etag.startswith("W/"):
+                    etag = None  # a weak tag does not promise the same bytes
+                reason = _copy_reply(reply, file)
+                if not reason:
+                    return
+        except requests.RequestException as error:
+            reason = _why(error)
+    raise DownloadError(f"cannot download {url}: {reason} ({retries + 1} tries). {advice}")
+
+
+def _copy_reply(reply, file: BinaryIO) -> str:
+    """Append the reply's body to the file. Returns what is wrong with it, or nothing."""
+    from tqdm import tqdm
+
+    length = reply.headers.get("Content-Length")
+    length = int(length) if length and length.isdigit() and "Content-Encoding" not in reply.headers else None
+    start = file.tell()
+    name = urlparse(reply.url).path.rsplit("/", 1)[-1]
+    big = length is not None and length >= BIG_DOWNLOAD
+    with tqdm(total=length, desc=name, unit="B", unit_scale=True, disable=not big, leave=False) as bar:
+        for chunk in reply.iter_content(CHUNK):
+            file.write(chunk)
+            bar.update(len(chunk))
+    got = file.tell() - start
+    return "" if length in (None, got) else f"connection closed after {got} of {length} bytes"
+
+
+def _why(error: Exception) -> str:
+    """The innermost cause of a requests error, in few words."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    text = str(error)
+    known = ("Name or service not known", "Temporary failure in name resolution", "Connection refused",
+             "Network is unreachable", "Failed to resolve", "CERTIFICATE_VERIFY_FAILED", "IncompleteRead")  # fmt: skip
+    return next((k for k in known if k in text), text.splitlines()[0][:160] if text else type(error).__name__)
+
+
+# -------------------------------------------------------------------------------------------------------------- objects
+
+
+def construct_by_name(
+    name: str, /, *args: Any, allowed: Mapping[str, Callable | str] | Iterable[str], **kwargs: Any
+) -> Any:
+    """Call the class or function `name` with the arguments, if the allow-list has that name; nothing else is imported.
+
+    Args:
+        name: a key of `allowed`.
+        allowed: `{name: callable}`, `{name: "package.module.Class"}`, or a collection of `"package.module.Class"`.
+
+    Raises:
+        ValueError: the name is not in the list. Names come from files: what is not expected must not run.
+    """
+    table = allowed if isinstance(allowed, Mapping) else {entry: entry for entry in allowed}
+    if name not in table:
+        raise ValueError(f"{name!r} is not a known name; known: {', '.join(sorted(table))}")
+    target = table[name]
+    if isinstance(target, str):
+        module, _, attribute = target.rpartition(".")
+        target = getattr(importlib.import_module(module), attribute)
+    return target(*args, **kwargs)
