@@ -48,8 +48,8 @@ def from_published(state_dict: Mapping[str, torch.Tensor], img_channels: int = 3
 
     Raises ValueError naming the first tensor that is missing, unknown or misshapen.
     """
-    blocks: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
-    for name, tensor in state_dict.items():
+    blocks: dict[tuple[int, int], dict[str, str]] = {}  # (size, index) -> name within the block -> name in state_dict
+    for name in state_dict:
         match = _BLOCK.fullmatch(name)
         if match is None:
             continue  # buffers of the wrapper around the network
@@ -57,37 +57,50 @@ def from_published(state_dict: Mapping[str, torch.Tensor], img_channels: int = 3
         if height != width:
             raise ValueError(f'{name}: the published network is square')
         if rest == _NODES or _KEPT.fullmatch(rest):
-            blocks.setdefault((int(height), int(index)), {})[rest] = tensor
+            blocks.setdefault((int(height), int(index)), {})[rest] = name
         elif not _SCRATCH.fullmatch(rest):
             raise ValueError(f'{name} is no parameter of the published network')
     if not blocks:
         raise ValueError('no parameter named block_NxN_I...: this is no state dict of the published network')
-    order = sorted(blocks)
-    missing = next((f'block_{n}x{n}_{i}: {p}' for n, i in order for p in (_NODES, 'block.conv1.weight')
-                    if p not in blocks[n, i]), None)
-    if missing:
-        raise ValueError(f'{missing} is missing')
-    sizes = sorted({size for size, _ in order})
+    sizes = [2**s for s in range(max(size for size, _ in blocks).bit_length())]
+    num_blocks = [1 + max((i for s, i in blocks if s == size), default=0) for size in sizes]
+    order = [(size, i) for size, n in zip(sizes, num_blocks, strict=True) for i in range(n)]
+    for block in order:
+        for rest in (_NODES, 'block.conv1.weight'):
+            if rest not in blocks.get(block, {}):
+                raise ValueError(f'{_published_name(*block, rest)} is missing')
+    if stray := sorted(set(blocks) - set(order)):
+        raise ValueError(f'block_{stray[0][0]}x{stray[0][0]}: the sizes of the published network are powers of two')
     first = [blocks[size, 0] for size in sizes]
-    channels = [b['block.conv1.weight'].shape[0] for b in first]
-    features = first[0][_NODES].shape[1]
+    channels = [state_dict[b['block.conv1.weight']].shape[0] for b in first]
     net = DDN(
         img_resolution=sizes[-1],
         img_channels=img_channels,
         channels=channels,
-        num_blocks=[sum(s == size for s, _ in order) for size in sizes],
-        num_nodes=[b[_NODES].shape[0] // img_channels for b in first],
-        leak_choice=2 * features == channels[0],
+        num_blocks=num_blocks,
+        num_nodes=[state_dict[b[_NODES]].shape[0] // img_channels for b in first],
+        leak_choice=2 * state_dict[first[0][_NODES]].shape[1] == channels[0],
     )
-    renamed = {}
-    for l, key in enumerate(order):
-        for name, tensor in blocks[key].items():
-            if name == _NODES:
-                renamed[f'ddls.{l}.weight'] = tensor.reshape(-1, img_channels, tensor.shape[1])
-            else:
-                renamed[f'blocks.{l}.{name.removeprefix("block.")}'] = tensor
-    try:
-        net.load_state_dict(renamed)
-    except RuntimeError as e:
-        raise ValueError(f'the tensors do not make a published network: {" ".join(str(e).split())[:300]}') from None
+    own = net.state_dict()
+    for l, block in enumerate(order):
+        modules = {'block.': f'blocks.{l}.', 'ddo.multi_out_conv1x1.': f'ddls.{l}.'}
+        for prefix, module in modules.items():
+            for mine in [name for name in own if name.startswith(module)]:
+                rest = prefix + mine.removeprefix(module)
+                if rest not in blocks[block]:
+                    raise ValueError(f'{_published_name(*block, rest)} is missing')
+                name = blocks[block].pop(rest)
+                expected, tensor = list(own[mine].shape), state_dict[name]
+                if rest == _NODES:
+                    expected = [expected[0] * expected[1], expected[2], 1, 1]
+                if list(tensor.shape) != expected:
+                    raise ValueError(f'{name} is {list(tensor.shape)}; the tensors beside it ask for {expected}')
+                own[mine] = tensor.reshape(own[mine].shape)
+        if blocks[block]:
+            raise ValueError(f'{next(iter(blocks[block].values()))} has no place in the network of the other tensors')
+    net.load_state_dict(own)
     return net.eval()
+
+
+def _published_name(size: int, index: int, rest: str) -> str:
+    return f'block_{size}x{size}_{index}{"_up" if index == 0 and size > 1 else ""}.{rest}'
