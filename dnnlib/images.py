@@ -203,10 +203,8 @@ class ImageArchive:
         return f"{self.path}: {self.name(index)}"
 
     def read(self, index: int) -> bytes:
-        """The bytes of one file. Raises BadImageError when the zip is damaged there, OSError when it cannot be read."""
-        if self.is_zip:
-            return self._read_zipped(index)
-        return (self.path / self.name(index)).read_bytes()
+        """The bytes of one file. Raises BadImageError when it cannot be read, or the zip is damaged there."""
+        return self._read_zipped(index) if self.is_zip else self._read_file(index)
 
     def image(self, index: int) -> np.ndarray:
         """One image, decoded: uint8 [C, H, W]. Raises BadImageError with its name."""
@@ -215,9 +213,12 @@ class ImageArchive:
     def header(self, index: int) -> ImageHeader:
         """Size and channels of one image without decoding it. Raises BadImageError with its name."""
         if self.is_zip:
-            return read_header(self.read(index), self.title(index))
-        with open(self.path / self.name(index), "rb") as file:
-            return read_header(file, self.title(index))
+            return read_header(self._read_zipped(index), self.title(index))
+        try:
+            with open(self.path / self.name(index), "rb") as file:
+                return read_header(file, self.title(index))
+        except OSError as error:
+            raise BadImageError(f"{self.title(index)}: cannot be read ({error.strerror})") from error
 
     def read_extra(self, name: str) -> bytes | None:
         """The bytes of a file that is no image, such as `dataset.json`; None when there is none of that name."""
@@ -253,6 +254,12 @@ class ImageArchive:
         fields = [(e.header_offset, e.compress_size, e.file_size, e.CRC, e.compress_type) for e in entries]
         self._entries = np.array(fields, dtype=np.int64).reshape(-1, 5)  # [N, 5]
         return [e.filename for e in entries]
+
+    def _read_file(self, index: int) -> bytes:
+        try:
+            return (self.path / self.name(index)).read_bytes()
+        except OSError as error:
+            raise BadImageError(f"{self.title(index)}: cannot be read ({error.strerror})") from error
 
     def _read_zipped(self, index: int) -> bytes:
         """Read one entry at its offset: `pread` moves no file position, so forked workers may share the handle."""
