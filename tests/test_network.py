@@ -1,0 +1,287 @@
+"""The network: law 1 (decoding an encoding is the forward pass), any shape, every switch, the published sizes."""
+
+import itertools
+
+import pytest
+import torch
+
+from ddn_networks import DDN, published_config, samplers
+from ddn_networks.blocks import ResBlock, num_groups
+from ddn_networks.ddl import DDL
+from ddn_networks.network import resolution_pair, scale_sizes
+
+
+def tiny(img_resolution=8, img_channels=3, scales=3, seed=0, **kwargs) -> DDN:
+    """A small random network whose blocks do something (conv1 is not left at 1e-5)."""
+    torch.manual_seed(seed)
+    channels = kwargs.pop('channels', [16, 16, 8][:scales])
+    net = DDN(img_resolution, img_channels, channels, [1, 2, 2][:scales], [4, 8, 5][:scales], **kwargs)
+    with torch.no_grad():
+        for block in net.blocks:
+            block.conv1.weight.mul_(1e5)
+    return net.eval()
+
+
+def pictures(net: DDN, B: int = 3, seed: int = 1) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.rand(B, net.img_channels, *net.img_resolution, generator=rng) * 2 - 1
+
+
+RESOLUTIONS = [8, (8, 6), (5, 9), 7, (12, 4), (4, 1), 1]
+
+
+@pytest.mark.parametrize('img_channels', [1, 3, 4])
+@pytest.mark.parametrize('resolution', RESOLUTIONS)
+def test_law_1_decoding_an_encoding_is_the_forward_pass(resolution, img_channels):
+    net = tiny(resolution, img_channels, scales=1 if resolution == 1 else 3)
+    images = pictures(net)
+    with torch.no_grad():
+        out = net(samplers.nearest(images), len(images))
+    codes = net.encode(images)
+    assert out.images.shape == images.shape
+    assert torch.equal(codes, out.codes)
+    assert torch.equal(net.decode(codes), out.images)
+
+
+@pytest.mark.parametrize('leak_choice', [True, False])
+@pytest.mark.parametrize('learning_residual', [True, False])
+def test_law_1_with_every_switch(learning_residual, leak_choice):
+    net = tiny((6, 9), learning_residual=learning_residual, leak_choice=leak_choice)
+    images = pictures(net)
+    with torch.no_grad():
+        out = net(samplers.nearest(images), len(images), keep=True)
+    assert torch.equal(net.decode(net.encode(images)), out.images)
+    for l, selection in enumerate(net.walk(samplers.given(out.codes), len(images))):
+        assert (selection.leak is not None) == leak_choice
+        assert (selection.candidates.base is not None) == (learning_residual and l > 0)
+
+
+@pytest.mark.parametrize('leak_choice', [True, False])
+def test_a_layer_is_k_convolutions_and_a_choice(leak_choice):
+    """The DDL against rendering: image of the chosen node, leak of the same kernel on the other half."""
+    torch.manual_seed(0)
+    ddl = DDL(8, 5, 3, leak_choice)
+    x, base, target = torch.randn(4, 8, 6, 5), torch.randn(4, 3, 6, 5), torch.randn(4, 3, 6, 5)
+    out = ddl(x, base, samplers.nearest(target), 0)
+    features = x[:, :4] if leak_choice else x
+    images = torch.einsum('kcf,bfhw->bkchw', ddl.weight, features) + base[:, None]
+    codes = (images - target[:, None]).square().mean((2, 3, 4)).argmin(1)
+    rows = torch.arange(4)
+    assert torch.equal(out.choice.codes, codes)
+    torch.testing.assert_close(out.image, images[rows, codes])
+    if leak_choice:
+        leaks = torch.einsum('kcf,bfhw->bkchw', ddl.weight, x[:, 4:])
+        torch.testing.assert_close(out.leak, leaks[rows, codes])
+    else:
+        assert out.leak is None
+
+
+def test_selected_images_and_distances_are_kept():
+    net = tiny()
+    images = pictures(net)
+    with torch.no_grad():
+        out = net(samplers.nearest(images), len(images), keep=True)
+    target = samplers.target_pyramid(images)
+    for spec, selected, distances, codes in zip(net.specs, out.selected, out.distances, out.codes.T, strict=True):
+        assert selected.shape[2:] == spec.size and distances.shape == (3, spec.num_nodes)
+        loss = (selected - target(spec.size)).square().mean((1, 2, 3))
+        torch.testing.assert_close(distances.gather(1, codes[:, None])[:, 0], loss)
+    assert torch.equal(out.selected[-1], out.images)
+    lean = net(samplers.nearest(images), len(images))
+    assert lean.selected == lean.distances == [] and lean.dropped is None
+
+
+def test_walk_and_forward_agree():
+    net = tiny()
+    images = pictures(net)
+    with torch.no_grad():
+        out = net(samplers.nearest(images), len(images), keep=True)
+        steps = list(net.walk(samplers.nearest(images), len(images)))
+    assert len(steps) == net.num_layers == len(net.specs) == 5
+    for l, step in enumerate(steps):
+        assert torch.equal(step.image, out.selected[l])
+        assert torch.equal(step.choice.codes, out.codes[:, l])
+        assert torch.equal(step.candidates.render(step.choice.codes), step.image)
+
+
+def test_samplers_may_follow_parents():
+    """Beam search: row b of a layer continues row parents[b] of the layer before; the codes are whole paths."""
+    net = tiny()
+    given = net.sample(4, seed=3)[1]
+
+    def reversing(candidates, layer):
+        if layer != 2:
+            return samplers.Choice(given[:, layer])
+        return samplers.Choice(given[:, layer], parents=torch.tensor([3, 2, 1, 0]))
+
+    with torch.no_grad():
+        out = net(reversing, 4)
+    assert torch.equal(out.codes[:, 2:], given[:, 2:])
+    assert torch.equal(out.codes[:, :2], given[:, :2].flip(0))
+    torch.testing.assert_close(net.decode(out.codes), out.images, atol=1e-6, rtol=0)
+
+
+def test_a_seed_names_an_image_at_any_batch_size():
+    net = tiny((6, 10))
+    images, codes = net.sample(7, seed=10)
+    assert images.shape == (7, 3, 6, 10) and codes.shape == (7, 5) and codes.dtype == torch.int64
+    for i in range(7):
+        image, code = net.sample(seed=10 + i)
+        assert torch.equal(code[0], codes[i])
+        torch.testing.assert_close(image[0], images[i], atol=1e-5, rtol=0)
+    shuffled, _ = net.sample(seeds=[16, 12])
+    torch.testing.assert_close(shuffled, images[[6, 2]], atol=1e-5, rtol=0)
+    torch.manual_seed(5)
+    assert torch.equal(net.sample(7, seed=10)[0], images)  # the global generator has no say
+    assert net.sample(0)[1].shape == (0, 5)
+    assert len(set(map(tuple, codes.tolist()))) == 7
+
+
+def test_check_codes():
+    net = tiny()
+    codes = net.sample(3)[1]
+    assert torch.equal(net.check_codes(codes.int()), codes)
+    assert torch.equal(net.check_codes(codes.tolist()), codes)
+    for bad, message in [
+        (codes[:, :4], r'integers \[B, 5\], not \[3, 4\]'),
+        (codes[0], r'integers \[B, 5\], not \[5\]'),
+        (codes.float(), 'float32'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            net.decode(bad)
+    for value, entry in itertools.product([-1, 8], [(2, 1)]):
+        wrong = codes.clone()
+        wrong[entry] = value
+        with pytest.raises(ValueError, match=rf'code {value} of image 2, layer 1, is outside 0\.\.7'):
+            net.decode(wrong)
+
+
+def test_images_of_another_shape_are_refused():
+    net = tiny()
+    for shape in [(2, 3, 8, 7), (2, 1, 8, 8), (3, 8, 8)]:
+        with pytest.raises(ValueError, match=r'\[3, 8, 8\]'):
+            net.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize('dropout', [0.0, 0.5])
+def test_grad_checkpoint_changes_no_gradient(dropout):
+    net = tiny(dropout=dropout).train()
+    images = pictures(net)
+
+    def gradients() -> list[torch.Tensor]:
+        net.zero_grad()
+        torch.manual_seed(7)
+        out = net(samplers.nearest(images), len(images), keep=True)
+        target = samplers.target_pyramid(images)
+        sum((x - target(x.shape[2:])).square().mean() for x in out.selected).backward()
+        return [p.grad.clone() for p in net.parameters()]
+
+    plain = gradients()
+    net.grad_checkpoint = True
+    for a, b in zip(plain, gradients(), strict=True):
+        assert torch.equal(a, b)
+    assert all(g.abs().sum() > 0 for g in plain[:5])
+
+
+@pytest.mark.parametrize('condition_channels', [1, 2, 4])
+def test_the_condition_enters_at_every_scale(condition_channels):
+    net = tiny(condition_channels=condition_channels)
+    codes = net.sample(2, condition=torch.zeros(2, condition_channels, 8, 8))[1]
+    zero, one = torch.zeros(2, condition_channels, 8, 8), torch.ones(2, condition_channels, 8, 8)
+    assert not torch.allclose(net.decode(codes, zero), net.decode(codes, one), atol=1e-3)
+    with torch.no_grad():
+        plain, told = (
+            [s.image for s in net.walk(samplers.given(codes), 2, c)] for c in (zero, one)
+        )
+    assert all(not torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, told, strict=True))
+    checker = torch.ones(2, condition_channels, 8, 8) - 2 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2)
+    with torch.no_grad():  # its means over 2x2 pixels are zero: only blocks whose input is 8x8 can tell
+        seen = [s.image for s in net.walk(samplers.given(codes), 2, checker)]
+    sizes = [spec.size for spec in net.specs]
+    assert sizes == [(2, 2), (4, 4), (4, 4), (8, 8), (8, 8)]
+    assert [torch.equal(a, b) for a, b in zip(plain, seen, strict=True)] == [True, True, True, True, False]
+    images = pictures(net, 2)
+    assert torch.equal(net.decode(net.encode(images, one), one), net(samplers.nearest(images), 2, one).images)
+
+
+def test_a_condition_that_is_missing_or_too_much_is_refused():
+    with pytest.raises(ValueError, match='2 condition channels'):
+        tiny(condition_channels=2).sample(1)
+    with pytest.raises(ValueError, match='0 condition channels'):
+        tiny().sample(1, condition=torch.zeros(1, 3, 8, 8))
+
+
+def test_bad_shapes_of_a_network_are_named():
+    with pytest.raises(ValueError, match='one number per scale'):
+        DDN(8, 3, [8, 8], [1], [4, 4])
+    with pytest.raises(ValueError, match='at least one block'):
+        DDN(8, 3, [8, 8], [1, 0], [4, 4])
+    with pytest.raises(ValueError, match='at least the 3 channels'):
+        DDN(8, 3, [8, 2], [1, 1], [4, 4])
+    with pytest.raises(ValueError, match='at least 2 nodes'):
+        DDN(8, 3, [8, 8], [1, 1], [4, 1])
+    with pytest.raises(ValueError, match='must be even'):
+        DDN(8, 3, [8, 9], [1, 1], [4, 4])
+    with pytest.raises(ValueError, match='0 x 8'):
+        DDN((0, 8), 3, [8], [1], [4])
+
+
+def test_sizes_of_the_scales():
+    assert scale_sizes((8, 8), 4) == [(1, 1), (2, 2), (4, 4), (8, 8)]
+    assert scale_sizes((28, 12), 4) == [(4, 2), (7, 3), (14, 6), (28, 12)]
+    assert scale_sizes((5, 1), 3) == [(2, 1), (3, 1), (5, 1)]
+    assert resolution_pair(7) == (7, 7) and resolution_pair([3, 4]) == (3, 4)
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4, 6, 10, 36, 100, 128, 256])
+def test_group_norms_divide_the_channels(channels):
+    groups = num_groups(channels)
+    assert channels % groups == 0 and groups <= 32
+    if channels >= 4 and channels % 4 == 0 and channels // 4 <= 32:
+        assert groups == channels // 4  # the published rule, where it applies
+
+
+def test_a_new_block_begins_as_its_skip():
+    torch.manual_seed(0)
+    block, x = ResBlock(8, 8), torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(block(x, (4, 4)), x * 0.5**0.5, atol=1e-3, rtol=0)
+    up = ResBlock(8, 6, up=True)
+    want = up.skip(x.repeat_interleave(2, 2).repeat_interleave(2, 3)) * 0.5**0.5
+    torch.testing.assert_close(up(x, (8, 8)), want, atol=1e-3, rtol=0)
+    torch.testing.assert_close(up(x, (7, 8)), want[:, :, :7], atol=1e-3, rtol=0)
+
+
+def on_meta(**config) -> DDN:
+    with torch.device('meta'):
+        return DDN(**config)
+
+
+def parameters(net: torch.nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_the_published_sizes():
+    """The paper's "L = 64, 74M" and "L = 128, 93M" are the blocks alone, without the nodes (and L counts one more)."""
+    cifar = on_meta(**published_config(32, max_outputk=64, max_blockn=32))
+    assert cifar.num_layers == 63
+    assert round(parameters(cifar) / 1e6, 1) == 76.3
+    assert parameters(cifar.blocks) // 1e6 == 74
+    assert set(cifar.num_nodes) == {64}
+    assert cifar.num_bits == 63 * 6
+    faces = on_meta(**published_config(64))
+    assert faces.num_layers == 127
+    assert parameters(faces.blocks) // 1e6 == 93
+    assert round(parameters(faces) / 1e6, 1) == 109.4  # K = 512: the nodes are a seventh of it
+    assert [s.channels for s in faces.specs][-1] == 128 and faces.specs[-1].num_nodes == 256
+    assert faces.specs[0].num_nodes == 512
+
+
+def test_published_config_at_other_resolutions():
+    small = published_config(28, img_channels=1)
+    assert len(small['channels']) == 6 and small['num_blocks'] == [1, 2, 4, 8, 16, 32]
+    assert scale_sizes((28, 28), 6)[0] == (1, 1)
+    large = published_config(256, max_outputk=64, max_blockn=64)
+    assert large['channels'] == [256] * 6 + [128, 64, 32]
+    assert large['num_nodes'] == [64] * 9
+    assert large['num_blocks'][-3:] == [64, 64, 64]
+    assert len(published_config(1)['channels']) == 1
