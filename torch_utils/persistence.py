@@ -58,9 +58,14 @@ def rebuild(spec: Mapping[str, Any]) -> Any:
 
 def save_tensors(path: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON-able ``meta`` as one safetensors file: whole under its name, or not at all."""
-    tensors = {name: t.detach().to('cpu').contiguous() for name, t in tensors.items()}
+    whole, storages = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().to('cpu').contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        whole[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared memory
+        storages.add(storage)
     with atomic_write(path) as f:
-        save_file(tensors, f.name, metadata={'ddn': json.dumps(meta)})
+        save_file(whole, f.name, metadata={'ddn': json.dumps(meta)})
 
 
 def load_tensors(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -68,13 +73,13 @@ def load_tensors(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     local = local_path(path)
     try:
         with safe_open(local, 'pt') as f:
-            meta = json.loads((f.metadata() or {})['ddn'])
+            meta = dict(json.loads((f.metadata() or {})['ddn']))
             return {name: f.get_tensor(name) for name in f.keys()}, meta
     except SafetensorError as e:
         raise ValueError(
             f'{path} is not a whole safetensors file (cut off, or a pickle under another name?): {e}'
         ) from None
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError):  # no entry, no JSON, no object
         raise ValueError(f'{path} is a safetensors file without the header of a DDN snapshot') from None
 
 
@@ -106,7 +111,10 @@ def load_network(path: str, ema: str | float | None = None) -> torch.nn.Module:
     if ema not in (*labels, 'none'):
         raise ValueError(f'{path} has no averaged weights {ema!r}; it has {", ".join((*labels, "none"))}')
     prefix = 'net/' if ema == 'none' else f'ema/{ema}/'
-    net = rebuild(meta)
+    try:
+        net = rebuild(meta)
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'{path} does not describe a network: {e}') from None
     state = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
     try:
         net.load_state_dict(state)

@@ -1,0 +1,204 @@
+"""Snapshots are data: what goes in comes out, from any directory, and what is no snapshot says so in one line."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ddn_networks import DDN
+from torch_utils import persistence
+
+CONFIG = {'img_resolution': (6, 4), 'img_channels': 3, 'channels': [8, 8], 'num_blocks': [1, 2], 'num_nodes': [4, 3]}
+
+
+@pytest.fixture
+def net() -> DDN:
+    torch.manual_seed(0)
+    return DDN(**CONFIG)
+
+
+@pytest.fixture
+def snapshot(net, tmp_path) -> Path:
+    path = tmp_path / 'network-snapshot.safetensors'
+    emas = {label: {n: t * s for n, t in net.state_dict().items()} for label, s in (('500', 0.5), ('50', 0.25))}
+    persistence.save_network(str(path), net, emas, {'preset': 'tiny', 'images_seen': 1234})
+    return path
+
+
+def test_what_goes_in_comes_out(net, snapshot):
+    loaded = DDN.from_pretrained(str(snapshot), ema='none')
+    assert not loaded.training
+    assert loaded.init_kwargs == net.init_kwargs
+    assert loaded.specs == net.specs
+    for (name, a), (other, b) in zip(net.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert name == other and torch.equal(a, b)
+    assert torch.equal(loaded.sample(3)[0], net.eval().sample(3)[0])
+    assert loaded.snapshot_meta['images_seen'] == 1234 and loaded.snapshot_meta['preset'] == 'tiny'
+
+
+@pytest.mark.parametrize(('ema', 'factor'), [(None, 0.5), ('500', 0.5), (500, 0.5), ('50', 0.25), ('none', 1.0)])
+def test_averaged_copies(net, snapshot, ema, factor):
+    loaded = DDN.from_pretrained(str(snapshot), ema=ema)
+    for a, b in zip(net.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(a * factor, b)
+
+
+def test_without_copies_the_raw_weights_are_the_default(net, tmp_path):
+    path = str(tmp_path / 'a.safetensors')
+    persistence.save_network(path, net)
+    assert torch.equal(DDN.from_pretrained(path).ddls[0].weight, net.ddls[0].weight)
+    with pytest.raises(ValueError, match="no averaged weights '500'; it has none"):
+        DDN.from_pretrained(path, ema=500)
+
+
+def test_a_wrong_label_lists_the_right_ones(snapshot):
+    with pytest.raises(ValueError, match="no averaged weights '7'; it has 500, 50, none"):
+        DDN.from_pretrained(str(snapshot), ema=7)
+
+
+def test_from_another_directory_in_another_process(net, snapshot, tmp_path):
+    code = 'import sys, ddn_networks; print(ddn_networks.DDN.from_pretrained(sys.argv[1]).sample(1)[1].tolist())'
+    root = str(Path(persistence.__file__).parents[1])
+    env = os.environ | {'PYTHONPATH': root, 'OMP_NUM_THREADS': '1'}
+    args = [sys.executable, '-c', code, snapshot.name]
+    out = subprocess.run(args, cwd=snapshot.parent, env=env, capture_output=True, text=True, timeout=60)
+    assert out.returncode == 0, out.stderr
+    assert json.loads(out.stdout) == net.sample(1)[1].tolist()
+
+
+@pytest.mark.parametrize('keep', [0, 7, 100, 1000, -1])
+def test_a_truncated_file(snapshot, keep):
+    whole = snapshot.read_bytes()
+    snapshot.write_bytes(whole[:keep])
+    with pytest.raises(ValueError, match='network-snapshot.safetensors is not a whole safetensors file') as error:
+        DDN.from_pretrained(str(snapshot))
+    assert '\n' not in str(error.value)
+
+
+class Bomb:
+    """A pickle of this would touch the file ``path`` when loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize('dump', [pickle.dump, torch.save])
+def test_a_pickle_under_another_name_is_not_run(tmp_path, dump):
+    path, touched = tmp_path / 'network.safetensors', tmp_path / 'touched'
+    with open(path, 'wb') as f:
+        dump(Bomb(touched), f)
+    with pytest.raises(ValueError, match='a pickle under another name'):
+        DDN.from_pretrained(str(path))
+    assert not touched.exists()
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(OSError, match=r'nowhere\.safetensors'):
+        DDN.from_pretrained(str(tmp_path / 'nowhere.safetensors'))
+
+
+def test_safetensors_of_somebody_else(tmp_path):
+    path = str(tmp_path / 'other.safetensors')
+    save_file({'w': torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match='without the header of a DDN snapshot'):
+        DDN.from_pretrained(path)
+    for header in ('not json {', '3', '["a", "list"]'):
+        save_file({'w': torch.zeros(2)}, path, metadata={'ddn': header})
+        with pytest.raises(ValueError, match='without the header of a DDN snapshot'):
+            DDN.from_pretrained(path)
+
+
+def test_a_training_state_is_no_network(tmp_path):
+    path = str(tmp_path / 'training-state.safetensors')
+    persistence.save_tensors(path, {'optimizer/0': torch.zeros(2)}, {'images_seen': 3})
+    with pytest.raises(ValueError, match='no network snapshot'):
+        DDN.from_pretrained(path)
+
+
+@pytest.mark.parametrize('name', ['subprocess.Popen', 'torch.nn.Linear', 'ddn_networks.network.os', None, ['DDN']])
+def test_a_class_that_is_not_on_the_list_is_not_made(tmp_path, name):
+    path = str(tmp_path / 'evil.safetensors')
+    persistence.save_tensors(path, {}, {'class_name': name, 'kwargs': {'args': ['touch', 'x']}, 'emas': []})
+    with pytest.raises(ValueError, match='no class a snapshot may name'):
+        DDN.from_pretrained(path)
+
+
+def test_weights_that_do_not_fit_the_description(net, tmp_path):
+    path = str(tmp_path / 'a.safetensors')
+    tensors = {f'net/{n}': t for n, t in net.state_dict().items()}
+    spec = persistence.init_spec(net) | {'emas': []}
+    missing = dict(list(tensors.items())[1:])
+    persistence.save_tensors(path, missing, spec)
+    with pytest.raises(ValueError, match=r'do not fit the network.*Missing key.*blocks\.0\.norm0\.weight'):
+        DDN.from_pretrained(path)
+    misshapen = tensors | {'net/ddls.1.weight': torch.zeros(4, 3, 4)}
+    persistence.save_tensors(path, misshapen, spec)
+    with pytest.raises(ValueError, match=r'ddls\.1\.weight.*\[4, 3, 4\]'):
+        DDN.from_pretrained(path)
+
+
+@pytest.mark.parametrize('kwargs', [{}, {'img_resolution': 4, 'surprise': 1}, {'img_resolution': 'wide'}, []])
+def test_constructor_arguments_of_nobody(net, tmp_path, kwargs):
+    path = str(tmp_path / 'a.safetensors')
+    persistence.save_tensors(path, {}, persistence.init_spec(net) | {'kwargs': kwargs, 'emas': []})
+    with pytest.raises(ValueError, match=r'a\.safetensors does not describe a network'):
+        DDN.from_pretrained(path)
+
+
+def test_tensors_of_any_kind_round_trip(tmp_path):
+    path = str(tmp_path / 'state.safetensors')
+    tensors = {
+        'strided': torch.arange(12.0).view(3, 4).t(),
+        'double': torch.tensor(0.1, dtype=torch.float64),
+        'whole': torch.tensor([1, -1]),
+        'half': torch.ones(3, dtype=torch.bfloat16),
+        'bool': torch.tensor([True, False]),
+        'empty': torch.zeros(0, 3),
+        'leaf': torch.nn.Parameter(torch.ones(2)),
+    }
+    persistence.save_tensors(path, tensors, {'a': [1, {'b': None}], 'text': 'ä\n'})
+    loaded, meta = persistence.load_tensors(path)
+    assert meta == {'a': [1, {'b': None}], 'text': 'ä\n'}
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor.detach())
+
+
+def test_two_names_for_one_tensor(tmp_path):
+    """Recurrent networks share weights; safetensors refuses shared memory unless told otherwise."""
+    path, w = str(tmp_path / 'a.safetensors'), torch.arange(6.0)
+    persistence.save_tensors(path, {'a': w, 'b': w, 'c': w[2:]}, {})
+    loaded, _ = persistence.load_tensors(path)
+    assert torch.equal(loaded['a'], w) and torch.equal(loaded['b'], w) and torch.equal(loaded['c'], w[2:])
+
+
+def test_a_snapshot_is_written_whole_or_not_at_all(net, snapshot, monkeypatch):
+    before = snapshot.read_bytes()
+
+    def fail(tensors, filename, metadata):
+        Path(filename).write_bytes(b'half of i')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(persistence, 'save_file', fail)
+    with pytest.raises(OSError, match='disk full'):
+        persistence.save_network(str(snapshot), net)
+    assert snapshot.read_bytes() == before
+    assert os.listdir(snapshot.parent) == [snapshot.name]
+
+
+def test_arguments_are_remembered_as_plain_values(net):
+    assert net.init_kwargs['img_resolution'] == [6, 4]
+    assert net.init_kwargs['leak_choice'] is True  # defaults too: they may change one day
+    spec = persistence.init_spec(net)
+    assert spec['class_name'] in persistence.ALLOWED_CLASSES
+    assert json.loads(json.dumps(spec)) == spec
+    assert persistence.rebuild(spec).specs == net.specs
