@@ -20,7 +20,7 @@ from typing import IO, Any, BinaryIO, TextIO
 from urllib.parse import unquote, urlparse
 
 BIG_DOWNLOAD = 8 << 20  # bytes from which a download shows a progress bar
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # bytes read at once; a download that breaks off loses at most that much
 
 
 class DownloadError(OSError):
@@ -135,7 +135,9 @@ class Logger:
             self._file.write(text)
             self._file.flush()
         except OSError as error:
-            self._file = None
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                file.close()
             self._saved[1].write(f"{self.path}: log given up: {error.strerror}\n")
 
 

@@ -1,0 +1,513 @@
+"""dnnlib: files whole or not at all, the log, downloads from a server on this machine, images of every kind."""
+
+import errno
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dnnlib
+from dnnlib import util
+from dnnlib.images import (
+    BadImageError,
+    ImageArchive,
+    decode_image,
+    labels_from_folders,
+    read_header,
+    read_labels,
+    to_array,
+    to_image,
+    with_channels,
+)
+
+
+def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 256, shape, dtype=np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------- words and objects
+
+
+def test_easy_dict_is_a_dict_with_attributes():
+    options = dnnlib.EasyDict(lr=1)
+    options.batch = 2
+    assert options == {"lr": 1, "batch": 2} and options.batch == options["batch"] == 2
+    del options.batch
+    assert "batch" not in options
+    with pytest.raises(AttributeError, match="'batch'"):
+        _ = options.batch
+    assert pickle.loads(pickle.dumps(options)).lr == 1
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0, "0s"), (7.4, "7s"), (59.6, "1m 00s"), (306, "5m 06s"), (7384, "2h 03m 04s"), (93784, "1d 02h 03m")],
+)
+def test_format_time(seconds, text):
+    assert dnnlib.format_time(seconds) == text
+
+
+@pytest.mark.parametrize("count, text", [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2 << 40, "2.0 TiB")])
+def test_format_bytes(count, text):
+    assert dnnlib.format_bytes(count) == text
+
+
+def test_construct_by_name_calls_what_is_allowed_and_nothing_else():
+    assert dnnlib.construct_by_name("fractions.Fraction", 1, 2, allowed=["fractions.Fraction"]) * 2 == 1
+    assert dnnlib.construct_by_name("d", allowed={"d": dict}, name="x") == {"name": "x"}
+    assert dnnlib.construct_by_name("f", "3/4", allowed={"f": "fractions.Fraction"}) * 4 == 3
+    with pytest.raises(ValueError, match="'os.system' is not a known name; known: fractions.Fraction"):
+        dnnlib.construct_by_name("os.system", "true", allowed=["fractions.Fraction"])
+
+
+def test_import_does_no_work():
+    code = "import sys, dnnlib; assert not {'torch', 'requests', 'tqdm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=os.path.dirname(os.path.dirname(dnnlib.__file__)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- logs
+
+
+def test_logger_keeps_what_is_printed_and_restores(tmp_path, capsys):
+    before = sys.stdout, sys.stderr
+    for word in ("one", "two"):
+        with dnnlib.Logger(tmp_path / "log.txt"):
+            print(word)
+            print("err", file=sys.stderr)
+            assert (tmp_path / "log.txt").read_text().endswith("err\n")  # at once, not at the end
+    assert (sys.stdout, sys.stderr) == before
+    assert (tmp_path / "log.txt").read_text() == "one\nerr\ntwo\nerr\n"
+    assert capsys.readouterr().out == "one\ntwo\n"
+
+
+def test_logger_keeps_the_traceback_of_what_ended_it(tmp_path):
+    before = sys.stdout
+    with pytest.raises(ZeroDivisionError), dnnlib.Logger(tmp_path / "log.txt"):
+        1 / 0  # noqa: B018
+    assert sys.stdout is before
+    assert "ZeroDivisionError" in (tmp_path / "log.txt").read_text()
+
+
+def test_logger_outlives_a_full_disk(tmp_path, capsys):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with dnnlib.Logger("/dev/full", mode="w"):
+        print("still seen")
+        print("and this")
+    seen = capsys.readouterr()
+    assert seen.out == "still seen\nand this\n"
+    assert seen.err.count("log given up: No space left") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def test_atomic_write_appears_whole(tmp_path):
+    path = tmp_path / "a.bin"
+    with dnnlib.atomic_write(path) as file:
+        file.write(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.bin"]
+    with dnnlib.atomic_write(path, "w") as file:
+        file.write("é")
+    assert path.read_text(encoding="utf-8") == "é"
+
+
+def test_atomic_write_gives_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    with dnnlib.atomic_write(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(1)])
+def test_atomic_write_leaves_the_old_file_when_interrupted(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(type(error)), dnnlib.atomic_write(path) as file:
+        file.write(b"half")
+        raise error
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_atomic_write_says_that_the_disk_is_full(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full: could not write .*a.bin"):
+        with dnnlib.atomic_write(tmp_path / "a.bin") as file:
+            file.write(b"1")
+    assert os.listdir(tmp_path) == []
+
+
+def test_atomic_write_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match="cannot write .*no/a.bin: No such"):
+        with dnnlib.atomic_write(tmp_path / "no/a.bin"):
+            pass
+
+
+def test_remove_unfinished_after_kill(tmp_path):
+    code = "import dnnlib, os, signal, sys\nwith dnnlib.atomic_write(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    root = os.path.dirname(os.path.dirname(dnnlib.__file__))
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.bin")], cwd=root)
+    (tmp_path / ".mine.tmp").write_bytes(b"")
+    assert len(os.listdir(tmp_path)) == 2 and not (tmp_path / "a.bin").exists()
+    assert len(dnnlib.remove_unfinished(tmp_path)) == 1
+    assert os.listdir(tmp_path) == [".mine.tmp"]
+
+
+# ------------------------------------------------------------------------------------------------------------ downloads
+
+CONTENT = noise(300_000).tobytes()
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """/ok.bin serves; /flaky fails twice; /cut breaks off half-way once, and lets go on; /missing is not there."""
+
+    def do_GET(self):
+        server = self.server
+        server.requests.append((self.path, self.headers.get("Range")))
+        tries = sum(path == self.path for path, _ in server.requests)
+        if self.path == "/missing":
+            return self.send_error(404)
+        if self.path == "/flaky" and tries <= 2:
+            return self.send_error(503)
+        if self.path == "/dead":
+            return self.send_error(500)
+        start = 0
+        if wanted := self.headers.get("Range"):
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            assert self.headers["If-Range"] == '"tag"'
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.send_header("ETag", '"tag"' if self.path == "/cut" else 'W/"weak"')
+        self.end_headers()
+        stop = 100_000 if self.path in ("/cut", "/cut-weak") and tries == 1 else None
+        self.wfile.write(CONTENT[start:stop])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.requests = []
+        server.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def cached(tmp_path) -> list[str]:
+    return os.listdir(tmp_path / "cache") if (tmp_path / "cache").exists() else []
+
+
+def test_download_once_then_from_the_cache(server, tmp_path):
+    with dnnlib.open_url(f"{server.url}/ok.bin", sha256=DIGEST.upper()) as file:
+        assert file.read() == CONTENT
+    path = dnnlib.local_path(f"{server.url}/ok.bin", sha256=DIGEST)
+    assert path.parent == tmp_path / "cache" and path.name.endswith("-ok.bin")
+    assert len(server.requests) == 1
+
+
+def test_download_without_cache_leaves_nothing(server, tmp_path):
+    with dnnlib.open_url(f"{server.url}/ok.bin", cache=False, sha256=DIGEST) as file:
+        assert file.read() == CONTENT
+    assert cached(tmp_path) == []
+
+
+def test_a_damaged_cache_is_fetched_again(server):
+    path = dnnlib.local_path(f"{server.url}/ok.bin")
+    path.write_bytes(b"damaged")
+    assert dnnlib.local_path(f"{server.url}/ok.bin", sha256=DIGEST).read_bytes() == CONTENT
+
+
+def test_download_tries_again(server):
+    assert dnnlib.local_path(f"{server.url}/flaky", backoff=0.01).read_bytes() == CONTENT
+    assert len(server.requests) == 3
+
+
+def test_download_goes_on_where_it_broke_off(server):
+    assert dnnlib.local_path(f"{server.url}/cut", backoff=0.01, sha256=DIGEST).read_bytes() == CONTENT
+    assert server.requests == [("/cut", None), ("/cut", "bytes=65536-")]
+
+
+def test_download_starts_over_where_going_on_is_not_safe(server):
+    assert dnnlib.local_path(f"{server.url}/cut-weak", backoff=0.01, sha256=DIGEST).read_bytes() == CONTENT
+    assert server.requests == [("/cut-weak", None)] * 2
+
+
+def test_download_of_other_content_is_refused(server, tmp_path):
+    with pytest.raises(util.DownloadError, match=f"not the file that was expected: sha256 {DIGEST}, should be 00"):
+        dnnlib.local_path(f"{server.url}/ok.bin", sha256="00" * 32)
+    assert cached(tmp_path) == []
+
+
+def test_download_that_is_not_there_is_not_tried_again(server, tmp_path):
+    with pytest.raises(util.DownloadError, match="HTTP 404 Not Found. .*put the file at .*-missing"):
+        dnnlib.local_path(f"{server.url}/missing")
+    assert len(server.requests) == 1 and cached(tmp_path) == []
+
+
+def test_download_gives_up(server, tmp_path):
+    with pytest.raises(util.DownloadError, match=r"HTTP 500 .*\(3 tries\)"):
+        dnnlib.open_url(f"{server.url}/dead", cache=False, retries=2, backoff=0.01)
+    assert len(server.requests) == 3 and cached(tmp_path) == []
+
+
+def test_offline_says_where_to_put_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as closed:
+        url = f"http://127.0.0.1:{closed.server_address[1]}/net.bin"
+    with pytest.raises(util.DownloadError, match="Connection refused .* offline, put the file at .*-net.bin,") as error:
+        dnnlib.local_path(url, retries=1, backoff=0.01)
+    assert "\n" not in str(error.value)
+    util.cache_path(url).write_bytes(b"by hand")
+    assert dnnlib.local_path(url).read_bytes() == b"by hand"
+
+
+def test_local_files_need_no_cache(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(CONTENT)
+    with dnnlib.open_url(path, sha256=DIGEST) as file:
+        assert file.read() == CONTENT
+    assert dnnlib.local_path(str(path)) == path and dnnlib.local_path(tmp_path) == tmp_path
+    with pytest.raises(OSError, match="a.bin: not the file that was expected"):
+        dnnlib.local_path(path, sha256="00" * 32)
+    with pytest.raises(FileNotFoundError, match="no such file or folder: .*nothing"):
+        dnnlib.open_url(tmp_path / "nothing")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        dnnlib.open_url(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------------- pixels
+
+
+def test_float_and_uint8_are_inverse_and_clip():
+    every = torch.arange(256, dtype=torch.uint8)
+    images = dnnlib.to_float(every)
+    assert images.min() == -1 and images.max() == 1 and images.dtype == torch.float32
+    assert torch.equal(dnnlib.to_uint8(images), every)
+    assert torch.equal(dnnlib.to_uint8(images.double()), every)
+    assert dnnlib.to_uint8(torch.tensor([-3.0, 3.0, 0.0])).tolist() == [0, 255, 128]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_plain_images_decode_to_their_pixels(channels):
+    pixels = noise(channels, 5, 7)
+    data = encoded(to_image(pixels))
+    assert np.array_equal(decode_image(data), pixels)
+    assert read_header(data) == (7, 5, channels, True)
+    assert np.array_equal(to_array(to_image(pixels)), pixels) and decode_image(data).flags.writeable
+
+
+def test_palette_16_bits_cmyk_and_grey_with_alpha():
+    rgb = Image.fromarray(noise(4, 4, 3) // 64 * 64)
+    palette = rgb.quantize(64)
+    assert np.array_equal(decode_image(encoded(palette)), to_array(palette.convert("RGB")))
+    assert decode_image(encoded(palette, transparency=0)).shape == (4, 4, 4)
+    deep = np.array([[0, 257, 65535, 128 * 257 + 100]], dtype=np.uint16)
+    assert decode_image(encoded(Image.fromarray(deep))).tolist() == [[[0, 1, 255, 128]]]
+    flat = Image.new("CMYK", (2, 2), (255, 0, 0, 0))
+    assert decode_image(encoded(flat, "tiff"))[:, 0, 0].tolist() == [0, 255, 255]
+    assert decode_image(encoded(Image.new("LA", (1, 1), (7, 9))))[:, 0, 0].tolist() == [7, 7, 7, 9]
+    assert decode_image(encoded(Image.new("1", (1, 1), 1))).tolist() == [[[255]]]
+    for image in (palette, flat, Image.fromarray(deep)):
+        data = encoded(image, "tiff")
+        header = read_header(data)
+        assert (header.channels, header.plain) == (decode_image(data).shape[0], False)
+
+
+def test_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    pixels = noise(1, 2, 3)
+    data = encoded(to_image(pixels), exif=exif)
+    assert read_header(data) == (2, 3, 1, False)
+    assert np.array_equal(decode_image(data), np.rot90(pixels, -1, axes=(1, 2)))
+
+
+def test_channels_change():
+    clear_red = Image.new("RGBA", (1, 1), (255, 0, 0, 0))
+    assert to_array(with_channels(clear_red, 3)).ravel().tolist() == [255, 255, 255]
+    assert to_array(with_channels(clear_red, 1)).ravel().tolist() == [255]
+    grey = Image.new("L", (1, 1), 9)
+    assert to_array(with_channels(grey, 4)).ravel().tolist() == [9, 9, 9, 255]
+    assert with_channels(grey, 1) is grey
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (encoded(to_image(noise(3, 40, 40)))[:2000], "truncated or broken"),
+        (encoded(to_image(noise(3, 40, 40)), "jpeg")[:900], "truncated or broken"),
+        (b"not an image at all", "not an image"),
+        (b"", "not an image"),
+        (encoded(Image.new("F", (1, 1)), "tiff"), "mode F"),
+    ],
+)
+def test_broken_images_are_named_in_one_line(data, reason):
+    with pytest.raises(BadImageError, match=f"^some/file.png: .*{reason}") as error:
+        decode_image(data, "some/file.png")
+    assert "\n" not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------------------- archive
+
+
+def make_archive(path, files: dict[str, bytes], packed: bool, compression=zipfile.ZIP_STORED):
+    if packed:
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        for name, data in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+    return path
+
+
+FILES = {f"{c}/{i}.PNG": encoded(to_image(noise(3, 4, 6, seed=i))) for i, c in enumerate("ba")}
+CLUTTER = {"__MACOSX/b/._0.png": b"x", "b/.hidden.png": b"x", "readme.txt": b"x"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "stored", "deflated"])
+def test_archive_reads_images_in_order_of_their_names(tmp_path, kind):
+    compression = zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED
+    path = make_archive(tmp_path / kind, FILES | CLUTTER, kind != "folder", compression)
+    archive = ImageArchive(path)
+    assert archive.names() == ["a/1.PNG", "b/0.PNG"] and len(archive) == 2
+    for copy in (archive, pickle.loads(pickle.dumps(archive))):
+        assert np.array_equal(copy.image(1), noise(3, 4, 6, seed=0))
+        assert copy.header(0) == (6, 4, 3, True)
+        assert copy.read_extra("readme.txt") == b"x" and copy.read_extra("no.txt") is None
+        copy.close()
+    assert np.array_equal(archive.image(0), noise(3, 4, 6, seed=1))  # opens again by itself
+
+
+def test_archive_reads_entries_with_long_extra_fields(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        entry = zipfile.ZipInfo("a.png")
+        entry.extra = b"\xfe\xca" + (500).to_bytes(2, "little") + bytes(500)
+        archive.writestr(entry, FILES["a/1.PNG"])
+    assert ImageArchive(tmp_path / "a.zip").read(0) == FILES["a/1.PNG"]
+
+
+def test_damage_in_a_zip_is_named(tmp_path):
+    path = make_archive(tmp_path / "a.zip", FILES, True)
+    content = bytearray(path.read_bytes())
+    content[content.index(FILES["a/1.PNG"]) + 60] ^= 1
+    path.write_bytes(content)
+    archive = ImageArchive(path)
+    archive.image(1)
+    with pytest.raises(BadImageError, match="a.zip: a/1.PNG: damaged in the zip"):
+        archive.image(0)
+
+
+def test_archives_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or folder: .*nothing.zip"):
+        ImageArchive(tmp_path / "nothing.zip")
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(ValueError, match="text.zip: neither a folder nor a zip"):
+        ImageArchive(tmp_path / "text.zip")
+    with pytest.raises(ValueError, match="empty.zip: no images in this zip"):
+        ImageArchive(make_archive(tmp_path / "empty.zip", CLUTTER, True))
+    (tmp_path / "dir").mkdir()
+    with pytest.raises(ValueError, match="dir: no images in this folder"):
+        ImageArchive(tmp_path / "dir")
+    with pytest.raises(ValueError, match="a/1.PNG uses compression method 12"):
+        ImageArchive(make_archive(tmp_path / "bz.zip", FILES, True, zipfile.ZIP_BZIP2))
+
+
+def test_a_dangling_link_is_named(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    for read in (ImageArchive(tmp_path).image, ImageArchive(tmp_path).header):
+        with pytest.raises(BadImageError, match="a.png: cannot be read"):
+            read(0)
+
+
+# --------------------------------------------------------------------------------------------------------------- labels
+
+
+def labelled(tmp_path, text: str | bytes):
+    return ImageArchive(make_archive(tmp_path / "a.zip", FILES | {"dataset.json": text}, True))
+
+
+def test_labels_from_json(tmp_path):
+    labels = read_labels(labelled(tmp_path, '{"labels": [["b/0.PNG", 4], ["a\\\\1.PNG", 2]]}'))
+    assert labels.values.tolist() == [2, 4] and labels.values.dtype == np.int64 and labels.class_names is None
+    labels = read_labels(labelled(tmp_path, '{"labels": [["b/0.PNG", [1, 0.5]], ["a/1.PNG", [0, 3]]]}'))
+    assert labels.values.tolist() == [[0, 3], [1, 0.5]] and labels.values.dtype == np.float32
+    assert read_labels(labelled(tmp_path, '{"labels": null}')) is None
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("{", "is not JSON"),
+        ("[1]", "should be"),
+        ('{"labels": [["a/1.PNG", 0]]}', "no label for 1 of 2 images; the first is b/0.PNG"),
+        ('{"labels": []}', "no label for 2 of 2 images"),
+        ('{"labels": {"a/1.PNG": 0}}', "list of"),
+        ('{"labels": [["a/1.PNG", 0], ["b/0.PNG", 1], ["c.png", 2]]}', "3 images, there are 2; not there: c.png"),
+        ('{"labels": [["a/1.PNG", 0], ["b/0.PNG", -1]]}', "start at 0"),
+        ('{"labels": [["a/1.PNG", 0], ["b/0.PNG", "cat"]]}', "should all be"),
+        ('{"labels": [["a/1.PNG", [0]], ["b/0.PNG", [0, 1]]]}', "should all be"),
+        ('{"labels": [["a/1.PNG", 0], ["b/0.PNG", 2]], "class_names": ["x", "y"]}', "class 2 has no name"),
+    ],
+)
+def test_labels_that_do_not_match(tmp_path, text, reason):
+    with pytest.raises(ValueError, match=f"a.zip: dataset.json.*{reason}") as error:
+        read_labels(labelled(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "names, values, class_names",
+    [
+        (["cat/1.png", "cat/x/2.png", "dog/1.png"], [0, 0, 1], ["cat", "dog"]),
+        (["all/0/1.png", "all/1/1.png"], [0, 1], ["0", "1"]),
+    ],
+)
+def test_labels_from_folders(names, values, class_names):
+    labels = labels_from_folders(names)
+    assert labels.values.tolist() == values and labels.class_names == class_names
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.png"],
+        ["x/a.png"],
+        ["a.png", "b.png"],
+        ["x/a.png", "x/b.png"],
+        ["a.png", "x/b.png"],
+        ["00000/1.png", "00001/2.png"],
+    ],
+)
+def test_folders_that_are_no_classes(names):
+    assert labels_from_folders(names) is None
