@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ddn_networks import samplers
+from ddn_networks import guided, samplers
 from ddn_networks.blocks import ResBlock
 from ddn_networks.ddl import DDL, Selection
 from torch_utils import persistence
@@ -204,13 +204,17 @@ class DDN(nn.Module):
         seed: int = 0,
         seeds: Sequence[int] | None = None,
         condition: torch.Tensor | None = None,
+        guide=None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: uniform choices.
+        """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: uniform choices, or those of
+        ``guide``, a ``guides.Guide``, several, or a ``guided.Guidance``.
 
         Returns images [B, C, H, W] and codes [B, L] int64. A seed names one image, whatever the batch around it.
         """
         if seeds is None:
             seeds = range(seed, seed + (1 if num is None else num))
+        if guide is not None:
+            return guided.sample(self, guide, list(seeds), condition)
         codes = samplers.uniform_codes(self.num_nodes, list(seeds)).to(self.device)
         return self.decode(codes, condition), codes
 

@@ -1,0 +1,199 @@
+"""Zero-shot conditional generation (ZSCG): choosing by guides (Section 3.2, Appendix B).
+
+Legend: B images, K nodes, L layers, b beams per image (rows of one image are consecutive: B b rows in all).
+
+    images, codes = net.sample(16, guide=guides.superres(low))
+    images, codes = net.sample(16, guide=Guidance([guides.inpaint(face, mask), black_boxes.clip(...)], every=4))
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from ddn_networks import pixel_maps, samplers
+from ddn_networks.candidates import Candidates
+from ddn_networks.guides import Guide
+from ddn_networks.samplers import Choice, Sampler
+
+Combine = Callable[[Sequence[torch.Tensor], Sequence[float]], torch.Tensor]
+Rule = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (scores [B, K], chance [B] in [0, 1)) -> codes [B]
+
+
+# How several guides become one score.
+
+
+def by_rank(distances: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """The weighted mean of each guide's ranks, [B, K] (Appendix B): 0 for its best candidate, ties share the better.
+
+    Units do not matter, so anything goes with anything.
+    """
+    return by_distance([ranks(d) for d in distances], weights)
+
+
+def by_distance(distances: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """The weighted mean of distances, [B, K]: for guides whose units agree, such as two squared errors."""
+    total = sum(abs(weight) for weight in weights)
+    return sum(d * (weight / total) for d, weight in zip(distances, weights, strict=True))
+
+
+def ranks(distances: torch.Tensor) -> torch.Tensor:
+    """How many candidates of its row are strictly nearer, [B, K] in the dtype of ``distances``."""
+    return torch.searchsorted(distances.sort(1).values, distances).to(distances.dtype)
+
+
+# How a score becomes a choice.
+
+
+def top_k(k: int = 2) -> Rule:
+    """One of the k best at random, or of all where there are fewer; 2 is the paper's choice, 1 is argmax."""
+    if k < 1:
+        raise ValueError(f'top-k takes at least the best one, not {k}')
+
+    def rule(scores: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+        best = min(k, scores.shape[1])
+        pick = (chance * best).long().clamp(max=best - 1)
+        return scores.sort(dim=1, stable=True).indices.gather(1, pick[:, None])[:, 0]
+
+    return rule
+
+
+def temperature(t: float) -> Rule:
+    """Candidate k with probability proportional to exp(-score_k / t); the score's unit is the unit of t."""
+    if not t > 0:
+        raise ValueError(f'a temperature is positive, not {t}; top_k(1) always takes the best')
+
+    def rule(scores: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+        order = scores.sort(dim=1, stable=True).indices  # the likeliest first: what rounding leaves over goes to the last
+        upto = torch.softmax((-scores.gather(1, order) / t).float(), 1).cumsum(1)  # [B, K]
+        pick = (upto <= chance[:, None] * upto[:, -1:]).sum(1).clamp(max=scores.shape[1] - 1)
+        return order.gather(1, pick[:, None])[:, 0]
+
+    return rule
+
+
+class Guidance(NamedTuple):
+    """What to generate by.
+
+    guides: one or more conditions.
+    choose: ``top_k(k)`` or ``temperature(t)``; not asked where beam > 1.
+    combine: ``by_rank`` or ``by_distance``; one guide alone keeps its distances, unless its weight is negative.
+    beam: partial pictures kept per image; each layer keeps the best of the beam * K continuations.
+    every, layers: only each ``every``-th of the layers ``layers`` = (first, last), both included, counted from first,
+        asks the guides. Chance answers at the others, with the code of the unguided image of the same seed.
+    """
+
+    guides: Sequence[Guide]
+    choose: Rule = top_k(2)
+    combine: Combine = by_rank
+    beam: int = 1
+    every: int = 1
+    layers: tuple[int, int] | None = None
+
+    def asks(self, layer: int) -> bool:
+        """Whether this layer asks the guides."""
+        first, last = self.layers or (0, layer)
+        return first <= layer <= last and (layer - first) % self.every == 0
+
+
+class Chance(NamedTuple):
+    """All randomness of a batch, drawn up front: a row depends on its seed alone.
+
+    codes: [B, L] int64, the unguided choice. choice, ties: [B, L] float32 in [0, 1].
+    """
+
+    codes: torch.Tensor
+    choice: torch.Tensor
+    ties: torch.Tensor
+
+
+def chance_table(num_nodes: list[int], seeds: Sequence[int]) -> Chance:
+    """The randomness of each seed; its codes are those of ``samplers.uniform_codes``."""
+    L = len(num_nodes)
+    draws = [torch.rand(3, L, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+    draws = torch.stack(draws, 1).float() if draws else torch.zeros(3, 0, L)  # [3, B, L]
+    return Chance(samplers.uniform_codes(num_nodes, list(seeds)), draws[1], draws[2])
+
+
+def sampler(guidance: Guidance, chance: Chance, img_resolution: tuple[int, int]) -> Sampler:
+    """The sampler of one pass over B b rows. The best picture of each image is the first of its rows."""
+    b = guidance.beam
+    alive = None  # [B, b] bool: rows that are no copy of another
+
+    def guided(candidates: Candidates, layer: int) -> Choice:
+        nonlocal alive
+        rows, K = candidates.shape[0], candidates.num_nodes
+        device = candidates.features.device
+        if layer == 0:
+            alive = (torch.arange(b, device=device) == 0).expand(rows // b, b)
+        if not guidance.asks(layer):
+            return Choice(chance.codes[:, layer].to(device).repeat_interleave(b))
+        full = candidates
+        if any(guide.full_size for guide in guidance.guides):
+            full = candidates.pixels(lambda x: pixel_maps.upsample(x, img_resolution))
+        distances = [guide(full if guide.full_size else candidates, layer) for guide in guidance.guides]
+        dead = ~alive[..., None].expand(-1, -1, K).flatten(1)  # [B, b K]
+        distances = [d.reshape(rows // b, b * K).masked_fill(dead, math.inf) for d in distances]
+        weights = [guide.weight for guide in guidance.guides]
+        if len(distances) > 1 or weights[0] < 0:
+            scores = guidance.combine(distances, weights).masked_fill(dead, math.inf)
+        else:
+            scores = distances[0]
+        ties = (chance.ties[:, layer].to(device) * K).long()  # [B]
+        order = _turned(ties, b * K)  # [B, b K]: equal scores are taken in a random order
+        turned = scores.gather(1, order)
+        if b == 1:
+            pick = guidance.choose(turned, chance.choice[:, layer].to(device))  # [B]
+            return Choice(order.gather(1, pick[:, None])[:, 0], scores)
+        best = turned.sort(dim=1, stable=True).indices[:, :b]  # [B, b], the best first
+        best = order.gather(1, best)
+        alive = ~dead.gather(1, best)
+        parents = best // K + torch.arange(0, rows, b, device=device)[:, None]  # [B, b] rows
+        return Choice((best % K).flatten(), scores.view(rows, K), None, parents.flatten())
+
+    return guided
+
+
+def _turned(by: torch.Tensor, length: int) -> torch.Tensor:
+    """[B, length]: 0 .. length - 1, turned by ``by`` [B]."""
+    return (torch.arange(length, device=by.device) + by[:, None]) % length
+
+
+@torch.no_grad()
+def sample(
+    net: torch.nn.Module,
+    guidance: Guidance | Guide | Sequence[Guide],
+    seeds: Sequence[int],
+    condition: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One guided image per seed: images [B, C, H, W], codes [B, L] int64. See ``Guidance`` for what is not said here.
+
+    Raises ValueError where the guidance makes no sense, or naming the guide and the layer where a guide fails.
+    """
+    guidance = checked(guidance, net.num_layers)
+    b = guidance.beam
+    if condition is not None and len(condition) > 1:
+        condition = condition.repeat_interleave(b, 0)
+    chance = chance_table(net.num_nodes, seeds)
+    output = net(sampler(guidance, chance, net.img_resolution), len(seeds) * b, condition)
+    return output.images[::b], output.codes[::b]
+
+
+def checked(guidance: Guidance | Guide | Sequence[Guide], num_layers: int) -> Guidance:
+    """A guide or several as a ``Guidance``; ValueError where its numbers make no sense for so many layers."""
+    if isinstance(guidance, Guide):
+        guidance = [guidance]
+    if not isinstance(guidance, Guidance):
+        guidance = Guidance(list(guidance))
+    if not guidance.guides:
+        raise ValueError('guided generation needs at least one guide')
+    for guide in guidance.guides:
+        if not math.isfinite(guide.weight) or guide.weight == 0:
+            raise ValueError(f'guide {guide.name} has weight {guide.weight}; it must be finite and not zero')
+    if guidance.beam < 1 or guidance.every < 1:
+        raise ValueError(f'beam and every are at least 1, not {guidance.beam} and {guidance.every}')
+    first, last = guidance.layers or (0, num_layers - 1)
+    if not 0 <= first <= last < num_layers:
+        raise ValueError(f'this network has layers 0-{num_layers - 1}; {first}-{last} are not among them')
+    return guidance

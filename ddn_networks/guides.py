@@ -1,0 +1,245 @@
+"""What candidates are judged by: guides of zero-shot conditional generation (ZSCG; Section 3.2, Appendix B).
+
+Legend: B images, K nodes, C channels, H x W pixels of a layer; n pictures that a guide holds.
+
+A guide gives each candidate a distance, smaller is better; ``guided`` chooses by it. Pictures are [n, c, h, w] float in
+[-1, 1] of any size. One picture serves the whole batch; n of them serve B = n m images, m consecutive ones each.
+
+A guide that is linear in the pixels (``l2``, ``denoise``, ``superres``, ``colorization``, ``blur``, ``inpaint``,
+``strokes``) costs two small matrix products, since the candidates of a layer are an affine family. ``l1``,
+``posterize`` and ``edges`` render candidates, at most ``max_candidates`` at a time. Guides that are someone's network
+are in ``black_boxes``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ddn_networks import pixel_maps
+from ddn_networks.candidates import Candidates
+
+MAX_CANDIDATES = 256  # pictures that a guide which must see them gets at once
+
+
+class Guide(NamedTuple):
+    """One condition.
+
+    name: what errors call it.
+    distances: (candidates, layer) -> [B, K], smaller is better; +inf is "never", NaN an error.
+    weight: its influence beside other guides.
+    full_size: true where the candidates must come at the network's resolution, whatever the layer's.
+    """
+
+    name: str
+    distances: Callable[[Candidates, int], torch.Tensor]
+    weight: float = 1.0
+    full_size: bool = False
+
+    def __call__(self, candidates: Candidates, layer: int) -> torch.Tensor:
+        """[B, K] float32 or wider. Raises ValueError naming the guide and the layer where ``distances`` fails."""
+        expected = [candidates.shape[0], candidates.num_nodes]
+        try:
+            distances = torch.as_tensor(self.distances(candidates, layer))
+        except Exception as error:  # whatever a user's function raises
+            raise ValueError(f'guide {self.name} failed at layer {layer}: {error}') from error
+        if list(distances.shape) != expected:
+            raise ValueError(
+                f'guide {self.name} at layer {layer} gave distances {list(distances.shape)}, not [B, K] = {expected}'
+            )
+        if distances.isnan().any():
+            raise ValueError(f'guide {self.name} at layer {layer} gave NaN')
+        return distances.detach().to(candidates.features.device, candidates.dtype)
+
+
+def rendered(
+    candidates: Candidates, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], max_candidates: int
+) -> torch.Tensor:
+    """[B, K] of a function that must see pictures: at most ``max_candidates`` at a time, over images and nodes alike.
+
+    ``score`` takes pictures [m, C, H, W] and ``rows`` [m] int64, the image each is a candidate for, and gives [m].
+    """
+    if max_candidates < 1:
+        raise ValueError(f'a guide sees at least one candidate at a time, not {max_candidates}')
+    B = candidates.shape[0]
+    distances = []
+    for first in range(0, B, max_candidates):
+        some = slice(first, first + max_candidates)
+        base = None if candidates.base is None else candidates.base[some]
+        part = Candidates(candidates.weight, candidates.features[some], base)
+        rows = torch.arange(first, first + part.shape[0], device=candidates.features.device)
+        pieces = []
+        for _, images in part.chunks(max(1, max_candidates // len(rows))):  # [b, k, C, H, W]
+            b, k = images.shape[:2]
+            scores = score(images.flatten(0, 1), rows.repeat_interleave(k))
+            if list(scores.shape) not in ([b * k], [b * k, 1]):
+                raise ValueError(f'it gave {list(scores.shape)} scores for {b * k} pictures')
+            pieces.append(scores.reshape(b, k))
+        distances.append(torch.cat(pieces, 1))
+    return torch.cat(distances) if distances else candidates.features.new_zeros(0, candidates.num_nodes)
+
+
+# Linear guides: the K images are never rendered.
+
+
+def l2(target: torch.Tensor, weight: float = 1.0, name: str = 'l2') -> Guide:
+    """Mean squared error to ``target`` area-resized to the layer's size: reconstruction (Eq. 1)."""
+    target_at = pixel_maps.held(target)
+    return Guide(name, lambda candidates, layer: candidates.distances(target_at(candidates)), weight)
+
+
+def denoise(noisy: torch.Tensor, weight: float = 1.0) -> Guide:
+    """Mean squared error to a noisy picture: what the network cannot draw, noise, is left out.
+
+    With noise of deviation s, ``guided.temperature(2 s^2 / (C H W))`` of the picture samples the posterior layer by
+    layer: area-resized noise is the smaller the fewer the pixels.
+    """
+    return l2(noisy, weight, 'denoise')
+
+
+def superres(low: torch.Tensor, weight: float = 1.0) -> Guide:
+    """Mean squared error between the candidates pooled to the size of ``low`` and ``low``, of any size (Section 3.2).
+
+    Layers smaller than ``low`` compare at their own size, with ``low`` pooled to it.
+    """
+    low = pixel_maps.checked(low)
+    made = {}
+
+    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
+        size = tuple(min(a, b) for a, b in zip(candidates.shape[2:], low.shape[2:], strict=True))
+        if size not in made:
+            made[size] = pixel_maps.box(low, size)
+        pooled = candidates.pixels(lambda x: pixel_maps.box(x, size))
+        return pooled.distances(pixel_maps.like(made[size], pooled))
+
+    return Guide('superres', distances, weight)
+
+
+def colorization(grey: torch.Tensor, weight: float = 1.0) -> Guide:
+    """Mean squared error between the candidates' luma and ``grey`` [n, 1, h, w] (or the luma of a colour picture)."""
+    grey = pixel_maps.to_channels(pixel_maps.checked(grey), 1)
+    grey_at = pixel_maps.held(grey)
+
+    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
+        luma = candidates.channels(pixel_maps.grey_matrix(candidates.shape[1]))
+        return luma.distances(grey_at(luma))
+
+    return Guide('colorization', distances, weight)
+
+
+def blur(blurred: torch.Tensor, sigma: float, weight: float = 1.0) -> Guide:
+    """Mean squared error between the blurred candidates and ``blurred``; ``sigma`` in pixels of that picture."""
+    blurred = pixel_maps.checked(blurred)
+    if not sigma > 0:
+        raise ValueError(f'a blur has a positive sigma, not {sigma}')
+    blurred_at = pixel_maps.held(blurred)
+
+    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
+        sigmas = tuple(sigma * a / b for a, b in zip(candidates.shape[2:], blurred.shape[2:], strict=True))
+        family = candidates.pixels(lambda x: pixel_maps.gaussian_blur(x, sigmas))
+        return family.distances(blurred_at(candidates))
+
+    return Guide('blur', distances, weight)
+
+
+def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name: str = 'inpaint') -> Guide:
+    """Mean squared error over the known pixels only: ``mask`` [n or 1, 1, h, w] is 1 where ``target`` counts, 0 where
+    it is to be invented, and may lie between. At smaller layers a pixel counts as much as its area is known.
+    """
+    target, mask = pixel_maps.checked(target), torch.as_tensor(mask).float()
+    if mask.ndim != 4 or mask.shape[1] != 1 or not (torch.isfinite(mask).all() and 0 <= mask.min() and mask.max() <= 1):
+        raise ValueError(f'a mask is [n, 1, H, W] with entries in 0..1, not {list(mask.shape)}')
+    if len(mask) not in (1, len(target)) and len(target) != 1:
+        raise ValueError(f'{len(mask)} masks do not fit {len(target)} pictures')
+    empty = (mask.flatten(1).amax(1) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f'mask {empty[0]} keeps no pixel, so nothing could guide')
+    mask = pixel_maps.fit(mask, target.shape[2:])
+    made = {}
+
+    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
+        size = tuple(candidates.shape[2:])
+        if size not in made:
+            known = pixel_maps.fit(mask, size)  # [n, 1, H, W]
+            mean = pixel_maps.fit(target * mask, size) / known.clamp(min=1e-12)  # of the known pixels, [n, C, H, W]
+            made[size] = mean, known
+        mean, known = made[size]
+        mean = pixel_maps.like(mean, candidates)  # [B, C, H, W]
+        root = pixel_maps.repeat(known.to(mean).sqrt(), len(mean))  # [B, 1, H, W]
+        total = candidates.pixels(lambda x: x * root).distances(mean * root)
+        return total * (size[0] * size[1] / root.square().sum((1, 2, 3)))[:, None]
+
+    return Guide(name, distances, weight)
+
+
+def strokes(rgba: torch.Tensor, weight: float = 1.0) -> Guide:
+    """Colour strokes: ``rgba`` [n, 4, h, w] counts where its alpha says so (alpha -1 transparent, 1 opaque)."""
+    rgba = pixel_maps.checked(rgba)
+    if rgba.shape[1] != 4:
+        raise ValueError(f'strokes are RGBA pictures [n, 4, H, W], not {list(rgba.shape)}')
+    return inpaint(rgba[:, :3], (rgba[:, 3:] + 1) / 2, weight, 'strokes')
+
+
+# Guides with a formula that is not linear: they see rendered candidates at the layer's size.
+
+
+def l1(target: torch.Tensor, weight: float = 1.0, max_candidates: int = MAX_CANDIDATES) -> Guide:
+    """Mean absolute error to ``target`` area-resized to the layer's size."""
+    target_at = pixel_maps.held(target)
+
+    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
+        at = target_at(candidates)
+        return rendered(candidates, lambda x, rows: (x - at[rows]).abs().mean((1, 2, 3)), max_candidates)
+
+    return Guide('l1', distances, weight)
+
+
+def posterize(target: torch.Tensor, bits: int, weight: float = 1.0, max_candidates: int = MAX_CANDIDATES) -> Guide:
+    """Mean squared distance to the interval each pixel of a picture of ``bits`` bits per channel leaves open: 0 inside.
+
+    A mean of pixels lies between the means of their bounds, so smaller layers are exact as well.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f'a posterised picture has 1 to 8 bits per channel, not {bits}')
+    step = 2 ** (8 - bits)
+    low = ((pixel_maps.checked(target).clamp(-1, 1) + 1) * 127.5).round()  # 0..255
+    low = low.div(step, rounding_mode='floor') * step
+    low_at, high_at = pixel_maps.held((low - 0.5) / 127.5 - 1), pixel_maps.held((low + step - 0.5) / 127.5 - 1)
+
+    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
+        low, high = low_at(candidates), high_at(candidates)
+
+        def outside(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return (images - images.clamp(low[rows], high[rows])).square().mean((1, 2, 3))
+
+        return rendered(candidates, outside, max_candidates)
+
+    return Guide('posterize', distances, weight)
+
+
+def edges(
+    picture: torch.Tensor,
+    drawn: bool = False,
+    threshold: float = 0.75,
+    softness: float = 0.25,
+    weight: float = 1.0,
+    max_candidates: int = MAX_CANDIDATES,
+) -> Guide:
+    """Mean squared error between soft Sobel edges of the candidates and those of ``picture``, at the layer's size.
+
+    ``drawn``: ``picture`` is an edge map itself, 1 on edges and -1 elsewhere. An edge is where the Sobel magnitude of
+    the luma in [-1, 1] exceeds ``threshold``, blending over ``softness``.
+    """
+    picture_at = pixel_maps.held(pixel_maps.to_channels(pixel_maps.checked(picture), 1))
+
+    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
+        luma = candidates.channels(pixel_maps.grey_matrix(candidates.shape[1]))
+        at = picture_at(luma)
+        at = at if drawn else pixel_maps.soft_edges(at, threshold, softness)
+
+        def error(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return (pixel_maps.soft_edges(images, threshold, softness) - at[rows]).square().mean((1, 2, 3))
+
+        return rendered(luma, error, max_candidates)
+
+    return Guide('edges', distances, weight)
