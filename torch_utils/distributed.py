@@ -1,4 +1,4 @@
-"""Ranks: one process per device, started by torchrun, on one machine or many. The only file, beside the loop, that knows.
+"""Ranks: one process per device, started by torchrun, on one machine or many. Only this file and the loop know of them.
 
     with distributed.session(device) as device:
         ...
@@ -33,7 +33,7 @@ _OPS = {'sum': dist.ReduceOp.SUM, 'min': dist.ReduceOp.MIN, 'max': dist.ReduceOp
 # State of the process, as torch's default process group is: collectives anywhere in it are counted here.
 _watch: '_Watch | None' = None
 
-# ------------------------------------------------------------------------------------------------------------ who am I
+# ------------------------------------------------------------------------------------------------------------- who am I
 
 
 def get_rank() -> int:
@@ -93,7 +93,7 @@ def device_for_rank(requested: str | torch.device | None = None) -> torch.device
     return device
 
 
-# --------------------------------------------------------------------------------------------------------- begin and end
+# -------------------------------------------------------------------------------------------------------- begin and end
 
 
 def init(device_type: str | None = None, timeout_s: float = TIMEOUT) -> None:
@@ -176,7 +176,7 @@ def session(device: str | torch.device | None = None, timeout_s: float = TIMEOUT
     shutdown()
 
 
-# ----------------------------------------------------------------------------------------------------------- collectives
+# ---------------------------------------------------------------------------------------------------------- collectives
 
 
 def all_reduce_(tensor: torch.Tensor, op: str = 'sum') -> None:
@@ -284,7 +284,7 @@ class _Watch:
             return f'{_ranks(silent)} gave no sign of life for {self.timeout_s:g} s: dead, stopped or cut off'
         late = [r for r, s in enumerate(signs) if s.calls < self.calls]
         if late and waited_s >= self.timeout_s:
-            return f'{_ranks(late)} let the others wait for {self.timeout_s:g} s at collective {self.calls} ({self.call})'
+            return f'{_ranks(late)} let others wait for {self.timeout_s:g} s at collective {self.calls} ({self.call})'
         return ''
 
 

@@ -1,0 +1,102 @@
+"""Small questions about modules, tensors and the checkout."""
+
+import contextlib
+import subprocess
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Trainable numbers of a module; shared ones count once."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def finite_mask(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """[N] bool, on the device of the tensors: which of N tensors hold finite numbers only. No host synchronisation."""
+    tensors = [t.detach() for t in tensors]
+    groups: dict[torch.dtype, list[int]] = {}
+    for i, t in enumerate(tensors):
+        if t.is_floating_point() and t.numel() > 0:
+            groups.setdefault(t.dtype, []).append(i)
+    device = tensors[0].device if tensors else 'cpu'
+    mask = torch.ones(len(tensors), dtype=torch.bool, device=device)
+    for members in groups.values():
+        largest = torch._foreach_norm([tensors[i] for i in members], torch.inf)  # a few kernels, not one per tensor
+        finite = torch.stack(largest).isfinite()
+        mask = finite if len(members) == len(tensors) else mask.index_copy(0, torch.tensor(members).to(device), finite)
+    return mask
+
+
+def check_finite(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinity, or None. One host synchronisation for them all."""
+    named_tensors = list(named_tensors)
+    mask = finite_mask(t for _, t in named_tensors).tolist()
+    return next((name for (name, _), finite in zip(named_tensors, mask, strict=True) if not finite), None)
+
+
+@torch.no_grad()
+def copy_params_and_buffers_(
+    src_state: Mapping[str, torch.Tensor], dst_module: nn.Module, allow_missing: bool = False
+) -> list[str]:
+    """Overwrite a module's parameters and buffers by those of the same name and shape in ``src_state`` (``--transfer``).
+
+    Returns:
+        The entries of ``dst_module`` that were left as they are, each as a text that says why.
+
+    Raises:
+        ValueError: nothing fits; or something does not and ``allow_missing`` is false.
+    """
+    left = []
+    own = dst_module.state_dict()
+    for name, tensor in own.items():
+        if name not in src_state:
+            left.append(f'{name} (not there)')
+        elif src_state[name].shape != tensor.shape:
+            left.append(f'{name} (there {list(src_state[name].shape)}, here {list(tensor.shape)})')
+    if left and (not allow_missing or len(left) == len(own)):
+        raise ValueError(f'{len(left)} of {len(own)} weights do not fit, the first of them {", ".join(left[:3])}')
+    kept = {text.split(' ', 1)[0] for text in left}
+    for name, tensor in own.items():
+        if name not in kept:
+            tensor.copy_(src_state[name])
+    return left
+
+
+def git_revision() -> str | None:
+    """Short hash of the commit this code is of, with '-dirty' after local changes; None where it is no checkout."""
+    here = Path(__file__).resolve()
+
+    def git(*args: str) -> str:
+        command = ['git', '-C', str(here.parent), *args]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git('ls-files', '--error-unmatch', here.name)  # installed below somebody else's checkout is no checkout of ours
+        return git('describe', '--always', '--dirty', '--exclude=*') or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@contextlib.contextmanager
+def host_syncs() -> Iterator[list[str]]:
+    """A list that fills with one 'file:line' per time the host waited for a CUDA device inside the block.
+
+    PyTorch tells of the waits that it causes itself (``torch.cuda.set_sync_debug_mode``). Stays empty without CUDA.
+    """
+    places: list[str] = []
+    if not torch.cuda.is_available():
+        yield places
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        torch.cuda.set_sync_debug_mode('warn')
+        try:
+            yield places
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            places += [f'{w.filename}:{w.lineno}' for w in caught if 'synchronizing CUDA' in str(w.message)]
