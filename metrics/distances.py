@@ -19,10 +19,10 @@ TABLE_BYTES = 1 << 27  # of one piece of a table of pairwise distances
 
 
 class Moments:
-    """Streaming mean and covariance `[D]`, `[D, D]` in float64: vectors in, in any portions and on any number of ranks.
+    """Streaming mean `[D]` and covariance `[D, D]` in float64: vectors in, in any portions, on any number of ranks.
 
-    Keeps the mean and the sum of squared deviations and merges portions as Chan, Golub and LeVeque (1983) do, so a large
-    mean costs no digits.
+    Keeps the mean and the sum of squared deviations and merges portions as Chan, Golub and LeVeque (1983) do, so a
+    large mean costs no digits.
     """
 
     def __init__(self, dim: int):
@@ -136,7 +136,7 @@ class KID(NamedTuple):
 
 
 def polynomial_mmd(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Unbiased squared MMD of `[N, D]` and `[M, D]` under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018); can be < 0."""
+    """Unbiased squared MMD of `[N, D]` and `[M, D]`, kernel (x.y / D + 1)^3 (Binkowski et al. 2018); can be below 0."""
     N, M, D = len(x), len(y), x.shape[1]
     # The products in the precision of the features: for float32 that is off by 1e-9 here, and twice as fast.
     xx, yy, xy = (((a @ b.T).double() / D + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
@@ -144,7 +144,9 @@ def polynomial_mmd(x: torch.Tensor, y: torch.Tensor) -> float:
     return float(within - 2 * xy.mean())
 
 
-def kernel_distance(x: torch.Tensor, y: torch.Tensor, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> KID:
+def kernel_distance(
+    x: torch.Tensor, y: torch.Tensor, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> KID:
     """KID: the mean of the unbiased polynomial MMD over random subsets of both sets, and its standard error.
 
     Subsets overlap once num_subsets * subset_size exceeds a set, and then are worth less than their number. So the
@@ -175,7 +177,7 @@ def kernel_distance(x: torch.Tensor, y: torch.Tensor, num_subsets: int = 100, su
 
 
 def square_distances(x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """`(i, table)`: squared Euclidean distances of x[i : i + len(table)] to all of y, in pieces of TABLE_BYTES at most."""
+    """`(i, table)`: squared distances of x[i : i + len(table)] to all of y, in pieces of TABLE_BYTES at most."""
     # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b loses the digits of what a and b share, so take that off first.
     center = y.double().mean(0).to(y.dtype)
     x, y = x - center, y - center
@@ -201,9 +203,10 @@ def neighbour_radii(x: torch.Tensor, *ks: int) -> list[torch.Tensor]:
 
 
 class Nearest:
-    """The k nearest vectors of a gallery that is shown in portions (`add_`) to each of a fixed set of queries `[N, D]`.
+    """The k nearest vectors of a gallery, which is shown in portions (`add_`), to each of a set of queries `[N, D]`.
 
-    `distances` `[N, k]` (Euclidean, ascending) and `indices` `[N, k]` int64 (in the order shown; -1 where fewer than k came).
+    `distances` `[N, k]` are Euclidean and ascending, `indices` `[N, k]` int64 count in the order shown; where fewer
+    than k were shown, infinity and -1.
     """
 
     def __init__(self, queries: torch.Tensor, k: int):
@@ -242,9 +245,9 @@ class Closeness(NamedTuple):
 def closeness(samples: torch.Tensor, held_out: torch.Tensor) -> Closeness:
     """Compare nearest-training-image distances of samples `[N]` and of held-out images `[M]`.
 
-    `closer` is the share of (sample, held-out image) pairs in which the sample is closer to its nearest training image; ties
-    count half. 0.5: as new as held-out images are; towards 1: memorised; towards 0: further off than real images are.
-    `copies` is the share of samples closer than 99 % of held-out images are; 0.01 is what held-out images themselves have.
+    `closer` is the share of (sample, held-out image) pairs in which the sample is closer to its nearest training image;
+    ties count half. 0.5: as new as held-out images are; towards 1: memorised; towards 0: further off than real ones.
+    `copies` is the share of samples closer than 99 % of held-out images are; those themselves have 0.01.
     """
     s, h = samples.double().sort().values, held_out.double().sort().values
     below = torch.searchsorted(h, s, right=False)  # held-out ones strictly nearer than the sample
@@ -265,11 +268,11 @@ class Manifold(NamedTuple):
 
 
 def manifold_metrics(real: torch.Tensor, fake: torch.Tensor, k_precision: int = 3, k_density: int = 5) -> Manifold:
-    """Improved precision and recall (Kynkaanniemi et al. 2019) and density and coverage (Naeem et al. 2020), in one pass.
+    """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020), in one pass.
 
-    A set's manifold is the union of balls around its vectors that reach to the k-th nearest other one. Precision: share of
-    fakes in the real manifold. Recall: share of reals in the fake manifold. Density: how many real balls hold a fake, on
-    average, over k. Coverage: share of real balls that hold a fake. Balls are closed.
+    A set's manifold is the union of balls around its vectors that reach to the k-th nearest other one. Precision: share
+    of fakes in the real manifold. Recall: share of reals in the fake manifold. Density: how many real balls hold a
+    fake, on average, over k. Coverage: share of real balls that hold a fake. Balls are closed.
 
     Args:
         real, fake: features `[N, D]`, `[M, D]`, more than k each; tables of distances are made in their precision.

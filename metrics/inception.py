@@ -1,13 +1,13 @@
 """The Inception-v3 of FID (2015-12-05), our own torch module: images in, 2048 pooled features out.
 
-Parameters carry the names of pytorch-fid (`Mixed_5b.branch1x1.conv.weight`), so its weight file loads, and so does the one
-that `get_inception.py` writes. The network is torchvision's Inception-v3 but for two pooling quirks of the TensorFlow
-graph that FID was defined with: average pools do not count their padding, and the pool branch of the last block is a
-max pool. So is the resize to 299x299 TensorFlow 1's: bilinear, no half-pixel shift, corners not aligned.
+Parameters carry the names of pytorch-fid (`Mixed_5b.branch1x1.conv.weight`), so its weight file loads. The network is
+torchvision's Inception-v3 but for two pooling quirks of the TensorFlow graph that FID was defined with: average pools
+do not count their padding, and the pool branch of the last block is a max pool. The resize to 299x299 is TensorFlow
+1's too: bilinear, no half-pixel shift, corners not aligned.
 
-`fast_` turns a loaded network into one that computes the same features (to rounding) in less time:
-batch norm is folded into the convolutions, and the 1x1 convolutions that read the same input become one. The pool branch
-joins them, since a 1x1 convolution and an average over pixels commute, and then its pool runs on fewer channels.
+`fast_` turns a loaded network into one that computes the same features (to rounding) in less time: batch norm is folded
+into the convolutions, and the 1x1 convolutions that read the same input become one. The pool branch joins them, since a
+1x1 convolution and an average over pixels commute, and then its pool runs on fewer channels.
 
     B images, C channels, H W pixels
 """
@@ -229,7 +229,7 @@ class MixedE(Mixed):
 
 
 class Inception(nn.Module):
-    """FID's Inception-v3 without its classifier. Call `load_weights_`, then `fast_` where nothing but features is wanted."""
+    """FID's Inception-v3 without its classifier. Call `load_weights_`, then `fast_` where only features are wanted."""
 
     dim = DIM
     resize = f'TensorFlow-1 bilinear to {SIZE}x{SIZE}'
@@ -267,7 +267,7 @@ class Inception(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Features `[B, 2048]`, float32, of images `[B, C, H, W]`, float in [-1, 1]; one channel counts as grey."""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
-            raise ValueError(f'Inception wants float images [B, 1 or 3, H, W] in [-1, 1], not {describe(images)}')
+            raise ValueError(f'Inception wants float images [B, 1 or 3, H, W], not {images.dtype} {[*images.shape]}')
         x = (images.float() * 127.5 - 0.5) / 128  # (pixel - 128) / 128
         x = resize_tf1(x)  # [B, C, 299, 299]
         x = x.expand(-1, 3, -1, -1).to(self.dtype)
@@ -285,7 +285,7 @@ class Inception(nn.Module):
 
     @torch.no_grad()
     def fast_(self, dtype: torch.dtype = torch.float32) -> 'Inception':
-        """Fold the norms, join the heads, lay weights out channels-last, in `dtype`. Cannot be undone; returns itself."""
+        """Fold the norms, join the heads, lay weights out channels-last in `dtype`. No way back; returns itself."""
         for module in self.modules():
             if isinstance(module, ConvBN):
                 module.fold_()
@@ -311,7 +311,3 @@ class Inception(nn.Module):
                 )
             value.copy_(state[name])
         return self
-
-
-def describe(x: torch.Tensor) -> str:
-    return f'{x.dtype} {list(x.shape)}'.removeprefix('torch.')

@@ -35,7 +35,7 @@ class LeNet(nn.Module):
             ValueError: another shape or an integer type.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
-            raise ValueError(f'LeNet wants float images [B, 1 or 3, H, W] in [-1, 1], not {images.dtype} {[*images.shape]}')
+            raise ValueError(f'LeNet wants float images [B, 1 or 3, H, W], not {images.dtype} {[*images.shape]}')
         height, width = images.shape[2:]
         if max(height, width) > SIZE:
             raise ValueError(f'LeNet reads pictures up to {SIZE}x{SIZE}, not {width}x{height}')
@@ -56,15 +56,10 @@ class LeNet(nn.Module):
         """`[B, 10]`, rows that sum to 1: how much each image looks like a 0, 1, ... 9."""
         return self.logits(images).softmax(1)
 
-
-def load_lenet(path) -> LeNet:
-    """The LeNet whose weights lie in the file `path` (a plain state dict; nothing in it is run).
-
-    Raises ValueError where the file holds something else.
-    """
-    net = LeNet()
-    try:
-        net.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f'{path} does not hold the weights of the MNIST LeNet: {str(error).splitlines()[0]}') from error
-    return net
+    def load_weights_(self, state: dict[str, torch.Tensor]) -> 'LeNet':
+        """Load the published file's tensors. Raises ValueError where they are another network's."""
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f'no weights of the MNIST LeNet: {" ".join(str(error).split())[:160]}') from None
+        return self

@@ -1,7 +1,7 @@
 """LPIPS v0.1 with the AlexNet backbone (Zhang et al. 2018, arXiv:1801.03924), own code, and as an embedding.
 
-The distance is  sum_l mean_hw sum_c w_lc (a_lchw - b_lchw)^2  with unit-length features a, b of layer l and w >= 0. So it is
-a squared Euclidean distance between the vectors  sqrt(w_lc / (H_l W_l)) a_lchw:  `embed` makes those, and nearest
+The distance is  sum_l mean_hw sum_c w_lc (a_lchw - b_lchw)^2  with unit-length features a, b of layer l and w >= 0. So
+it is a squared Euclidean distance between the vectors  sqrt(w_lc / (H_l W_l)) a_lchw:  `embed` makes those, and nearest
 neighbours by LPIPS are then plain nearest neighbours, one pass of the network per picture instead of one per pair.
 """
 
@@ -11,7 +11,13 @@ from torch import nn
 
 SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for pixels in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
-LAYERS = {0: (3, 64, 11, 4, 2), 3: (64, 192, 5, 1, 2), 6: (192, 384, 3, 1, 1), 8: (384, 256, 3, 1, 1), 10: (256, 256, 3, 1, 1)}
+LAYERS = {  # place in AlexNet: channels in, out, kernel, stride, padding
+    0: (3, 64, 11, 4, 2),
+    3: (64, 192, 5, 1, 2),
+    6: (192, 384, 3, 1, 1),
+    8: (384, 256, 3, 1, 1),
+    10: (256, 256, 3, 1, 1),
+}
 POOL_BEFORE = (3, 6)
 MIN_SIZE = 31  # below that, the second pool of AlexNet has nothing left
 
@@ -33,7 +39,7 @@ class LPIPS(nn.Module):
     def activations(self, images: torch.Tensor) -> list[torch.Tensor]:
         """The five layers' features after ReLU, scaled to length 1 at each pixel; images as in `forward`."""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
-            raise ValueError(f'LPIPS wants float images [B, 1 or 3, H, W] in [-1, 1], not {images.dtype} {[*images.shape]}')
+            raise ValueError(f'LPIPS wants float images [B, 1 or 3, H, W], not {images.dtype} {[*images.shape]}')
         if min(images.shape[2:]) < MIN_SIZE:
             raise ValueError(f'LPIPS needs pictures of at least {MIN_SIZE}x{MIN_SIZE}, not {[*images.shape[2:]]}')
         x = (images.float() - self.shift) / self.scale  # [B, 3, H, W]
@@ -61,24 +67,18 @@ class LPIPS(nn.Module):
             total = total + ((x - y).square().mean((2, 3)) * getattr(self, f'lin{i}')).sum(1)
         return total
 
+    def load_weights_(self, backbone: dict[str, torch.Tensor], lin: dict[str, torch.Tensor]) -> 'LPIPS':
+        """Load AlexNet's convolutions (torchvision's names) and the published linear weights.
 
-def load_lpips(backbone_path, lin_path) -> LPIPS:
-    """LPIPS from two state dicts: AlexNet's convolutions (torchvision's names) and the published linear weights.
-
-    Raises ValueError where a file holds something else.
-    """
-    net = LPIPS()
-    try:
-        backbone = torch.load(backbone_path, map_location='cpu', weights_only=True)
-        net.load_state_dict({k: v for k, v in backbone.items() if k.startswith('features.')}, strict=False)
-        missing = [k for k, _ in net.named_parameters() if k not in backbone]
-        if missing:
-            raise ValueError(f'{backbone_path} does not hold the AlexNet of LPIPS: {missing[0]} is missing')
-        lin = torch.load(lin_path, map_location='cpu', weights_only=True)
-        for i in range(len(LAYERS)):
-            getattr(net, f'lin{i}').copy_(lin[f'lin{i}.model.1.weight'].flatten())
-    except (RuntimeError, AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f'no LPIPS weights in {backbone_path} and {lin_path}: {str(error).splitlines()[0]}') from error
-    if min(float(getattr(net, f'lin{i}').min()) for i in range(len(LAYERS))) < 0:
-        raise ValueError(f'{lin_path} holds negative weights, so what it defines is no distance')
-    return net
+        Raises ValueError where they are another network's, or where a linear weight is negative.
+        """
+        try:
+            for name, parameter in self.named_parameters():
+                parameter.copy_(backbone[name])
+            for i in range(len(LAYERS)):
+                getattr(self, f'lin{i}').copy_(lin[f'lin{i}.model.1.weight'].flatten())
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f'no weights of LPIPS (AlexNet, v0.1): {" ".join(str(error).split())[:160]}') from None
+        if min(float(getattr(self, f'lin{i}').min()) for i in range(len(LAYERS))) < 0:
+            raise ValueError('these linear weights of LPIPS are negative, so what they define is no distance')
+        return self

@@ -8,7 +8,7 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tensor:
-    """Peak signal-to-noise ratio `[B]` in dB, float64, of images `[B, C, H, W]` whose range is `peak` wide; inf where equal."""
+    """Peak signal-to-noise ratio `[B]` in dB, float64; images `[B, C, H, W]`, range `peak` wide; inf where equal."""
     check(a, b)
     mse = (a.double() - b.double()).square().mean((1, 2, 3))
     return 10 * (peak**2 / mse).log10()
