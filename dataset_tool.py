@@ -192,7 +192,8 @@ def read_cifar10(path: Path, split: str) -> ArraySource:
         values = np.concatenate([np.asarray(b[b"labels"], dtype=np.int64) for b in batches])
         names = [name.decode() for name in meta[b"label_names"]]
     except (tarfile.TarError, EOFError, KeyError, ValueError, TypeError, AttributeError, gzip.zlib.error) as error:
-        raise ValueError(f"{path}: not a whole cifar-10-python.tar.gz ({error})") from error
+        reason = (str(error).splitlines() or ["truncated"])[0].rstrip(":")
+        raise ValueError(f"{path}: not a whole cifar-10-python.tar.gz ({reason})") from error
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: {error}") from error
     if len(values) != len(images):
