@@ -26,8 +26,8 @@ def finite_mask(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     mask = torch.ones(len(tensors), dtype=torch.bool, device=device)
     for members in groups.values():
         largest = torch._foreach_norm([tensors[i] for i in members], torch.inf)  # a few kernels, not one per tensor
-        finite = torch.stack(largest).isfinite()
-        mask = finite if len(members) == len(tensors) else mask.index_copy(0, torch.tensor(members).to(device), finite)
+        index = torch.tensor(members).to(device, non_blocking=True)
+        mask[index] = torch.stack(largest).isfinite()
     return mask
 
 
@@ -42,7 +42,7 @@ def check_finite(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str | Non
 def copy_params_and_buffers_(
     src_state: Mapping[str, torch.Tensor], dst_module: nn.Module, allow_missing: bool = False
 ) -> list[str]:
-    """Overwrite a module's parameters and buffers by those of the same name and shape in ``src_state`` (``--transfer``).
+    """Overwrite parameters and buffers by those of the same name and shape in ``src_state`` (``--transfer``).
 
     Returns:
         The entries of ``dst_module`` that were left as they are, each as a text that says why.
