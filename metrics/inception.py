@@ -96,8 +96,10 @@ class Mixed(nn.Module):
             return
         convs = [getattr(self, name).conv for name in names]
         self.joint_names, self.joint_sizes = names, [conv.out_channels for conv in convs]
-        self.joint = nn.Conv2d(convs[0].in_channels, sum(self.joint_sizes), 1).requires_grad_(False)
-        self.joint.weight.copy_(torch.cat([conv.weight for conv in convs]))
+        weight = torch.cat([conv.weight for conv in convs])
+        like = {'dtype': weight.dtype, 'device': weight.device}
+        self.joint = nn.Conv2d(weight.shape[1], weight.shape[0], 1, **like).requires_grad_(False)
+        self.joint.weight.copy_(weight)
         self.joint.bias.copy_(torch.cat([conv.bias for conv in convs]))
         for name in names:
             delattr(self, name)
