@@ -1,0 +1,301 @@
+"""Train a Discrete Distribution Network.
+
+Start with torchrun for several GPUs or machines, with plain python for one device:
+
+\b
+  # the paper's network for the dataset's resolution, 8 GPUs
+  torchrun --standalone --nproc_per_node=8 train.py --outdir=runs --data=ffhq-64x64.zip
+\b
+  # a small network for digits on a CPU, minutes
+  python train.py --preset=mnist-cpu --outdir=runs --data=datasets/mnist.zip
+\b
+  # go on after a stop, exactly
+  python train.py --resume=runs/00000-mnist-ddn-batch64
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from typing import Any
+
+import click
+import torch
+from click.core import ParameterSource
+
+from ddn_networks import published_config
+from dnnlib.util import Logger, atomic_write, remove_unfinished
+from torch_utils import distributed as dist
+from torch_utils import misc
+from training import checkpoint
+from training.dataset import ImageFolderDataset
+from training.presets import PRESETS
+from training.training_loop import training_loop
+
+NOT_STORED = {'outdir', 'resume', 'dry_run', 'nosubdir', 'desc', 'preset'}  # options that a resumed run does not take
+
+
+def int_list(text: str | None, name: str) -> list[int] | None:
+    """'1,2,4' as [1, 2, 4]."""
+    if text is None:
+        return None
+    try:
+        values = [int(part) for part in text.split(',')]
+    except ValueError:
+        raise click.ClickException(f'--{name}={text}: give numbers separated by commas, such as 64,64,32') from None
+    if min(values) < 1:
+        raise click.ClickException(f'--{name}={text}: numbers start at 1')
+    return values
+
+
+def network_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any]:
+    """Constructor arguments of the network that the options ask for at the dataset's resolution."""
+    height, width = dataset.resolution
+    small = max(height, width) <= 32  # the paper's CIFAR-10 network, and above it that for 64x64
+    kwargs = published_config(
+        max(height, width),
+        max_outputk=o['max_k'] or (64 if small else 512),
+        max_blockn=o['max_blocks'] or (32 if small else 64),
+        img_channels=dataset.num_channels,
+    )
+    if o['channels'] and (o['cbase'] or o['cres']):
+        raise click.ClickException('--channels names all channels; --cbase and --cres do so too: use one way')
+    channels = int_list(o['channels'], 'channels')
+    if o['cbase'] or o['cres']:  # EDM's way: finest first
+        multipliers = int_list(o['cres'], 'cres') or [1] * len(kwargs['channels'])
+        channels = [(o['cbase'] or 32) * m for m in reversed(multipliers)]
+    scales = len(channels or kwargs['channels'])
+    for name, values in (('channels', channels), ('num_blocks', int_list(o['blocks'], 'blocks')),
+                         ('num_nodes', int_list(o['nodes'], 'nodes'))):  # fmt: skip
+        values = values or kwargs[name][-scales:]
+        values = values * scales if len(values) == 1 else values
+        if len(values) != scales:
+            option = {'num_blocks': 'blocks', 'num_nodes': 'nodes'}.get(name, name)
+            raise click.ClickException(f'--{option} needs one number, or one for each of the {scales} scales')
+        kwargs[name] = values
+    return {
+        **kwargs,
+        'img_resolution': [height, width],
+        'learning_residual': o['learning_residual'],
+        'leak_choice': o['leak_choice'],
+        'dropout': o['dropout'],
+    }
+
+
+def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any]:
+    """Options -> the plain dict of ``training_loop``, less what belongs to the run at hand."""
+    if o['fp16'] and o['precision'] not in ('fp32', 'fp16'):
+        raise click.ClickException(f'--fp16=1 contradicts --precision={o["precision"]}')
+    precision = 'fp16' if o['fp16'] else o['precision']
+    if o['ls'] is not None and precision != 'fp16':
+        raise click.ClickException('--ls scales the loss for fp16; with fp32 and bf16 there is nothing to scale')
+    try:
+        halflives = [float(part) * 1e6 for part in o['ema'].split(',')]
+    except ValueError:
+        raise click.ClickException(f'--ema={o["ema"]}: give half-lives in Mimg, such as 0.5 or 0.5,0.05') from None
+    return {
+        'dataset_kwargs': {'path': o['data'], 'xflip': o['xflip'], 'cache': o['cache']},
+        'network_kwargs': network_kwargs(o, dataset),
+        'seed': o['seed'] if o['seed'] is not None else secrets.randbelow(2**31),
+        'batch_size': o['batch'],
+        'batch_gpu': o['batch_gpu'],
+        'total_nimg': max(int(o['duration'] * 1e6), 1),
+        'lr': o['lr'],
+        'lr_rampup_nimg': int(o['lr_ramp'] * 1e6),
+        'lr_decay': o['lr_decay'],
+        'betas': [0.9, o['beta2']],
+        'ema_halflives_nimg': halflives,
+        'chain_dropout': o['chain_dropout'],
+        'balance': o['balance'],
+        'precision': precision,
+        'loss_scale': o['ls'],
+        'on_nan': o['on_nan'],
+        'compile_blocks': o['compile'],
+        'grad_checkpoint': o['grad_checkpoint'],
+        'tick_nimg': max(int(o['tick'] * 1000), 1),
+        'snapshot_ticks': o['snap'],
+        'state_ticks': o['dump'],
+        'val_data': o['val_data'],
+        'num_workers': o['workers'],
+        'cudnn_benchmark': o['bench'],
+        'transfer': o['transfer'],
+    }
+
+
+def find_resume(resume: str, outdir: str | None) -> tuple[str, str]:
+    """(run folder, training state) of --resume: a state file, a run folder, or 'latest' in --outdir."""
+    if resume.endswith('.safetensors'):
+        if not os.path.isfile(resume):
+            raise click.ClickException(f'--resume={resume}: no such file')
+        return os.path.dirname(resume) or '.', resume
+    if resume == 'latest':
+        if outdir is None:
+            raise click.ClickException('--resume without a path looks in --outdir: give it, or the run folder')
+        runs = [os.path.join(outdir, d) for d in os.listdir(outdir)] if os.path.isdir(outdir) else []
+        runs = [d for d in [outdir, *sorted(runs, reverse=True)] if os.path.isdir(d) and checkpoint.find_states(d)]
+        if not runs:
+            raise click.ClickException(f'--resume: no run with a training state in {outdir}')
+        resume = runs[0]
+    if not os.path.isdir(resume):
+        raise click.ClickException(f'--resume={resume}: no such run folder')
+    states = checkpoint.find_states(resume)
+    if not states:
+        raise click.ClickException(f'--resume={resume}: no training-state-*.safetensors in it')
+    return resume, states[0]
+
+
+def stored_options(run_dir: str) -> dict[str, Any]:
+    """What ``training_options.json`` of a run holds."""
+    path = os.path.join(run_dir, 'training_options.json')
+    try:
+        with open(path) as f:
+            return json.load(f)
+    except (OSError, ValueError) as e:
+        raise click.ClickException(f'{path} cannot be read, and without it the run cannot go on: {e}') from None
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
+    """'name: old -> new' for each entry of nested dicts that differs."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f'{prefix}{key}.')
+        elif a != b:
+            lines.append(f'{prefix}{key}: {a} -> {b}')
+    return lines
+
+
+def new_run_dir(o: dict[str, Any], dataset_name: str) -> str:
+    """Make the next free folder 00000-NAME-... in --outdir."""
+    if o['nosubdir']:
+        run_dir = o['outdir']
+        os.makedirs(run_dir, exist_ok=True)
+        return run_dir
+    os.makedirs(o['outdir'], exist_ok=True)
+    taken = [int(m[0]) for d in os.listdir(o['outdir']) if (m := re.match(r'\d+', d))]
+    world = dist.get_world_size()
+    desc = f'{dataset_name}-{o["arch"]}{f"-gpus{world}" if world > 1 else ""}-batch{o["batch"]}'
+    desc += ''.join(f'-{part}' for part in (o['preset'], o['desc']) if part)
+    run_dir = os.path.join(o['outdir'], f'{max(taken, default=-1) + 1:05d}-{desc}')
+    os.makedirs(run_dir)
+    return run_dir
+
+
+class LongHelp(click.Command):
+    """A command whose module docstring is its help."""
+
+    def get_help(self, ctx):
+        self.help = __doc__
+        return super().get_help(ctx)
+
+
+FLOAT_POS = click.FloatRange(min=0, min_open=True)
+INT_POS = click.IntRange(min=1)
+
+
+# fmt: off
+@click.command(cls=LongHelp, context_settings={'show_default': True, 'max_content_width': 110})
+# What and where.
+@click.option('--outdir', metavar='DIR', type=str, help='Where to make the run folder')
+@click.option('--data', metavar='ZIP|DIR', type=str, help='Training images, from dataset_tool.py (a path or URL)')
+@click.option('--preset', type=click.Choice(list(PRESETS)), help='A ready set of options; others on the line win')
+@click.option('--arch', type=click.Choice(['ddn']), default='ddn', help='Network: single-shot generator')
+@click.option('--xflip', metavar='BOOL', type=bool, default=False, help='Double the dataset by mirroring')
+@click.option('--val-data', metavar='ZIP|DIR', type=str, help='Images of the validation batch  [default: training]')
+# The network.
+@click.option('--max-k', metavar='INT', type=click.IntRange(min=2), help='Largest K  [default: 64 to 32x32, then 512]')
+@click.option('--max-blocks', metavar='INT', type=INT_POS, help='Most blocks a scale  [default: 32 to 32x32, then 64]')
+@click.option('--channels', metavar='LIST', type=str, help='Channels per scale, coarse to fine: 64,64,32')
+@click.option('--blocks', metavar='LIST', type=str, help='Blocks per scale, coarse to fine, or one number')
+@click.option('--nodes', metavar='LIST', type=str, help='K per scale, coarse to fine, or one number')
+@click.option('--cbase', metavar='INT', type=INT_POS, help="EDM's way: channels are cbase times cres")
+@click.option('--cres', metavar='LIST', type=str, help="EDM's way: multipliers, fine to coarse")
+@click.option('--learning-residual', metavar='BOOL', type=bool, default=True, help='Candidates add to the image before')
+@click.option('--leak-choice', metavar='BOOL', type=bool, default=True, help='The next block is told what was chosen')
+@click.option('--dropout', metavar='FLOAT', type=click.FloatRange(0, 1, max_open=True), default=0.0,
+              help='Dropout of features in the blocks')
+# Training.
+@click.option('--duration', metavar='MIMG', type=FLOAT_POS, default=200.0, help='Length, millions of images')
+@click.option('--batch', metavar='INT', type=INT_POS, default=512, help='Images per step, over all ranks')
+@click.option('--batch-gpu', metavar='INT', type=INT_POS, help='Images per rank at once  [default: all]')
+@click.option('--lr', metavar='FLOAT', type=FLOAT_POS, default=1e-3, help="Adam's learning rate")
+@click.option('--lr-ramp', metavar='MIMG', type=click.FloatRange(min=0), default=10.0, help='Linear ramp to --lr')
+@click.option('--lr-decay', type=click.Choice(['none', 'cosine']), default='none', help='After the ramp')
+@click.option('--beta2', metavar='FLOAT', type=click.FloatRange(0, 1, max_open=True), default=0.999, help="Adam's")
+@click.option('--ema', metavar='LIST', type=str, default='0.5', help='Half-lives of averaged weights, Mimg: 0.5,0.05')
+@click.option('--chain-dropout', metavar='FLOAT', type=click.FloatRange(0, 1), default=0.05,
+              help='Probability that chance makes a choice')
+@click.option('--balance', type=click.Choice(['split-prune', 'none']), default='split-prune',
+              help='How nodes are kept equally used')
+@click.option('--on-nan', type=click.Choice(['stop', 'skip']), default='stop', help='At a non-finite loss or gradient')
+@click.option('--transfer', metavar='FILE', type=str, help='Begin with the weights of this snapshot')
+# The machine.
+@click.option('--device', type=str, help='cuda, mps or cpu  [default: the best there is]')
+@click.option('--precision', type=click.Choice(['fp32', 'bf16', 'fp16']), default='fp32', help='Of the blocks')
+@click.option('--fp16', metavar='BOOL', type=bool, default=False, help='The same as --precision=fp16')
+@click.option('--ls', metavar='FLOAT', type=FLOAT_POS, help='First loss scale of fp16  [default: 65536]')
+@click.option('--compile', metavar='BOOL', type=bool, default=False, help='torch.compile the blocks')
+@click.option('--grad-checkpoint', metavar='BOOL', type=bool, default=False, help='Less memory, a third more time')
+@click.option('--bench', metavar='BOOL', type=bool, default=True, help='cuDNN benchmarking')
+@click.option('--cache', metavar='BOOL', type=bool, default=True, help='Keep decoded images in shared memory')
+@click.option('--workers', metavar='INT', type=click.IntRange(min=0), default=1, help='Loader processes per rank')
+# What is kept.
+@click.option('--desc', metavar='STR', type=str, help="A word for the run folder's name")
+@click.option('--nosubdir', is_flag=True, help='Use --outdir itself as the run folder')
+@click.option('--tick', metavar='KIMG', type=FLOAT_POS, default=50.0, help='Thousands of images between two lines')
+@click.option('--snap', metavar='TICKS', type=INT_POS, default=50, help='Ticks between snapshots and pictures')
+@click.option('--dump', metavar='TICKS', type=INT_POS, default=50, help='Ticks between states; two newest are kept')
+@click.option('--seed', metavar='INT', type=click.IntRange(min=0), help='Of everything random  [default: a new one]')
+@click.option('--resume', metavar='RUN|STATE', is_flag=False, flag_value='latest',
+              help='Go on with a run: its folder, a state in it, or nothing for the newest in --outdir')
+@click.option('-n', '--dry-run', is_flag=True, help='Print what would be done and stop')
+# fmt: on
+@click.pass_context
+def main(ctx: click.Context, **o: Any) -> None:
+    given = {k for k in o if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
+    run_dir = state = None
+    old = {}
+    if o['resume']:
+        run_dir, state = find_resume(o['resume'], o['outdir'])
+        old = stored_options(run_dir)
+        o |= {k: v for k, v in old['options'].items() if k not in given and k not in NOT_STORED}
+    elif o['preset']:
+        o |= {k: v for k, v in PRESETS[o['preset']].items() if k not in given}
+    if not o['data']:
+        raise click.ClickException('--data is needed: a zip or folder of images, see dataset_tool.py')
+    if not (o['outdir'] or run_dir or o['dry_run']):
+        raise click.ClickException('--outdir is needed: where to make the run folder')
+
+    try:
+        with dist.session(o['device']) as device:
+            dataset = ImageFolderDataset(o['data'])
+            loop = loop_kwargs(o, dataset)
+            if old:
+                loop['seed'] = loop['seed'] if 'seed' in given else old['loop']['seed']
+                for line in differences(old['loop'], loop):
+                    dist.print0(f'This run goes on with another option: {line}')
+            loop['seed'] = dist.all_gather_object(loop['seed'])[0]
+            if o['dry_run']:
+                dist.print0(json.dumps(loop, indent=2))
+                return
+            if run_dir is None:
+                run_dir = new_run_dir(o, dataset.name) if dist.get_rank() == 0 else None
+                run_dir = dist.all_gather_object(run_dir)[0]
+            meta = {'preset': o['preset'], 'dataset': dataset.name, 'git_revision': misc.git_revision()}
+            if dist.get_rank() == 0:
+                remove_unfinished(run_dir)
+                with atomic_write(os.path.join(run_dir, 'training_options.json'), 'w') as f:
+                    json.dump({'options': {k: v for k, v in o.items() if k not in NOT_STORED}, 'loop': loop, **meta,
+                               'torch': torch.__version__, 'ranks': dist.get_world_size()}, f, indent=2)  # fmt: skip
+            log = Logger(os.path.join(run_dir, 'log.txt')) if dist.get_rank() == 0 else contextlib.nullcontext()
+            with log:
+                dist.print0(f'Run folder: {run_dir}')
+                training_loop(run_dir=run_dir, device=device, resume_state=state, snapshot_meta=meta, **loop)
+    except (ValueError, OSError, FloatingPointError) as e:
+        raise click.ClickException(' '.join(str(e).split())) from None
+
+
+if __name__ == '__main__':
+    main()

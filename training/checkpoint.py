@@ -1,0 +1,72 @@
+"""Training states: everything a run needs to go on as if it had never stopped.
+
+A state is a safetensors file ``training-state-NNNNNNNNN.safetensors`` (N images seen) in the run folder, with the
+weights, every EMA, the optimizer's moments and the counters of Split-and-Prune. All randomness and the data position
+are functions of (seed, images seen), so nothing else has to be kept.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from torch_utils import persistence
+from training.ema import EMA
+
+_STATE = re.compile(r'training-state-(\d+)\.safetensors')
+KEEP = 2  # newest states that are kept
+
+
+def state_path(run_dir: str, cur_nimg: int) -> str:
+    return os.path.join(run_dir, f'training-state-{cur_nimg:09d}.safetensors')
+
+
+def _tensors(net: torch.nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, balance: Any) -> Iterator:
+    """(name, tensor) of everything that a state holds; the tensors are the live ones."""
+    names = {p: n for n, p in net.named_parameters()}
+    for name, tensor in net.state_dict().items():
+        yield f'net/{name}', tensor
+    for label, copy in ema.copies.items():
+        for name, tensor in copy.items():
+            yield f'ema/{label}/{name}', tensor
+    for param, state in optimizer.state.items():
+        for key, value in state.items():
+            yield f'opt/{key}/{names[param]}', value
+    for name, tensor in balance.state_dict().items():
+        yield f'balance/{name}', tensor
+
+
+def save_state(path: str, net, ema: EMA, optimizer, balance, meta: dict[str, Any]) -> None:
+    """Write a state, then remove all but the newest ``KEEP`` of the folder."""
+    persistence.save_tensors(path, dict(_tensors(net, ema, optimizer, balance)), {**meta, 'kind': 'training-state'})
+    for old in find_states(os.path.dirname(path))[KEEP:]:
+        os.remove(old)
+
+
+@torch.no_grad()
+def load_state(path: str, net, ema: EMA, optimizer, balance) -> dict[str, Any]:
+    """Copy a state into the given objects; returns its meta data. ValueError names what does not fit."""
+    tensors, meta = persistence.load_tensors(path)
+    if meta.get('kind') != 'training-state':
+        raise ValueError(f'{path} is no training state; give --resume a run folder or a training-state-*.safetensors')
+    for name, param in net.named_parameters():  # moments exist after the first step only: make room for them
+        keys = [key for key in tensors if key.startswith('opt/') and key.split('/', 2)[2] == name]
+        for key in keys:
+            moment = tensors[key]
+            like = torch.zeros_like(param) if moment.shape == param.shape else torch.zeros_like(moment)
+            optimizer.state[param][key.split('/', 2)[1]] = like
+    for name, tensor in _tensors(net, ema, optimizer, balance):
+        if name not in tensors:
+            raise ValueError(f'{path} does not hold {name}: it is of a run with other options')
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(f'{path}: {name} is {list(tensors[name].shape)}, this run needs {list(tensor.shape)}')
+        tensor.copy_(tensors[name])
+    return meta
+
+
+def find_states(run_dir: str) -> list[str]:
+    """The training states of a run folder, newest first."""
+    found = [(int(m[1]), m[0]) for m in map(_STATE.fullmatch, os.listdir(run_dir)) if m]
+    return [os.path.join(run_dir, name) for _, name in sorted(found, reverse=True)]

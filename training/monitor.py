@@ -1,0 +1,102 @@
+"""What is watched while training, without waiting for the device in the step: node usage and numbers that go wrong.
+
+Legend: W node weights, K nodes (the largest), L layers, P parameters.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ddn_networks import SplitAndPrune
+from torch_utils import distributed as dist
+
+
+class UsageWindow:
+    """How often each node was matched lately: over one tick, or several until there are 16 images per node."""
+
+    IMAGES_PER_NODE = 16  # then a node with half its due is missed with a probability of 3e-4
+
+    def __init__(self, balancer: SplitAndPrune):
+        self.num_nodes = balancer.num_nodes  # [W]
+        self.layer_weights = balancer.layer_weights  # [L]
+        self.counts = torch.zeros_like(balancer.counts)  # [W, K] of this rank
+
+    def observe(self, codes: torch.Tensor, dropped: torch.Tensor | None) -> None:
+        """Count codes [B, L] that were matched, not dropped."""
+        hits = torch.ones_like(codes, dtype=self.counts.dtype) if dropped is None else (~dropped).to(self.counts.dtype)
+        self.counts.index_put_((self.layer_weights.expand_as(codes), codes), hits, accumulate=True)
+
+    def dead_share(self) -> torch.Tensor:
+        """[W] share of nodes that were not matched once in the window of this rank."""
+        exists = torch.arange(self.counts.shape[1], device=self.counts.device) < self.num_nodes[:, None]
+        return ((self.counts == 0) & exists).sum(1) / self.num_nodes
+
+    def ready(self) -> torch.Tensor:
+        """[W] bool: the window has enough images for ``dead_share`` to mean something."""
+        return self.counts.sum(1) >= self.IMAGES_PER_NODE * self.num_nodes
+
+    def stats(self) -> dict[str, list[float | None]]:
+        """Per weight: 'usage_entropy', 1 where all nodes are matched equally, and 'dead', the share never matched."""
+        share = self.counts / self.counts.sum(1, keepdim=True).clamp(min=1)
+        entropy = torch.special.entr(share).sum(1) / self.num_nodes.log()
+        dead = [d if r else None for d, r in zip(self.dead_share().tolist(), self.ready().tolist(), strict=True)]
+        return {'usage_entropy': entropy.tolist(), 'dead': dead, 'usage_nimg': int(self.counts.sum(1).max())}
+
+    def reduce_(self) -> None:
+        """Add the windows of all ranks into that of rank 0; the others begin again."""
+        dist.all_reduce_(self.counts)
+        if dist.get_rank() != 0:
+            self.counts.zero_()
+
+    def next_tick(self) -> None:
+        """Begin again where the window was long enough."""
+        self.counts *= ~self.ready()[:, None]
+
+
+class Health:
+    """Remembers the first step whose loss or gradient was not finite, on the device; asking is what waits for it."""
+
+    def __init__(self, net: torch.nn.Module, watch_gradients: bool = True):
+        self.names, self.params = zip(*net.named_parameters(), strict=True)
+        self.watch_gradients = watch_gradients  # not with fp16, whose scaler lets them overflow on purpose
+        device = self.params[0].device
+        self.first = torch.full((), -1, dtype=torch.int64, device=device)
+        self.losses = self.norms = None
+        self.bad = torch.zeros((), dtype=torch.bool, device=device)
+        self.num_skipped = 0
+
+    def observe(self, losses: torch.Tensor, cur_nimg: int) -> None:
+        """Look at the layer losses [L] and the gradients of the step that began at ``cur_nimg`` images."""
+        grads = [p.grad for p in self.params if self.watch_gradients and p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(grads)) if grads else losses.new_zeros(1)
+        self.bad = ~(losses.sum() + norms.sum()).isfinite()
+        first = self.bad & (self.first < 0)
+        self.losses = losses.clone() if self.losses is None else torch.where(first, losses, self.losses)
+        self.norms = norms if self.norms is None else torch.where(first, norms, self.norms)
+        self.first = torch.where(first, cur_nimg, self.first)
+
+    def step_is_finite(self) -> bool:
+        """Whether the step just observed may be taken; counts those that may not. Waits for the device."""
+        finite = not bool(self.bad)
+        if not finite:
+            self.num_skipped += 1
+            self.first.fill_(-1)
+        return finite
+
+    def raise_if_bad(self, states: Sequence[str]) -> None:
+        """FloatingPointError naming step, layer and the newest of the good ``states``. Waits for the device."""
+        first = int(self.first)
+        if first < 0:
+            return
+        layer = next((l for l, loss in enumerate(self.losses.tolist()) if not math.isfinite(loss)), None)
+        where = f'the loss of layer {layer}'
+        if layer is None:
+            where = 'the gradient of ' + next(
+                n for n, g in zip(self.names, self.norms.tolist(), strict=False) if not math.isfinite(g)
+            )
+        last = f'the last good state is {states[0]}' if states else 'no state was saved before'
+        raise FloatingPointError(
+            f'{where} is not finite in the step after {first:,} images; nothing of it was saved, {last}. '
+            'Try a lower --lr or --precision=fp32, or pass over such steps with --on-nan=skip.'
+        )

@@ -1,0 +1,36 @@
+"""Settings that ``train.py --preset`` knows: those of the paper's experiments, and small ones for CPUs.
+
+Each is a dict of train.py's own options, by their names in Python (``--max-k`` is 'max_k'); options on the command line
+win. Numbers without a source here are the paper's (Section 4) or its author's published training configuration.
+"""
+
+CIFAR10 = {'max_k': 64, 'max_blocks': 32, 'batch': 2048, 'lr': 1e-3, 'duration': 200.0}
+FACES64 = {'max_k': 512, 'max_blocks': 64, 'batch': 512, 'lr': 1e-3, 'duration': 88.0}
+
+PRESETS = {
+    'mnist-cpu': {
+        'channels': '32,32,32,32,32,32',
+        'blocks': '1,2,3,4,4,3',
+        'nodes': '64',
+        'batch': 64,
+        'lr': 2e-3,
+        'lr_ramp': 0.002,
+        'lr_decay': 'cosine',
+        'beta2': 0.99,
+        'duration': 0.1,
+        'ema': '0.004',
+        'tick': 5.0,
+        'snap': 10,
+        'dump': 10,
+        'seed': 0,
+    },
+    'cifar10': CIFAR10,
+    'faces64': FACES64,  # FFHQ-64x64, CelebA-HQ-64x64: "K=512 (default)" of Table 2
+    'faces64-k64': {**FACES64, 'max_k': 64},
+    'faces64-k8': {**FACES64, 'max_k': 8},
+    'faces64-k2': {**FACES64, 'max_k': 2, 'chain_dropout': 0.0},  # BinDDN; Section 4.2: no Chain Dropout at K=2
+    'faces64-no-split-and-prune': {**FACES64, 'balance': 'none'},
+    'faces64-no-chain-dropout': {**FACES64, 'chain_dropout': 0.0},
+    'faces64-no-learning-residual': {**FACES64, 'learning_residual': False},
+    'faces64-no-leak-choice': {**FACES64, 'leak_choice': False},
+}

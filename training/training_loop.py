@@ -1,0 +1,309 @@
+"""The training loop: one flat function.
+
+A step: images -> one pass that selects the nearest candidates -> per-layer L2 -> backward -> Adam -> Split-and-Prune ->
+EMA. All randomness and the data position are functions of (seed, images seen), so a resumed run equals one that never
+stopped, and a batch is the same batch on any number of ranks.
+
+Legend: B images of a micro-batch, L layers, K nodes, C image channels, H x W pixels.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+import ddn_networks
+from ddn_networks import samplers
+from dnnlib.images import to_float
+from dnnlib.util import format_time
+from torch_utils import distributed as dist
+from torch_utils import misc, persistence
+from training import checkpoint, report
+from training.dataset import BatchStream, ImageFolderDataset, data_iterator
+from training.ema import EMA
+from training.interrupt import StopRequest
+from training.loss import layer_losses, total_loss
+from training.monitor import Health, UsageWindow
+
+GRID = (10, 10)  # rows and columns of the sample sheet
+STOP_EVERY = 16  # steps between two looks at what costs a wait for the device or the other ranks
+
+
+def training_loop(
+    run_dir: str,
+    dataset_kwargs: dict[str, Any],
+    network_kwargs: dict[str, Any],
+    seed: int = 0,
+    batch_size: int = 512,
+    batch_gpu: int | None = None,
+    total_nimg: int = 200_000_000,
+    lr: float = 1e-3,
+    lr_rampup_nimg: int = 10_000_000,
+    lr_decay: str = 'none',
+    betas: Sequence[float] = (0.9, 0.999),
+    ema_halflives_nimg: Sequence[float] = (500_000,),
+    chain_dropout: float = 0.05,
+    balance: str = 'split-prune',
+    precision: str = 'fp32',
+    loss_scale: float | None = None,
+    on_nan: str = 'stop',
+    compile_blocks: bool = False,
+    grad_checkpoint: bool = False,
+    tick_nimg: int = 50_000,
+    snapshot_ticks: int = 50,
+    state_ticks: int = 500,
+    val_data: str | None = None,
+    num_workers: int = 1,
+    cudnn_benchmark: bool = True,
+    device: torch.device | str = 'cpu',
+    transfer: str | None = None,
+    resume_state: str | None = None,
+    snapshot_meta: dict[str, Any] | None = None,
+) -> None:
+    """Train a DDN and leave logs, snapshots, training states and pictures in ``run_dir``.
+
+    Args:
+        run_dir: an existing folder.
+        dataset_kwargs, network_kwargs: arguments of ``ImageFolderDataset`` and ``DDN``.
+        seed: of the weights, the order of the data, Chain Dropout and dropout.
+        batch_size: images per step over all ranks; ``batch_gpu``: images per rank that pass at once (accumulation
+            gives the same result), None for all.
+        total_nimg: images to train for. Units of all ``*_nimg``: images.
+        lr, lr_rampup_nimg, lr_decay: Adam's learning rate after a linear ramp; 'none' keeps it, 'cosine' takes it to
+            zero at ``total_nimg``.
+        ema_halflives_nimg: half-lives of the averaged copies; the first one draws the pictures.
+        chain_dropout: probability that chance makes a layer's choice (Section 3.3).
+        balance: 'split-prune' (Algorithm 1), or 'none' to leave nodes where they are.
+        precision: 'fp32', 'bf16' or 'fp16' of the blocks; distances, images, losses and counts stay float32 or wider.
+        loss_scale: the first scale of the loss with fp16; it then adapts. None for 65536.
+        on_nan: 'stop' or 'skip' a step whose loss or gradient is not finite.
+        compile_blocks, grad_checkpoint: torch.compile of the blocks; recompute blocks in the backward pass.
+        tick_nimg: images between two lines of progress; ``snapshot_ticks``, ``state_ticks``: ticks between snapshots
+            with pictures, and between training states.
+        val_data: images of the validation batch; None takes the training set's.
+        transfer: a snapshot whose weights to begin with, where names and shapes fit.
+        resume_state: a training state to go on from.
+        snapshot_meta: JSON-able facts for the snapshots' headers.
+
+    Raises:
+        SystemExit: after SIGINT or SIGTERM, the state being saved.
+        ValueError, OSError: bad data or options, in one line.
+        FloatingPointError: a loss or gradient is not finite.
+    """
+    start_time = time.time()
+    device = torch.device(device)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    torch.backends.cudnn.benchmark = cudnn_benchmark
+    torch.manual_seed(seed)
+
+    # Data.
+    dataset = ImageFolderDataset(**dataset_kwargs)
+    image_shape = (dataset.num_channels, *dataset.resolution)  # (C, H, W)
+    val_set = dataset if val_data is None else ImageFolderDataset(val_data)
+    if (val_set.num_channels, *val_set.resolution) != image_shape:
+        raise ValueError(f'{val_data} has images {val_set.num_channels, *val_set.resolution}, training {image_shape}')
+    num_shown = min(GRID[0] * GRID[1], len(val_set))
+    shown = [int(i) for i in np.linspace(0, len(val_set) - 1, num_shown)]
+    val_images = to_float(torch.stack([torch.from_numpy(np.asarray(val_set[i][0])) for i in shown])).to(device)
+
+    # Network, optimizer, balance, averages.
+    net = ddn_networks.DDN(**network_kwargs).to(device, memory_format=torch.channels_last).train()
+    net.grad_checkpoint = grad_checkpoint
+    if transfer is not None and resume_state is None:
+        left = misc.copy_params_and_buffers_(persistence.load_network(transfer).state_dict(), net, allow_missing=True)
+        dist.print0(f'Weights from {transfer}' + ''.join(f'\n  left at random: {line}' for line in left))
+    if compile_blocks:
+        for block in net.blocks:
+            block.compile()
+    # The fused step is one kernel on CUDA; on the CPU it is a third faster than the default.
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=tuple(betas), eps=1e-8, fused=device.type != 'mps')
+    balancer = ddn_networks.SplitAndPrune(
+        net.node_weights,
+        reduce_fn=dist.all_reduce_ if world_size > 1 else None,
+        dtype=torch.float32 if device.type == 'mps' else torch.float64,
+    )
+    ema = EMA(dict(net.named_parameters()), ema_halflives_nimg)
+    for copy in ema.copies.values():
+        balancer.follow([copy[name] for name, _ in _node_weights(net)])
+    if balance == 'split-prune':
+        balancer.attach(optimizer)
+    autocast_dtype = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
+    scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale or 2**16, enabled=precision == 'fp16')
+    ddp = net
+    if world_size > 1:
+        ddp = torch.nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    # Where to begin.
+    cur_nimg = 0
+    if resume_state is not None:
+        cur_nimg = checkpoint.load_state(resume_state, net, ema, optimizer, balancer)['cur_nimg']
+        dist.print0(f'Resuming from {resume_state} at {cur_nimg:,} images.')
+    if rank == 0:
+        print(report.layer_table(net), flush=True)
+    stream = BatchStream(len(dataset), seed, cur_nimg, batch_size, batch_gpu, rank, world_size)
+    data = data_iterator(dataset, stream, device, num_workers)
+    rounds, B = stream.num_accumulation_rounds, stream.batch_gpu
+    dist.print0(
+        f'Training on {device.type} x {world_size}: {len(dataset):,} images of {dataset.name}, batch {batch_size}'
+        f'{f" in {rounds} rounds" if rounds > 1 else ""}, {precision}, {total_nimg:,} images in all.'
+    )
+
+    usage = UsageWindow(balancer)
+    losses = torch.zeros(net.num_layers, device=device)  # of the step
+    loss_sum, loss_steps = torch.zeros_like(losses), 0  # since the last tick
+    health = Health(net, watch_gradients=precision != 'fp16')
+    tick, tick_start_nimg, tick_start_time = cur_nimg // tick_nimg, cur_nimg, time.time()
+    first_nimg, run_seconds = cur_nimg, 0.0
+    stop = StopRequest()
+    progress = report.ProgressLine(total_nimg, cur_nimg, enabled=rank == 0)
+
+    def maintain(force: bool = False) -> None:
+        """What is due after ``cur_nimg`` images: a line, pictures, a snapshot, a training state."""
+        nonlocal tick, tick_start_nimg, tick_start_time, loss_steps, run_seconds
+        done = cur_nimg >= total_nimg
+        if not (done or force or cur_nimg >= (tick + 1) * tick_nimg) or cur_nimg == tick_start_nimg:
+            return
+        health.raise_if_bad(checkpoint.find_states(run_dir))
+        tick = cur_nimg // tick_nimg
+        dist.all_reduce_(loss_sum)
+        usage.reduce_()
+        seconds = time.time() - tick_start_time
+        run_seconds += seconds
+        mean_losses = (loss_sum / max(1, loss_steps) / world_size).tolist()
+        loss_sum.zero_()
+        loss_steps = 0
+        save_snapshot = done or tick % snapshot_ticks == 0
+        save_state = done or force or tick % state_ticks == 0
+        if rank == 0:
+            stats = {
+                'nimg': cur_nimg,
+                'tick': tick,
+                'loss': float(np.mean(mean_losses)),
+                'loss_layers': mean_losses,
+                'val_psnr': _validation_psnr(net, ema, val_images),
+                **usage.stats(),
+                'splits': balancer.num_splits.tolist(),
+                'lr': learning_rate(cur_nimg, lr, lr_rampup_nimg, lr_decay, total_nimg),
+                'images_per_sec': (cur_nimg - tick_start_nimg) / seconds,
+                'seconds': time.time() - start_time,
+                'seconds_left': (total_nimg - cur_nimg) * run_seconds / (cur_nimg - first_nimg),
+                'cpu_mem_gb': psutil.Process().memory_info().rss / 2**30,
+                'peak_gpu_mem_gb': torch.cuda.max_memory_allocated(device) / 2**30 if device.type == 'cuda' else None,
+            }
+            progress.clear()
+            print(report.tick_line(stats), flush=True)
+            with open(os.path.join(run_dir, 'stats.jsonl'), 'a') as f:
+                f.write(json.dumps(stats) + '\n')
+            if save_snapshot:
+                _write_pictures(run_dir, cur_nimg, net, ema, val_images)
+                persistence.save_network(
+                    os.path.join(run_dir, f'network-snapshot-{cur_nimg:09d}.safetensors'),
+                    net,
+                    ema.copies,
+                    {**(snapshot_meta or {}), 'cur_nimg': cur_nimg},
+                )
+                report.write_report(run_dir)
+            if save_state:
+                path = checkpoint.state_path(run_dir, cur_nimg)
+                checkpoint.save_state(path, net, ema, optimizer, balancer, {'cur_nimg': cur_nimg})
+        usage.next_tick()
+        dist.barrier()
+        tick_start_nimg, tick_start_time = cur_nimg, time.time()
+
+    with stop:
+        step = 0
+        while cur_nimg < total_nimg:
+            # What chance decides in this step, for the whole batch; this rank takes its rows.
+            table = samplers.chain_dropout_codes(
+                net.num_nodes, chain_dropout, batch_size, torch.Generator().manual_seed(_step_seed(seed, cur_nimg))
+            )
+            table = table.view(world_size, rounds, B, -1)[rank].to(device, non_blocking=True)  # [rounds, B, L]
+            torch.manual_seed(_step_seed(seed, cur_nimg, rank))
+
+            optimizer.zero_grad(set_to_none=True)
+            losses.zero_()
+            for r in range(rounds):
+                images, _ = next(data)
+                images = to_float(images.to(device, non_blocking=True))  # [B, C, H, W]
+                sampler = samplers.chain_dropout(samplers.nearest(images), table[r])
+                sync = ddp.no_sync() if world_size > 1 and r < rounds - 1 else contextlib.nullcontext()
+                with sync:
+                    with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+                        output = ddp(sampler, len(images), keep=True)
+                    per_layer = layer_losses(output.selected, images)  # [L]
+                    scaler.scale(total_loss(per_layer, image_shape) / rounds).backward()
+                losses += per_layer.detach() / rounds
+                balancer.observe(output.codes, output.dropped)
+                usage.observe(output.codes, output.dropped)
+                del output, per_layer
+
+            for group in optimizer.param_groups:
+                group['lr'] = learning_rate(cur_nimg, lr, lr_rampup_nimg, lr_decay, total_nimg)
+            scaler.unscale_(optimizer)
+            health.observe(losses, cur_nimg)
+            if on_nan == 'stop' or health.step_is_finite():
+                scaler.step(optimizer)  # ends with Split-and-Prune
+                scaler.update()
+                ema.update_(cur_nimg, batch_size)
+            loss_sum += losses
+            loss_steps += 1
+            cur_nimg += batch_size
+            step += 1
+            if device.type == 'cpu' or step % STOP_EVERY == 0:
+                health.raise_if_bad(checkpoint.find_states(run_dir))
+                progress.update(cur_nimg, losses, usage)
+            maintain()
+            if (step % STOP_EVERY == 0 or world_size == 1) and stop.agreed():
+                maintain(force=True)
+                progress.clear()
+                dist.print0(
+                    f'Stopped by {stop.name} at {cur_nimg:,} images; the state is saved. To go on:\n'
+                    f'  python train.py --resume={run_dir}'
+                )
+                raise SystemExit(stop.exit_code)
+    progress.close()
+    dist.print0(f'Done: {cur_nimg:,} images in {format_time(time.time() - start_time)}. See {run_dir}')
+
+
+def learning_rate(cur_nimg: int, lr: float, rampup_nimg: int, decay: str, total_nimg: int) -> float:
+    """Adam's rate after ``cur_nimg`` images: a linear ramp to ``lr``, then constant ('none') or a cosine to zero."""
+    rate = lr * min(1.0, cur_nimg / max(rampup_nimg, 1e-8))
+    return rate * 0.5 * (1 + np.cos(np.pi * min(1.0, cur_nimg / total_nimg))) if decay == 'cosine' else rate
+
+
+def _step_seed(*key: int) -> int:
+    """A seed for one step (and rank), a function of its key alone."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _node_weights(net: ddn_networks.DDN) -> list[tuple[str, torch.Tensor]]:
+    nodes = {id(w) for w in net.node_weights}
+    return [(name, p) for name, p in net.named_parameters() if id(p) in nodes]
+
+
+@torch.no_grad()
+def _averaged(net: ddn_networks.DDN, ema: EMA, sampler: samplers.Sampler, num: int) -> Any:
+    """A pass with the first averaged copy of the weights."""
+    training = net.training
+    net.eval()
+    output = torch.func.functional_call(net, next(iter(ema.copies.values()), {}), (sampler, num))
+    net.train(training)
+    return output
+
+
+def _validation_psnr(net: ddn_networks.DDN, ema: EMA, images: torch.Tensor) -> float:
+    reconstruction = _averaged(net, ema, samplers.nearest(images), len(images)).images
+    return report.psnr(reconstruction, images)
+
+
+def _write_pictures(run_dir: str, cur_nimg: int, net: ddn_networks.DDN, ema: EMA, val_images: torch.Tensor) -> None:
+    codes = samplers.uniform_codes(net.num_nodes, list(range(GRID[0] * GRID[1]))).to(val_images.device)
+    samples = _averaged(net, ema, samplers.given(codes), len(codes)).images
+    reconstructions = _averaged(net, ema, samplers.nearest(val_images), len(val_images)).images
+    report.write_sheets(run_dir, cur_nimg, samples, val_images, reconstructions, columns=GRID[1])
