@@ -65,8 +65,8 @@ def temperature(t: float) -> Rule:
         raise ValueError(f'a temperature is positive, not {t}; top_k(1) always takes the best')
 
     def rule(scores: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-        order = scores.sort(dim=1, stable=True).indices  # the likeliest first: what rounding leaves over goes to the last
-        upto = torch.softmax((-scores.gather(1, order) / t).float(), 1).cumsum(1)  # [B, K]
+        ordered, order = scores.sort(dim=1, stable=True)
+        upto = torch.exp((ordered[:, :1] - ordered) / t).cumsum(1)  # [B, K]
         pick = (upto <= chance[:, None] * upto[:, -1:]).sum(1).clamp(max=scores.shape[1] - 1)
         return order.gather(1, pick[:, None])[:, 0]
 
@@ -100,7 +100,7 @@ class Guidance(NamedTuple):
 class Chance(NamedTuple):
     """All randomness of a batch, drawn up front: a row depends on its seed alone.
 
-    codes: [B, L] int64, the unguided choice. choice, ties: [B, L] float32 in [0, 1].
+    codes: [B, L] int64, the unguided choice. choice, ties: [B, L] float32 in [0, 1).
     """
 
     codes: torch.Tensor
@@ -112,7 +112,8 @@ def chance_table(num_nodes: list[int], seeds: Sequence[int]) -> Chance:
     """The randomness of each seed; its codes are those of ``samplers.uniform_codes``."""
     L = len(num_nodes)
     draws = [torch.rand(3, L, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
-    draws = torch.stack(draws, 1).float() if draws else torch.zeros(3, 0, L)  # [3, B, L]
+    draws = torch.stack(draws, 1) if draws else torch.zeros(3, 0, L)  # [3, B, L]
+    draws = draws.float().clamp(max=1 - 2**-24)  # rounding could give 1
     return Chance(samplers.uniform_codes(num_nodes, list(seeds)), draws[1], draws[2])
 
 
