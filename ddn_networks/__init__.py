@@ -5,10 +5,20 @@
     images = net.decode(net.encode(images))
 """
 
+from ddn_networks.balance import LossFreeBalancing, NoBalancing
 from ddn_networks.candidates import Candidates
 from ddn_networks.network import DDN
 from ddn_networks.published import from_published, published_config
 from ddn_networks.samplers import Choice
 from ddn_networks.split_prune import SplitAndPrune
 
-__all__ = ['DDN', 'Candidates', 'Choice', 'SplitAndPrune', 'from_published', 'published_config']
+__all__ = [
+    'DDN',
+    'Candidates',
+    'Choice',
+    'LossFreeBalancing',
+    'NoBalancing',
+    'SplitAndPrune',
+    'from_published',
+    'published_config',
+]

@@ -1,6 +1,7 @@
 """Split-and-Prune (Section 3.1, Algorithm 1): nodes matched too often split, nodes matched too seldom die.
 
-Legend: W node weights (one per DDL; the layers of a recurrent network share one), K nodes (the largest of them).
+Legend: W node weights (one per DDL; the layers of a recurrent network share one), K nodes (the largest of them), P
+pairs of nodes that a step may move per weight.
 
 Counts of all weights live in one [W, K] tensor, so that a step is one addition, one reduction over ranks, one plan and
 a few row copies, with no wait for the device. Every rank computes the same plan from the same counts.
@@ -11,58 +12,90 @@ from typing import NamedTuple
 
 import torch
 
+from ddn_networks.balance import NoBalancing
+
 
 class Plan(NamedTuple):
-    """Which rows move, per weight: where ``active``, row ``split`` is copied over row ``prune``. All [W]."""
+    """Which rows move, per weight: where ``active``, row ``split`` is copied over row ``prune``. All [W, P]."""
 
     split: torch.Tensor
     prune: torch.Tensor
     active: torch.Tensor
 
 
-def make_plan(counts: torch.Tensor, num_nodes: torch.Tensor, split_at: float = 2.0, prune_at: float = 0.5) -> Plan:
+def make_plan(
+    counts: torch.Tensor,
+    num_nodes: torch.Tensor,
+    split_at: float = 2.0,
+    prune_at: float = 0.5,
+    pairs: int = 1,
+    confidence: float = 0.0,
+) -> Plan:
     """Lines 11 and 12 of Algorithm 1 for every weight.
 
     Args:
         counts: [W, K] how often each node was matched; entries at or beyond ``num_nodes`` are ignored.
         num_nodes: [W] int64, K of each weight.
         split_at, prune_at: thresholds in units of 1/K; 2 and 0.5 in the paper.
+        pairs: P, how many pairs may move at once: the j-th most matched splits over the j-th least matched. 1 in the
+            paper.
+        confidence: how many standard deviations (of a Poisson count) beyond its threshold a count must be; 0 in the
+            paper.
     """
     exists = torch.arange(counts.shape[1], device=counts.device) < num_nodes[:, None]  # [W, K]
-    most, split = counts.where(exists, -1).max(1)
-    least, prune = counts.where(exists, torch.inf).min(1)
-    share = counts.where(exists, 0).sum(1) / num_nodes  # n / K: the count of a node that has its due
-    return Plan(split, prune, (most > split_at * share) | (least < prune_at * share))
+    P = min(pairs, max(1, counts.shape[1] // 2))
+    most, split = counts.where(exists, -1).topk(P, dim=1)  # [W, P]
+    least, prune = counts.where(exists, torch.inf).topk(P, dim=1, largest=False)
+    share = counts.where(exists, 0).sum(1, keepdim=True) / num_nodes[:, None]  # n / K: the count of a node with its due
+    high, low = split_at * share, prune_at * share
+    if confidence:
+        high, low = high + confidence * high.sqrt(), low - confidence * low.sqrt()
+    # Half of the split node's count is more than the pruned node had. With the paper's thresholds that is always so for
+    # the first pair; asked of every pair, no node is split in one and pruned in another, even where counts are equal.
+    better = most > 2 * least
+    return Plan(split, prune, ((most > high) | (least < low)) & better)
 
 
 def apply_to_counts_(counts: torch.Tensor, plan: Plan) -> None:
     """Lines 13 to 18: both halves of a split node get half its count; the count of a pruned node leaves the total."""
-    rows = torch.arange(len(counts), device=counts.device)
-    half = counts[rows, plan.split] / 2
-    counts[rows, plan.split] = torch.where(plan.active, half, counts[rows, plan.split])
-    counts[rows, plan.prune] = torch.where(plan.active, half, counts[rows, plan.prune])
+    half = counts.gather(1, plan.split) / 2  # [W, P]
+    for nodes in (plan.split, plan.prune):  # first all splits, then all prunes: an inactive pair keeps what is there
+        counts.scatter_(1, nodes, torch.where(plan.active, half, counts.gather(1, nodes)))
+
+
+class Moves(NamedTuple):
+    """A plan as row copies: row ``source`` goes over row ``prune``; both [W, P], in range for every weight."""
+
+    source: torch.Tensor
+    prune: torch.Tensor
+
+
+def row_moves(plan: Plan) -> Moves:
+    """Inactive pairs repeat the first pair, and an inactive first pair copies a row onto itself (no pair can be active
+    where the first is not), so that a plan is applied without looking at it."""
+    first = torch.where(plan.active, plan.split, plan.prune)[:, :1]
+    source = torch.where(plan.active, plan.split, first)
+    return Moves(source, torch.where(plan.active, plan.prune, plan.prune[:, :1]))
 
 
 @torch.no_grad()
-def apply_to_rows_(tensors: Iterable[torch.Tensor], plan: Plan, weight: int) -> None:
-    """Copy row ``split`` over row ``prune`` in tensors [K, ...] that belong to weight number ``weight``."""
-    split, prune = plan.split[weight : weight + 1], plan.prune[weight : weight + 1]
-    source = torch.where(plan.active[weight], split, prune)  # [1]; an inactive plan copies a row onto itself
+def apply_to_rows_(tensors: Iterable[torch.Tensor], source: torch.Tensor, prune: torch.Tensor) -> None:
+    """Copy rows ``source`` [P] over rows ``prune`` [P] in tensors [K, ...]; all are read before one is written."""
     for tensor in tensors:
         tensor.index_copy_(0, prune, tensor.index_select(0, source))
 
 
-class SplitAndPrune:
+class SplitAndPrune(NoBalancing):
     """Counts, plans and moves rows for all node weights of a network, once per optimizer step.
 
     ``observe`` the codes of every round, then let the optimizer step: ``attach`` makes it call ``step_`` afterwards.
+    The defaults are Algorithm 1.
 
     Args:
-        weights: the [K, C, F] parameters whose rows are nodes (``net.node_weights``).
-        layer_weights: which weight each layer uses, [L]; by default layer l uses weight l.
-        split_at, prune_at: thresholds in units of 1/K (P_split and P_prune of Algorithm 1).
-        reduce_fn: adds a tensor over ranks in place, returning nothing; None for one rank.
-        dtype: of the counts; float64 halves exactly for ever, float32 is for devices without it.
+        weights, layer_weights, reduce_fn, dtype: see ``NoBalancing``.
+        split_at, prune_at, pairs, confidence: see ``make_plan``.
+        memory: evidence that forgets: counts are scaled down to at most this many matches per node, so that they tell
+            of the recent past. Infinite in the paper.
     """
 
     def __init__(
@@ -73,62 +106,45 @@ class SplitAndPrune:
         prune_at: float = 0.5,
         reduce_fn: Callable[[torch.Tensor], None] | None = None,
         dtype: torch.dtype = torch.float64,
+        pairs: int = 1,
+        confidence: float = 0.0,
+        memory: float = torch.inf,
     ):
-        device = weights[0].device
-        self.weights = list(weights)
+        super().__init__(weights, layer_weights, reduce_fn, dtype)
+        if pairs < 1 or memory <= 0 or not 0 <= prune_at < split_at:
+            raise ValueError(
+                'Split-and-Prune needs pairs >= 1, memory > 0 and 0 <= prune_at < split_at, not '
+                f'pairs={pairs}, memory={memory}, prune_at={prune_at}, split_at={split_at}'
+            )
         self.split_at, self.prune_at = split_at, prune_at
-        self.reduce_fn = reduce_fn
-        self.num_nodes = torch.tensor([len(w) for w in weights], device=device)  # [W]
-        layer_weights = range(len(weights)) if layer_weights is None else layer_weights
-        self.layer_weights = torch.tensor(layer_weights, device=device)  # [L]
-        K = max(len(w) for w in weights)
-        self.counts = torch.zeros(len(weights), K, dtype=dtype, device=device)  # evidence of Algorithm 1
-        self.seen = torch.zeros_like(self.counts)  # matches since the last step
-        self.num_splits = torch.zeros(len(weights), dtype=torch.int64, device=device)
+        self.pairs, self.confidence, self.memory = pairs, confidence, memory
         self.copies: list[Sequence[torch.Tensor]] = []
 
-    def observe(self, codes: torch.Tensor, dropped: torch.Tensor | None = None) -> None:
-        """Count codes [B, L]; where ``dropped`` [B, L], chance chose and there is no match to count."""
-        hits = torch.ones_like(codes, dtype=self.seen.dtype) if dropped is None else (~dropped).to(self.seen.dtype)
-        self.seen.index_put_((self.layer_weights.expand_as(codes), codes), hits, accumulate=True)
-
     def follow(self, copies: Sequence[torch.Tensor]) -> None:
-        """Move the rows of these tensors too: one per weight, of its shape (an EMA's copies of ``weights``)."""
-        for weight, copy in zip(self.weights, copies, strict=True):
-            if copy.shape != weight.shape:
-                raise ValueError(f'a copy of node weights {list(weight.shape)} has the shape {list(copy.shape)}')
+        super().follow(copies)
         self.copies.append(copies)
-
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """From now on every ``optimizer.step()`` ends with a Split-and-Prune step."""
-        optimizer.register_step_post_hook(lambda optimizer, args, kwargs: self.step_(optimizer))
 
     @torch.no_grad()
     def step_(self, optimizer: torch.optim.Optimizer | None = None) -> Plan:
-        """Take in what was observed, then split and prune at most one pair of nodes per weight (Algorithm 1).
+        """Take in what was observed, then split and prune at most ``pairs`` pairs of nodes per weight (Algorithm 1).
 
         Moves the rows of the weights, of every optimizer state that has the weight's shape, of the followed copies and
         of the counters by one plan.
         """
-        if self.reduce_fn is not None:
-            self.reduce_fn(self.seen)
-        self.counts += self.seen
-        self.seen.zero_()
-        plan = make_plan(self.counts, self.num_nodes, self.split_at, self.prune_at)
+        self.counts += self._take_seen_()
+        if self.memory != torch.inf:
+            evidence = self.counts.sum(1, keepdim=True).clamp(min=1)
+            self.counts *= (self.memory * self.num_nodes[:, None] / evidence).clamp(max=1)
+        plan = make_plan(self.counts, self.num_nodes, self.split_at, self.prune_at, self.pairs, self.confidence)
         apply_to_counts_(self.counts, plan)
-        self.num_splits += plan.active
-        for i, weight in enumerate(self.weights):
-            states = optimizer.state.get(weight, {}).values() if optimizer is not None else ()
-            moved = [s for s in states if torch.is_tensor(s) and s.shape == weight.shape]
-            apply_to_rows_([weight, *moved, *(copy[i] for copy in self.copies)], plan, i)
+        self.num_splits += plan.active.sum(1)
+        moves = row_moves(plan)
+        # On the CPU a plan can be read without waiting for a device, and most weights have nothing to move.
+        active = plan.active.any(1).tolist() if plan.active.is_cpu else [True] * len(self.weights)
+        for i, (source, prune) in enumerate(zip(*(m.unbind() for m in moves), strict=True)):
+            if active[i]:
+                states = optimizer.state.get(self.weights[i], {}).values() if optimizer is not None else ()
+                shape = self.weights[i].shape
+                states = [s for s in states if torch.is_tensor(s) and s.shape == shape]
+                apply_to_rows_([self.weights[i], *states, *(copy[i] for copy in self.copies)], source, prune)
         return plan
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The counters: part of a training state."""
-        return {'counts': self.counts, 'seen': self.seen, 'num_splits': self.num_splits}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        for name, tensor in self.state_dict().items():
-            if state[name].shape != tensor.shape:
-                raise ValueError(f'{name} of a training state is {list(state[name].shape)}, not {list(tensor.shape)}')
-            tensor.copy_(state[name])

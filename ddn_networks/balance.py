@@ -1,0 +1,175 @@
+"""Keeping the K nodes of a layer equally used: what every way of balancing shares, none, and a bias on the distances.
+
+Legend: B images, L layers, W node weights (one per DDL; the layers of a recurrent network share one), K nodes (the
+largest of them).
+
+The training loop treats all ways alike: ``nearest(images, bias=balance.bias)`` chooses, ``observe`` takes in what was
+chosen, ``step_`` runs at the end of the optimizer's step. Everything is counted in one [W, K] tensor, so that a step is
+one reduction over ranks and no wait for the device; every rank does the same from the same counts.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+
+class NoBalancing:
+    """Counts how often each node is matched, and leaves it at that (gradient descent only). Base of the others.
+
+    Args:
+        weights: the [K, C, F] parameters whose rows are nodes (``net.node_weights``).
+        layer_weights: which weight each layer uses, [L]; by default layer l uses weight l.
+        reduce_fn: adds a tensor over ranks in place, returning nothing; None for one rank.
+        dtype: of the counts; float64 halves exactly for ever, float32 is for devices without it.
+
+    Attributes:
+        counts: [W, K] matches so far (what a subclass makes of them: its evidence); zero beyond the K of a weight.
+        num_splits: [W] int64, how many nodes were split so far.
+        bias: one [K] per layer for ``samplers.nearest``, or None.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        layer_weights: Sequence[int] | None = None,
+        reduce_fn: Callable[[torch.Tensor], None] | None = None,
+        dtype: torch.dtype = torch.float64,
+    ):
+        device = weights[0].device
+        self.weights = list(weights)
+        self.reduce_fn = reduce_fn
+        self.num_nodes = torch.tensor([len(w) for w in weights], device=device)  # [W]
+        layer_weights = list(range(len(weights)) if layer_weights is None else layer_weights)
+        self.layer_weights = torch.tensor(layer_weights, device=device)  # [L]
+        K = max(len(w) for w in weights)
+        self.exists = torch.arange(K, device=device) < self.num_nodes[:, None]  # [W, K]
+        self.counts = torch.zeros(len(weights), K, dtype=dtype, device=device)
+        self.seen = torch.zeros_like(self.counts)  # matches since the last step
+        self.num_splits = torch.zeros(len(weights), dtype=torch.int64, device=device)
+        self.bias: list[torch.Tensor] | None = None
+
+    def observe(
+        self,
+        codes: torch.Tensor,
+        dropped: torch.Tensor | None = None,
+        distances: Sequence[torch.Tensor] | None = None,
+    ) -> None:
+        """Count codes [B, L]; where ``dropped`` [B, L], chance chose and there is no match to count.
+
+        ``distances``: L tensors [B, K] that the choice was made by; only ``LossFreeBalancing`` looks at them.
+        """
+        hits = torch.ones_like(codes, dtype=self.seen.dtype) if dropped is None else (~dropped).to(self.seen.dtype)
+        self.seen.index_put_((self.layer_weights.expand_as(codes), codes), hits, accumulate=True)
+
+    def follow(self, copies: Sequence[torch.Tensor]) -> None:
+        """Tensors one per weight, of its shape (an EMA's copies of ``weights``), whose rows move with the weights'."""
+        for weight, copy in zip(self.weights, copies, strict=True):
+            if copy.shape != weight.shape:
+                raise ValueError(f'a copy of node weights {list(weight.shape)} has the shape {list(copy.shape)}')
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """From now on every ``optimizer.step()`` ends with ``step_``."""
+        optimizer.register_step_post_hook(lambda optimizer, args, kwargs: self.step_(optimizer))
+
+    @torch.no_grad()
+    def step_(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Take in what was observed since the last step."""
+        self.counts += self._take_seen_()
+
+    def _take_seen_(self) -> torch.Tensor:
+        """Matches of all ranks since the last step, [W, K]; forgets them."""
+        if self.reduce_fn is not None:
+            self.reduce_fn(self.seen)
+        seen = self.seen.clone()
+        self.seen.zero_()
+        return seen
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The counters: part of a training state."""
+        return {'counts': self.counts, 'seen': self.seen, 'num_splits': self.num_splits}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        own = self.state_dict()
+        if state.keys() != own.keys():
+            raise ValueError(
+                f'a training state of another way of balancing: it has {", ".join(sorted(state))}, and '
+                f'{type(self).__name__} needs {", ".join(sorted(own))}'
+            )
+        for name, tensor in own.items():
+            if state[name].shape != tensor.shape:
+                raise ValueError(f'{name} of a training state is {list(state[name].shape)}, not {list(tensor.shape)}')
+            tensor.copy_(state[name])
+
+
+class LossFreeBalancing(NoBalancing):
+    """A bias on each node's distances, moved by its recent load, for choosing only (Appendix E; Wang et al. 2024).
+
+    No node is ever thrown away: one that is matched too often is made to look farther away, one that is matched too
+    seldom nearer, and then the gradient moves it to where it is chosen. With c_k of n matches in a step, its bias moves
+    by ``rate * unit * (c_k - n / K)``. That is gradient ascent on the dual of the transport of the data to K nodes of
+    mass 1/K with the distance as cost, so where it comes to rest every node has its due (which for batches smaller than
+    K the sign of the load error, as published, would not find).
+
+    A bias is a distance, and distances differ by layer and shrink in training. The unit is the layer's own: how much
+    farther than the nearest node the second nearest is, on (recent) average. Half of that is what decides between
+    neighbours; a bias keeps its worth in it, for biases are stored in units and multiplied out after each step.
+
+    Args:
+        rate: units that a bias rises for a match, and falls for n/K matches of others.
+        memory: the unit is an average over about this many steps.
+        limit: biases stay within this many units.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        layer_weights: Sequence[int] | None = None,
+        reduce_fn: Callable[[torch.Tensor], None] | None = None,
+        dtype: torch.dtype = torch.float64,
+        rate: float = 0.1,
+        memory: float = 100.0,
+        limit: float = 1000.0,
+    ):
+        super().__init__(weights, layer_weights, reduce_fn, dtype)
+        self.rate, self.memory, self.limit = rate, memory, limit
+        W, K = self.counts.shape
+        self.seen = torch.zeros(W, K + 2, dtype=dtype, device=self.counts.device)  # and: sum of gaps, number of gaps
+        self.unit = torch.zeros(W, 2, dtype=dtype, device=self.counts.device)  # decayed sum of gaps and their number
+        self.units = torch.zeros_like(self.counts)  # [W, K] biases in units
+        self.scaled = torch.zeros(W, K, device=self.counts.device)  # [W, K] float32, biases as distances
+        self.bias = [self.scaled[w, : len(weights[w])] for w in self.layer_weights.tolist()]  # views
+
+    def observe(
+        self,
+        codes: torch.Tensor,
+        dropped: torch.Tensor | None = None,
+        distances: Sequence[torch.Tensor] | None = None,
+    ) -> None:
+        """Count codes [B, L] and measure, by ``distances`` (L times [B, K]), the gap from nearest to second nearest."""
+        if distances is None:
+            raise ValueError('balancing by a bias has to observe the distances too (forward with keep=True)')
+        super().observe(codes, dropped)
+        gaps = torch.stack([_gap(d) for d in distances], 1).to(self.seen.dtype)  # [B, L]
+        K = self.counts.shape[1]
+        self.seen[:, K].index_add_(0, self.layer_weights, gaps.sum(0))
+        self.seen[:, K + 1].index_add_(0, self.layer_weights, torch.full_like(gaps[0], len(gaps)))
+
+    @torch.no_grad()
+    def step_(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Move the biases by the load of this step."""
+        load, gaps = self._take_seen_().split([self.counts.shape[1], 2], 1)  # [W, K], [W, 2]
+        self.counts += load
+        self.unit.mul_(1 - 1 / self.memory).add_(gaps)
+        due = load.sum(1, keepdim=True) / self.num_nodes[:, None]  # n / K
+        self.units.add_((load - due).where(self.exists, 0), alpha=self.rate).clamp_(-self.limit, self.limit)
+        unit = self.unit[:, 0] / self.unit[:, 1].clamp(min=1)
+        self.scaled.copy_(self.units * unit[:, None])
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return super().state_dict() | {'unit': self.unit, 'units': self.units, 'scaled': self.scaled}
+
+
+def _gap(distances: torch.Tensor) -> torch.Tensor:
+    """How much farther the second nearest node is than the nearest: [B, K] -> [B]."""
+    near = distances.detach().topk(2, dim=1, largest=False).values
+    return near[:, 1] - near[:, 0]
