@@ -116,9 +116,9 @@ def shares(source, batch: int, title: str) -> Iterator[tuple[list[int], torch.Te
                 bar.update(len(positions))
 
 
-def collect(source, detector: Detector, batch: int, keep: int, seed: int, title: str) -> Statistics:
+def collect(source, detector: Detector, batch: int, keep: int, title: str) -> Statistics:
     """Statistics of a source's features, the same on every rank."""
-    collector = Collector(detector.dim, source.num, keep, seed)
+    collector = Collector(detector.dim, source.num, keep)
     for positions, images in shares(source, batch, title):
         collector.add_(detector.features(to_float(images)), positions)
     return finish(collector)
@@ -172,7 +172,8 @@ def shared_options(command: Callable) -> Callable:
     """The options of all commands; the command runs among its ranks, and its errors are one line."""
 
     @click.option('--batch', help='Images at a time, on each rank', metavar='INT', type=click.IntRange(1), default=64)
-    @click.option('--seed', help='Draws images and subsets; first seed of samples', metavar='INT', type=int, default=0)
+    @click.option('--seed', help='Draws images where there are more; first seed of samples', metavar='INT',
+                  type=click.IntRange(0), default=0)  # fmt: skip
     @click.option('--detector', help='inception, lenet (for digits), or a file of their weights',
                   metavar='NAME|FILE|URL', default='inception', show_default=True)  # fmt: skip
     @click.option('--detector-weights', help='Weights of a detector that is given by name', metavar='FILE|URL')
@@ -229,8 +230,8 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
     else:
         net, about = load_network(network, ema, device)
         source = Samples(net, num or NUM, seed, about)
-    made = collect(source, detector, batch, keep, seed, 'features')
-    numbers, more = compare(reference, made, seed)
+    made = collect(source, detector, batch, keep, 'features')
+    numbers, more = compare(reference, made)
     about = {'images': source.describe(), 'reference': {'path': ref, 'num': reference.num}}
     about['reference'] |= {'sha256': file_sha256(ref_path), 'data': reference.meta.get('images')}
     report('calc', numbers, notes + more, about | how, json_path)
@@ -248,7 +249,7 @@ def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) ->
     if not Path(dest).parent.is_dir():
         raise ValueError(f'no such folder: {Path(dest).parent}')
     source = Files(data, num, seed)
-    made = collect(source, detector, batch, keep, seed, 'features')
+    made = collect(source, detector, batch, keep, 'features')
     about = {'images': source.describe()} | how
     dest = dest if dest.endswith('.npz') else f'{dest}.npz'
     if dist.get_rank() == 0:
@@ -272,8 +273,8 @@ def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
         half = Files(data, dataset=whole.dataset)
         half.indices = np.sort(order[i::2][: whole.num // 2])
         half.num = len(half.indices)
-        halves.append(collect(half, detector, batch, KEEP, seed, title))
-    numbers, notes = compare(*halves, seed)
+        halves.append(collect(half, detector, batch, KEEP, title))
+    numbers, notes = compare(*halves)
     report('selftest', numbers, notes, {'images': whole.describe()} | how, json_path)
 
 
@@ -293,16 +294,16 @@ def reconstruct(network, ema, data, held_out, num, batch, seed, detector, device
             continue
         sources[name] = Files(path, num, seed)
         lpips, reason = find_lpips(sources[name], device)
-        measured, more = score_reconstruction(net, sources[name], detector, lpips, batch, seed, name)
+        measured, more = score_reconstruction(net, sources[name], detector, lpips, batch, name)
         numbers |= {f'{name} {key}': value for key, value in measured.items()}
         notes += reason + [f'{name}: {note}' for note in more]
     about = {'network': about, 'images': {name: source.describe() for name, source in sources.items()}}
     report('reconstruct', numbers, notes, about | how, json_path)
 
 
-def score_reconstruction(net, source: Files, detector: Detector, lpips, batch: int, seed: int, title: str):
+def score_reconstruction(net, source: Files, detector: Detector, lpips, batch: int, title: str):
     """(numbers, notes) of what is left of a source's images after `net.encode` and `net.decode`, in 8 bits."""
-    collectors = [Collector(detector.dim, source.num, KEEP, seed) for _ in range(2)]
+    collectors = [Collector(detector.dim, source.num, KEEP) for _ in range(2)]
     sums = torch.zeros(3, dtype=torch.float64)
     height, width = source.dataset.resolution
     for positions, images in shares(source, batch, title):
@@ -316,7 +317,7 @@ def score_reconstruction(net, source: Files, detector: Detector, lpips, batch: i
             sums[2] += lpips(to_float(images).to(device), to_float(again).to(device)).double().sum().cpu()
     dist.all_reduce_(sums)
     mean = (sums / source.num).tolist()
-    numbers, notes = compare(*map(finish, collectors), seed, prefix='r')
+    numbers, notes = compare(*map(finish, collectors), prefix='r')
     n = short_number(source.num)
     numbers |= {f'PSNR-{n} dB': mean[0], f'SSIM-{n}': mean[1]}
     if lpips is not None:

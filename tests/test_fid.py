@@ -1,0 +1,341 @@
+"""fid.py as a user runs it, with a LeNet of random weights for a detector, so that no test needs a download."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import ddn_networks
+import fid
+from dnnlib.images import to_uint8
+from metrics import distances
+from metrics.detectors import file_sha256
+from metrics.lenet import LeNet
+from metrics.lpips import LPIPS
+from torch_utils import persistence
+
+ROOT = Path(__file__).parent.parent
+
+
+def save_zip(path, images):
+    """uint8 [N, C, H, W] -> a zip of PNGs in their order."""
+    with zipfile.ZipFile(path, 'w') as file:
+        for i, image in enumerate(images):
+            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+            buffer = io.BytesIO()
+            Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, 'png')
+            file.writestr(f'00000/img{i:08d}.png', buffer.getvalue())
+    return str(path)
+
+
+def pictures(num, seed, size=16, channels=1, shift=0):
+    """Smooth random uint8 images [N, C, size, size]."""
+    rng = np.random.RandomState(seed)
+    coarse = rng.randint(0, 200, [num, channels, size // 4, size // 4])
+    return (coarse.repeat(4, 2).repeat(4, 3) + rng.randint(0, 20, [num, channels, size, size]) + shift).astype(np.uint8)
+
+
+def make_net(**kwargs):
+    torch.manual_seed(0)
+    net = ddn_networks.DDN(16, 1, [8, 8, 8], [1, 1, 1], [16, 16, 16], **kwargs)
+    with torch.no_grad():
+        for weight in net.parameters():  # as initialised, all samples are flat and alike
+            if weight.ndim > 2:
+                weight.normal_(0, 0.2)
+    return net.eval()
+
+
+@pytest.fixture(scope='module')
+def room(tmp_path_factory):
+    """Files that the tests share: a detector, two sets of images, a reference of the first, a network."""
+    path = tmp_path_factory.mktemp('fid')
+    torch.manual_seed(1)
+    torch.save(LeNet().state_dict(), path / 'detector.pth')
+    save_zip(path / 'a.zip', pictures(120, 0))
+    save_zip(path / 'b.zip', pictures(130, 1, shift=30))
+    persistence.save_network(str(path / 'net.safetensors'), make_net(), meta={})
+    run(path, 'ref', '--data', path / 'a.zip', '--dest', path / 'a.npz')
+    return path
+
+
+def run(room, command, *options, fails=False, detector='detector.pth'):
+    """The result's JSON; or, where it shall fail, its one line."""
+    common = ['--detector', room / detector, '--device', 'cpu']
+    result = CliRunner().invoke(fid.main, [command, *map(str, options), *map(str, common)])
+    if fails:
+        assert result.exit_code not in (0, None) and isinstance(result.exception, SystemExit), result.output
+        lines = [line for line in result.output.splitlines() if line.startswith('Error')]
+        assert len(lines) == 1
+        return lines[0]
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output.splitlines()[-1]) | {'output': result.output}
+
+
+# ----------------------------------------------------------------------------------------------------- ref and calc
+
+
+def test_images_against_their_own_reference(room):
+    result = run(room, 'calc', '--images', room / 'a.zip', '--ref', room / 'a.npz', '--json', room / 'out.json')
+    numbers = result['numbers']
+    assert numbers['FID-120'] == pytest.approx(0, abs=1e-6)
+    assert numbers['precision-120'] == numbers['recall-120'] == numbers['coverage-120'] == 1
+    assert abs(numbers['KID-120']) <= 3 * numbers['KID-120 standard error']
+    assert result['images'] | {'path': 0} == {
+        'path': 0, 'num': 120, 'available': 120, 'sha256': file_sha256(room / 'a.zip'),
+    }  # fmt: skip
+    assert result['reference']['sha256'] == file_sha256(room / 'a.npz')
+    assert result['reference']['data']['sha256'] == file_sha256(room / 'a.zip')
+    assert result['detector']['sha256'] == file_sha256(room / 'detector.pth')
+    assert {'seed', 'batch', 'versions', 'ranks', 'device'} < set(result)
+    assert json.loads((room / 'out.json').read_text())['numbers'] == numbers
+
+
+def test_other_images_are_further_off_and_the_note_says_how_few(room):
+    result = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'a.npz')
+    assert result['numbers']['FID-130'] > 0.001
+    assert result['numbers']['KID-120'] > 3 * result['numbers']['KID-120 standard error'] > 0
+    assert 'fewer than 10000' in result['notes'][0]
+    assert f'Note: {result["notes"][0]}' in result['output']
+    few = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'a.npz', '--num', 50)
+    assert 'singular (rank 49 at most)' in few['notes'][0]
+
+
+def test_fid_does_not_depend_on_the_batch_and_num_draws_by_seed(room):
+    def calc(*options):
+        return run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'a.npz', *options)['numbers']
+
+    whole = calc()
+    assert calc('--batch', 7)['FID-130'] == pytest.approx(whole['FID-130'], abs=1e-6)
+    some = calc('--num', 100)
+    assert some == calc('--num', 100)
+    assert list(some)[0] == 'FID-100' and some['FID-100'] != calc('--num', 100, '--seed', 1)['FID-100']
+
+
+def test_a_network_scores_as_its_pngs_do(room):
+    images, _ = make_net().sample(110, seed=5)
+    save_zip(room / 'samples.zip', to_uint8(images).numpy())
+    through_files = run(room, 'calc', '--images', room / 'samples.zip', '--ref', room / 'a.npz', '--batch', 32)
+    options = ['--num', 110, '--seed', 5, '--batch', 16]
+    direct = run(room, 'calc', '--network', room / 'net.safetensors', '--ref', room / 'a.npz', *options)
+    assert len(np.unique(to_uint8(images).numpy().reshape(110, -1), axis=0)) > 90  # there is something to compare
+    assert direct['numbers']['FID-110'] == pytest.approx(through_files['numbers']['FID-110'], abs=1e-6)
+    for key in ('precision-110', 'recall-110', 'coverage-110'):
+        assert direct['numbers'][key] == through_files['numbers'][key]
+    assert direct['images']['seeds'] == '5-114'
+    assert direct['images']['sha256'] == file_sha256(room / 'net.safetensors')
+    assert direct['images']['ema'] == 'none'
+
+
+def test_edms_own_reference_gives_fid_alone(room):
+    with np.load(room / 'a.npz') as ours:
+        assert ours['mu'].dtype == ours['sigma'].dtype == np.float64
+        np.savez(room / 'edm.npz', mu=ours['mu'], sigma=ours['sigma'])
+    bare = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'edm.npz')
+    full = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'a.npz')
+    assert bare['numbers'] == {'FID-130': full['numbers']['FID-130']}
+    assert any('FID alone' in note for note in bare['notes'])
+
+
+def test_a_folder_reads_like_the_zip(room, tmp_path):
+    with zipfile.ZipFile(room / 'a.zip') as file:
+        file.extractall(tmp_path / 'a')
+    result = run(room, 'calc', '--images', tmp_path / 'a', '--ref', room / 'a.npz')
+    assert result['numbers']['FID-120'] == pytest.approx(0, abs=1e-6) and result['images']['sha256'] is None
+
+
+def test_keep_0_writes_a_file_like_edms(room, tmp_path):
+    run(room, 'ref', '--data', room / 'a.zip', '--dest', tmp_path / 'bare', '--keep', 0)
+    with np.load(tmp_path / 'bare.npz', allow_pickle=False) as file:
+        assert set(file.files) == {'mu', 'sigma', 'meta'}
+
+
+def test_selftest_compares_disjoint_halves(room):
+    result = run(room, 'selftest', '--data', room / 'a.zip')
+    other = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'a.npz', '--num', 60)
+    assert 0 < result['numbers']['FID-60'] < other['numbers']['FID-60']
+    assert abs(result['numbers']['KID-60']) < 5 * result['numbers']['KID-60 standard error']
+
+
+# ------------------------------------------------------------------------------------------------------- bad inputs
+
+
+def test_bad_inputs_end_in_one_clear_line(room, tmp_path):
+    (tmp_path / 'text.npz').write_text('no statistics')
+    np.savez(tmp_path / 'other.npz', x=np.zeros(3))
+    np.savez(tmp_path / 'shape.npz', mu=np.zeros(84), sigma=np.zeros([3, 3]))
+    np.savez(tmp_path / 'wide.npz', mu=np.zeros(2048), sigma=np.eye(2048, dtype=np.float32))
+    np.savez(tmp_path / 'object.npz', mu=np.array([None]), sigma=np.eye(1))
+    np.save(tmp_path / 'single.npy', np.zeros(3))
+    save_zip(tmp_path / 'rgba.zip', pictures(12, 0, channels=4))
+    save_zip(tmp_path / 'big.zip', pictures(12, 0, size=64))
+    (tmp_path / 'text.pth').write_text('no weights')
+    torch.manual_seed(2)
+    torch.save(LeNet().state_dict(), tmp_path / 'other.pth')
+    a, ref = ['--images', room / 'a.zip'], ['--ref', room / 'a.npz']
+    cases = [
+        (['--images', tmp_path / 'none.zip', *ref], 'none.zip'),
+        ([*a, '--ref', tmp_path / 'none.npz'], 'none.npz'),
+        ([*a, '--ref', tmp_path / 'text.npz'], 'text.npz is no file of reference statistics'),
+        ([*a, '--ref', tmp_path / 'other.npz'], 'it has no mu and sigma'),
+        ([*a, '--ref', tmp_path / 'single.npy'], 'single.npy is no file of reference statistics'),
+        ([*a, '--ref', tmp_path / 'object.npz'], 'object.npz is no file of reference statistics'),
+        ([*a, '--ref', tmp_path / 'shape.npz'], 'sigma is (3, 3)'),
+        ([*a, '--ref', tmp_path / 'wide.npz'], '2048 features, the detector lenet has 84'),
+        ([*a, '--ref', room / 'a.zip'], 'make one: fid.py ref'),
+        ([*a, *ref, '--num', '121'], 'holds 120 images, fewer than the 121'),
+        ([*ref], 'either --images or --network'),
+        ([*a, *ref, '--network', 'x'], 'either --images or --network'),
+        (['--images', tmp_path / 'rgba.zip', *ref], '4 channels'),
+        (['--images', tmp_path / 'big.zip', *ref], 'up to 32x32'),
+        (['--network', room / 'a.npz', *ref], 'a.npz'),
+        (['--network', tmp_path / 'none.safetensors', *ref], 'none.safetensors'),
+    ]
+    for options, expected in cases:
+        assert expected in run(room, 'calc', *options, fails=True)
+    assert 'text.pth is no file of weights' in run(tmp_path, 'calc', *a, *ref, fails=True, detector='text.pth')
+    assert 'another detector' in run(tmp_path, 'calc', *a, *ref, fails=True, detector='other.pth')
+    assert 'no such' in run(tmp_path, 'calc', *a, *ref, fails=True, detector='nowhere.pth')
+    assert 'no such folder' in run(room, 'ref', '--data', room / 'a.zip', '--dest', tmp_path / 'x/y.npz', fails=True)
+
+
+def test_a_network_that_needs_a_condition_is_refused(room, tmp_path):
+    persistence.save_network(str(tmp_path / 'cond.safetensors'), make_net(condition_channels=1), meta={})
+    line = run(room, 'calc', '--network', tmp_path / 'cond.safetensors', '--ref', room / 'a.npz', fails=True)
+    assert 'needs a condition' in line
+
+
+# ---------------------------------------------------------------------------------------------------- reconstruction
+
+
+class Darker:
+    """A network whose latent is the image, and whose decoder takes off `steps` of 255."""
+
+    num_bits = 512.0
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def encode(self, images):
+        return images
+
+    def decode(self, codes):
+        return codes - self.steps / 127.5
+
+
+@pytest.fixture
+def lpips_weights(tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    net = LPIPS()
+    torch.save(dict(net.named_parameters()), tmp_path / 'alex.pth')
+    lin = {f'lin{i}.model.1.weight': getattr(net, f'lin{i}').view(1, -1, 1, 1) for i in range(5)}
+    torch.save(lin, tmp_path / 'lin.pth')
+    monkeypatch.setenv('DDN_LPIPS_ALEX', str(tmp_path / 'alex.pth'))
+    monkeypatch.setenv('DDN_LPIPS_LIN', str(tmp_path / 'lin.pth'))
+
+
+def test_reconstruct_measures_what_is_lost(room, tmp_path, monkeypatch, lpips_weights):
+    train = save_zip(tmp_path / 'train.zip', pictures(90, 3, size=32, channels=3, shift=20))
+    held = save_zip(tmp_path / 'held.zip', pictures(20, 4, size=32, channels=3, shift=20))
+
+    def reconstruct(steps):
+        monkeypatch.setattr(fid, 'load_network', lambda *args: (Darker(steps), {'network': 'darker'}))
+        return run(room, 'reconstruct', '--network', 'x', '--data', train, '--held-out', held)['numbers']
+
+    perfect, darker = reconstruct(0), reconstruct(10)
+    assert perfect['training rFID-90'] == pytest.approx(0, abs=1e-9)
+    assert perfect['training SSIM-90'] == pytest.approx(1) and perfect['held-out LPIPS-20'] == 0
+    assert perfect['training PSNR-90 dB'] is None  # infinite
+    assert darker['training PSNR-90 dB'] == pytest.approx(20 * np.log10(25.5), abs=1e-9)
+    assert darker['training rFID-90'] > 0 and darker['held-out LPIPS-20'] > 0
+    assert 0.5 < darker['training SSIM-90'] < 1
+    assert darker['held-out bits per pixel'] == 0.5
+
+
+def test_reconstruct_with_a_real_network(room):
+    result = run(room, 'reconstruct', '--network', room / 'net.safetensors', '--data', room / 'a.zip', '--num', 100)
+    assert result['numbers']['training bits per pixel'] == 12 / 256
+    assert result['numbers']['training PSNR-100 dB'] < 60
+    assert any('no LPIPS: it needs pictures of at least 31x31' in note for note in result['notes'])
+
+
+# -------------------------------------------------------------------------------------------------------- neighbours
+
+
+def test_copies_are_found_and_new_images_are_not(room, tmp_path):
+    data = ['--data', room / 'a.zip', '--held-out', save_zip(tmp_path / 'held.zip', pictures(60, 8))]
+    copied = save_zip(tmp_path / 'copied.zip', pictures(120, 0)[40:60])
+    new = save_zip(tmp_path / 'new.zip', pictures(60, 9))
+    sheet = tmp_path / 'sheet.png'
+    copies = run(room, 'neighbours', '--images', copied, *data, '--sheet', sheet, '--rows', 2, '--columns', 3)
+    assert copies['numbers']['lenet: share of samples closer than a held-out image (new: 0.5)'] == 1
+    assert copies['numbers']['lenet: share of samples closer than 99 % of held-out images (new: 0.01)'] == 1
+    assert copies['numbers']['lenet: median distance of samples to the nearest training image'] == pytest.approx(0)
+    fresh = run(room, 'neighbours', '--images', new, *data)
+    assert 0.35 < fresh['numbers']['lenet: share of samples closer than a held-out image (new: 0.5)'] < 0.65
+    # The sheet: 2 rows of a sample, a gap and 3 neighbours, each in a frame of 1 and enlarged by 4.
+    with Image.open(sheet) as image:
+        pixels = np.asarray(image.resize((image.width // 4, image.height // 4), Image.Resampling.NEAREST))
+    assert pixels.shape == (2 * 18, 18 + 10 + 3 * 18, 3)
+    for row in range(2):
+        sample, nearest = (pixels[row * 18 + 1 : row * 18 + 17, x : x + 16, 0] for x in (1, 29))
+        np.testing.assert_array_equal(sample, pictures(120, 0)[40 + row, 0])
+        np.testing.assert_array_equal(nearest, sample)
+
+
+def test_neighbours_by_lpips(room, tmp_path, lpips_weights):
+    train = pictures(30, 3, size=32)
+    data = save_zip(tmp_path / 'train.zip', train)
+    held = save_zip(tmp_path / 'held.zip', pictures(10, 4, size=32))
+    samples = save_zip(tmp_path / 'samples.zip', train[:5])
+    result = run(room, 'neighbours', '--images', samples, '--data', data, '--held-out', held)
+    assert result['numbers']['LPIPS: median distance of samples to the nearest training image'] == pytest.approx(0)
+    assert result['numbers']['LPIPS: the same of held-out images'] > 0
+    assert result['numbers']['LPIPS: share of samples closer than a held-out image (new: 0.5)'] == 1
+
+
+def test_neighbours_without_held_out_images_say_so(room):
+    result = run(room, 'neighbours', '--network', room / 'net.safetensors', '--data', room / 'a.zip', '--num', 9)
+    assert any('without --held-out' in note for note in result['notes'])
+    assert result['samples']['seeds'] == '0-8'
+
+
+def test_the_search_in_portions_equals_the_search_at_once(room, monkeypatch):
+    gallery, samples = fid.Files(room / 'a.zip'), fid.Files(room / 'b.zip', 9)
+    embed = lambda x: x.flatten(1)  # noqa: E731
+    (whole,) = fid.nearest([samples], gallery, embed, 4, 64, '')
+    monkeypatch.setattr(distances, 'TABLE_BYTES', 3000)
+    (parts,) = fid.nearest([samples], gallery, embed, 4, 7, '')
+    assert torch.equal(whole.indices, parts.indices)
+
+
+# ------------------------------------------------------------------------------------------------------------- ranks
+
+
+def test_two_ranks_find_what_one_finds(room):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    options = ['--images', room / 'b.zip', '--ref', room / 'a.npz', '--batch', 16]
+    common = ['--detector', room / 'detector.pth', '--device', 'cpu']
+    command = [sys.executable, 'fid.py', 'calc', *map(str, options + common)]
+    env = os.environ | {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'OMP_NUM_THREADS': '1'}
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=env | {'RANK': str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[1] == ''
+    two, one = json.loads(outputs[0].splitlines()[-1]), run(room, 'calc', *options)
+    assert two['ranks'] == 2 and list(two['numbers']) == list(one['numbers'])
+    assert two['numbers'] == pytest.approx(one['numbers'], abs=1e-9)
