@@ -58,11 +58,9 @@ class DDL(nn.Module):
             base = None if base is None else base[choice.parents]
         with torch.autocast(x.device.type, enabled=False):
             kernel = self.weight[choice.codes]  # [B, C, F], the only node with a gradient
-            features = x.to(candidates.dtype).flatten(2)  # [B, F or 2F, N]
-            leak = None
-            if self.leak_choice:  # both halves in one product
-                features = features.unflatten(1, (2, -1))  # [B, 2, F, N]
-                image, leak = (kernel[:, None] @ features).unflatten(3, x.shape[2:]).unbind(1)  # [B, C, H, W] each
-            else:
-                image = (kernel @ features).unflatten(2, x.shape[2:])  # [B, C, H, W]
+            if self.leak_choice:  # image and leak in one product with both halves, which reads the features once
+                none = torch.zeros_like(kernel)
+                kernel = torch.cat([torch.cat([kernel, none], 2), torch.cat([none, kernel], 2)], 1)  # [B, 2C, 2F]
+            image = (kernel @ x.to(candidates.dtype).flatten(2)).unflatten(2, x.shape[2:])  # [B, C or 2C, H, W]
+            image, leak = image.chunk(2, 1) if self.leak_choice else (image, None)  # [B, C, H, W] each
         return Selection(candidates, choice, image if base is None else image + base, leak)

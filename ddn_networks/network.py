@@ -155,14 +155,16 @@ class DDN(nn.Module):
         x = self.start.expand(batch_size, C, *self.specs[0].size)  # [B, C_0, h, w]
         image = leak = conditioned = None
         for layer, (spec, block, ddl) in enumerate(zip(self.specs, self.blocks, self.ddls, strict=True)):
+            added = []  # what the block is told: (first channel, [B, c, h, w])
             if image is not None:
-                x = _add_channels(x, image, 0)
+                added.append((0, image))
             if leak is not None:
-                x = _add_channels(x, leak, x.shape[1] - leak.shape[1])
+                added.append((x.shape[1] - leak.shape[1], leak))
             if condition is not None and conditioned != x.shape[2:]:  # once per scale
                 conditioned = x.shape[2:]
                 middle = (x.shape[1] - condition.shape[1]) // 2
-                x = _add_channels(x, samplers.area_resize(condition, conditioned), middle)
+                added.append((middle, samplers.area_resize(condition, conditioned)))
+            x = _AddToChannels.apply(x, [first for first, _ in added], *(y for _, y in added)) if added else x
             if self.grad_checkpoint and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, spec.size, use_reentrant=False)
             else:
@@ -256,10 +258,23 @@ class DDN(nn.Module):
         return net.to(device).eval()
 
 
-def _add_channels(x: torch.Tensor, y: torch.Tensor, first: int) -> torch.Tensor:
-    """x with y added to the channels from ``first`` on."""
-    before, changed, after = x.split([first, y.shape[1], x.shape[1] - first - y.shape[1]], 1)
-    return torch.cat([before, changed + y.to(x.dtype), after], 1)
+class _AddToChannels(torch.autograd.Function):
+    """x [B, C, h, w] with each y [B, c, h, w] added to the channels from its ``first`` on.
+
+    One copy forward and none backward; slices and concatenations would cost several of each.
+    """
+
+    @staticmethod
+    def forward(ctx, x, firsts, *ys):
+        ctx.places = [(first, y.shape[1], y.dtype) for first, y in zip(firsts, ys, strict=True)]
+        out = x.clone()
+        for first, y in zip(firsts, ys, strict=True):
+            out[:, first : first + y.shape[1]] += y
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None, *(grad[:, first : first + c].to(dtype) for first, c, dtype in ctx.places)
 
 
 def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

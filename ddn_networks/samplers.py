@@ -30,7 +30,10 @@ class Choice(NamedTuple):
 Sampler = Callable[[Candidates, int], Choice]
 
 
-def target_pyramid(images: torch.Tensor) -> Callable[[tuple[int, int]], torch.Tensor]:
+Pyramid = Callable[[tuple[int, int]], torch.Tensor]
+
+
+def target_pyramid(images: torch.Tensor) -> Pyramid:
     """A function of size (H, W) that gives ``images`` area-resized to it, each size made once."""
     made = {}
 
@@ -48,7 +51,11 @@ def nearest(images: torch.Tensor, bias: list[torch.Tensor] | None = None) -> Sam
 
     ``bias`` holds one [K] per layer that is added to the distances for choosing only (Loss-Free Balancing, Appendix E).
     """
-    target = target_pyramid(images)
+    return nearest_to(target_pyramid(images), bias)
+
+
+def nearest_to(target: Pyramid, bias: list[torch.Tensor] | None = None) -> Sampler:
+    """``nearest`` to the images of a ``target_pyramid`` that somebody else needs as well (the loss)."""
 
     def sampler(candidates: Candidates, layer: int) -> Choice:
         distances = candidates.distances(target(candidates.shape[2:]))  # [B, K]

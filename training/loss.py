@@ -7,17 +7,16 @@ from collections.abc import Sequence
 
 import torch
 
-from ddn_networks.samplers import target_pyramid
+from ddn_networks.samplers import Pyramid
 
 
-def layer_losses(selected: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each layer's selected images against ``images``, area-resized to the layer: [L] float32.
+def layer_losses(selected: Sequence[torch.Tensor], target: Pyramid) -> torch.Tensor:
+    """Mean squared error of each layer's selected images against the target at the layer's size: [L] float32.
 
     Args:
         selected: L tensors [B, C, h, w], ``Output.selected``.
-        images: [B, C, H, W] in [-1, 1].
+        target: ``samplers.target_pyramid`` of the images [B, C, H, W] in [-1, 1].
     """
-    target = target_pyramid(images)
     return torch.stack([(image - target(image.shape[2:])).square().mean() for image in selected])
 
 

@@ -231,12 +231,13 @@ def training_loop(
             for r in range(rounds):
                 images, _ = next(data)
                 images = to_float(images.to(device, non_blocking=True))  # [B, C, H, W]
-                sampler = samplers.chain_dropout(samplers.nearest(images), table[r])
+                target = samplers.target_pyramid(images)
+                sampler = samplers.chain_dropout(samplers.nearest_to(target), table[r])
                 sync = ddp.no_sync() if world_size > 1 and r < rounds - 1 else contextlib.nullcontext()
                 with sync:
                     with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                         output = ddp(sampler, len(images), keep=True)
-                    per_layer = layer_losses(output.selected, images)  # [L]
+                    per_layer = layer_losses(output.selected, target)  # [L]
                     scaler.scale(total_loss(per_layer, image_shape) / rounds).backward()
                 losses += per_layer.detach() / rounds
                 balancer.observe(output.codes, output.dropped)
