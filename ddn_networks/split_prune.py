@@ -140,11 +140,11 @@ class SplitAndPrune(NoBalancing):
         self.num_splits += plan.active.sum(1)
         moves = row_moves(plan)
         # On the CPU a plan can be read without waiting for a device, and most weights have nothing to move.
-        active = plan.active.any(1).tolist() if plan.active.is_cpu else [True] * len(self.weights)
-        for i, (source, prune) in enumerate(zip(*(m.unbind() for m in moves), strict=True)):
-            if active[i]:
-                states = optimizer.state.get(self.weights[i], {}).values() if optimizer is not None else ()
-                shape = self.weights[i].shape
-                states = [s for s in states if torch.is_tensor(s) and s.shape == shape]
-                apply_to_rows_([self.weights[i], *states, *(copy[i] for copy in self.copies)], source, prune)
+        active = plan.active.any(1).nonzero()[:, 0].tolist() if plan.active.is_cpu else range(len(self.weights))
+        for i in active:
+            states = optimizer.state.get(self.weights[i], {}).values() if optimizer is not None else ()
+            shape = self.weights[i].shape
+            states = [s for s in states if torch.is_tensor(s) and s.shape == shape]
+            tensors = [self.weights[i], *states, *(copy[i] for copy in self.copies)]
+            apply_to_rows_(tensors, moves.source[i], moves.prune[i])
         return plan
