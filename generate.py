@@ -115,7 +115,7 @@ def from_images(net: DDN, archive: ImageArchive, rows: list[int], batch: int) ->
             if image.shape != expected:
                 raise ValueError(
                     f'{archive.title(i)} is {image.shape[2]}x{image.shape[1]} with {image.shape[0]} channels, the '
-                    f'network makes {expected[2]}x{expected[1]} with {expected[0]}: convert with dataset_tool.py --resolution'
+                    f'network makes {expected[2]}x{expected[1]} with {expected[0]}: see dataset_tool.py --resolution'
                 )
         originals = to_float(torch.from_numpy(np.stack(pixels)))
         yield Batch([f'{os.path.splitext(archive.name(i))[0]}.png' for i in part], net.encode(originals), originals)
