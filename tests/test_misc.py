@@ -1,0 +1,102 @@
+"""The small helpers of the loop."""
+
+import math
+import re
+import subprocess
+
+import pytest
+import torch
+from torch import nn
+
+from torch_utils import misc
+
+
+def test_check_finite_names_the_first():
+    tensors = [('a', torch.ones(3)), ('b', torch.ones(2, 2, dtype=torch.bfloat16)), ('i', torch.arange(3)),
+               ('empty', torch.zeros(0)), ('c', torch.ones(4)), ('d', torch.ones(1, dtype=torch.float64))]  # fmt: skip
+    assert misc.check_finite(tensors) is None
+    assert misc.check_finite([]) is None
+    assert misc.check_finite([('i', torch.arange(3))]) is None
+    for bad in (math.nan, math.inf, -math.inf):
+        for name in 'abcd':
+            broken = [(n, t.clone()) for n, t in tensors]
+            dict(broken)[name].view(-1)[-1] = bad
+            assert misc.check_finite(broken) == name
+    broken = [('x', torch.tensor([math.nan])), ('y', torch.ones(1)), ('z', torch.tensor([math.inf]))]
+    assert misc.check_finite(broken) == 'x' and misc.check_finite(broken[1:]) == 'z'
+    assert misc.finite_mask(t for _, t in broken).tolist() == [False, True, False]
+
+
+def test_large_numbers_are_finite():
+    largest = [torch.full((9,), torch.finfo(dtype).max, dtype=dtype) for dtype in (torch.float16, torch.float32)]
+    assert misc.finite_mask([*largest, torch.full((9,), 1e300, dtype=torch.float64)]).all()
+
+
+def test_num_parameters():
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
+    module[1].weight = nn.Parameter(torch.zeros(4, 4), requires_grad=False)
+    assert misc.num_parameters(module) == 3 * 4 + 4 + 4
+
+
+def test_copy_params_and_buffers():
+    source, target = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    source[1].running_mean.fill_(7)
+    assert misc.copy_params_and_buffers_(source.state_dict(), target) == []
+    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    assert not any(a.data_ptr() == b.data_ptr() for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+def test_copy_params_and_buffers_says_what_does_not_fit():
+    source, target = nn.Linear(3, 4), nn.Linear(5, 4)
+    before = target.weight.clone()
+    with pytest.raises(ValueError, match=re.escape('weight (there [4, 3], here [4, 5])')):
+        misc.copy_params_and_buffers_(source.state_dict(), target)
+    assert not torch.equal(target.bias, source.bias)  # nothing happens before the check
+    left = misc.copy_params_and_buffers_(source.state_dict(), target, allow_missing=True)
+    assert left == ['weight (there [4, 3], here [4, 5])']
+    assert torch.equal(target.bias, source.bias) and torch.equal(target.weight, before)
+    with pytest.raises(ValueError, match=re.escape('2 of 2 weights do not fit, the first of them weight (not there)')):
+        misc.copy_params_and_buffers_({'other': torch.zeros(1)}, target, allow_missing=True)
+
+
+def test_git_revision(monkeypatch, tmp_path):
+    revision = misc.git_revision()
+    assert revision is None or re.fullmatch(r'[0-9a-f]{7,40}(-dirty)?', revision)
+    installed = tmp_path / 'misc.py'
+    installed.write_text('')
+    monkeypatch.setattr(misc, '__file__', str(installed))
+    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
+    assert misc.git_revision() is None
+    git = ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b']
+    subprocess.run([*git, 'init', '-q'], check=True)
+    subprocess.run([*git, 'commit', '-q', '--allow-empty', '-m', 'somebody else'], check=True)
+    assert misc.git_revision() is None  # not a file of that checkout
+    subprocess.run([*git, 'add', 'misc.py'], check=True)
+    subprocess.run([*git, 'commit', '-q', '-m', 'ours'], check=True)
+    assert re.fullmatch('[0-9a-f]{7,40}', misc.git_revision())
+    installed.write_text('changed')
+    assert misc.git_revision().endswith('-dirty')
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert misc.git_revision() is None  # no git
+
+
+def test_host_syncs_without_cuda():
+    if torch.cuda.is_available():
+        pytest.skip('there is a CUDA device: see the test below')
+    with misc.host_syncs() as places:
+        torch.ones(1).item()
+    assert places == []
+
+
+@pytest.mark.gpu
+def test_host_syncs():
+    if not torch.cuda.is_available():
+        pytest.skip('no CUDA device')
+    tensor = torch.ones(1, device='cuda')
+    with misc.host_syncs() as places:
+        tensor.add_(1)
+    assert places == []
+    with misc.host_syncs() as places:
+        tensor.item()
+        tensor.item()
+    assert len(places) == 2 and all('test_misc.py' in p for p in places)
