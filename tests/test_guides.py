@@ -33,7 +33,7 @@ def all_images(candidates: Candidates) -> np.ndarray:
 
 
 def area(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Exact area pooling of [..., H, W]: pixels are cut into size[0] x size[1] equal ones, which are averaged."""
+    """Area pooling of [..., H, W]: pixels are cut into size[0] x size[1] equal ones, which are averaged."""
     H, W = x.shape[-2:]
     x = x.repeat(size[0], -2).repeat(size[1], -1)
     return x.reshape(*x.shape[:-2], size[0], H, size[1], W).mean((-3, -1))

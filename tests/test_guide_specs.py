@@ -1,0 +1,225 @@
+"""``--guide``: from words and files to guides."""
+
+import importlib.util
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import guide_specs
+from ddn_networks import Candidates, black_boxes, guides
+
+SHAPE = (8, 8)
+
+
+def save(path, pixels: np.ndarray) -> str:
+    """uint8 [H, W] or [H, W, C] to a file."""
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def as_float(pixels: np.ndarray) -> torch.Tensor:
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def family(B: int = 2, C: int = 3, K: int = 5) -> Candidates:
+    g = torch.Generator().manual_seed(7)
+    return Candidates(torch.randn(K, C, 6, generator=g), torch.randn(B, 6, *SHAPE, generator=g))
+
+
+def same(spec: guide_specs.Spec, guide: guides.Guide, index=(0,), candidates=None) -> None:
+    built = spec.build(list(index), SHAPE)
+    full = candidates or family()
+    torch.testing.assert_close(built(full, 0), guide(full, 0), rtol=1e-6, atol=1e-6)
+
+
+def test_every_picture_guide_means_what_its_function_does(tmp_path):
+    picture, mask = noise(8, 8, 3), (noise(8, 8, seed=1) > 128).astype(np.uint8) * 255
+    face, eyes = save(tmp_path / 'face.png', picture), save(tmp_path / 'eyes.png', mask)
+    target, covered = as_float(picture), as_float(mask)
+    strokes = save(tmp_path / 'strokes.png', np.concatenate([picture, mask[..., None]], 2))
+    low = torch.nn.functional.interpolate(target, size=(4, 4), mode='area')
+    for text, guide in {
+        f'l2:{face}': guides.l2(target),
+        f'l1:{face},at_once=3': guides.l1(target),
+        f'denoise:{face}': guides.denoise(target),
+        f'superres:{face},size=4': guides.superres(low),
+        f'superres:{face}': guides.superres(target),
+        f'colorization:{face}': guides.colorization(target),
+        f'inpaint:{face},mask={eyes}': guides.inpaint(target, (covered < 0).float()),
+        f'strokes:{strokes}': guides.strokes(torch.cat([target, covered], 1)),
+        f'blur:{face},sigma=1.5': guides.blur(target, 1.5),
+        f'posterize:{face},bits=2': guides.posterize(target, 2),
+        f'edges:{face},threshold=0.5': guides.edges(target, threshold=0.5),
+        f'edges:{face},drawn=1': guides.edges(target, drawn=True),
+    }.items():
+        same(guide_specs.parse(text), guide)
+
+
+def test_pictures_of_any_shape_are_cropped_and_resized(tmp_path):
+    wide = noise(16, 40, 3)
+    spec = guide_specs.parse('l2:' + save(tmp_path / 'wide.png', wide))
+    middle = as_float(wide[:, 12:28])
+    same(spec, guides.l2(torch.nn.functional.interpolate(middle, size=SHAPE, mode='area')))
+    grey = guide_specs.parse('l2:' + save(tmp_path / 'grey.png', wide[:, :16, 0]))
+    same(grey, guides.l2(as_float(wide[:, :16, 0])))
+    clear = np.concatenate([wide[:, :16], np.zeros((16, 16, 1), np.uint8)], 2)  # RGBA, all transparent: white
+    same(guide_specs.parse('l2:' + save(tmp_path / 'clear.png', clear)), guides.l2(torch.ones(1, 3, 8, 8)))
+
+
+def test_a_folder_gives_one_guide_per_picture(tmp_path):
+    pixels = [noise(8, 8, 3, seed=i) for i in range(3)]
+    for i, p in enumerate(pixels):
+        save(tmp_path / f'{i}.png', p)
+    spec = guide_specs.parse(f'superres:{tmp_path},size=3')
+    assert spec.names == ['0.png', '1.png', '2.png']
+    assert guide_specs.target_names([spec]) == spec.names
+    low = torch.cat([guides.pixel_maps.box(as_float(pixels[i]), (3, 3)) for i in (2, 0)])
+    same(spec, guides.superres(low), index=(2, 0))
+    one = guide_specs.parse('l2:' + save(tmp_path.parent / 'one.png', pixels[0]))
+    assert guide_specs.target_names([one, spec]) == spec.names and guide_specs.target_names([one]) == ['one.png']
+    same(one, guides.l2(as_float(pixels[0])), index=(1, 2))
+    other = tmp_path.parent / 'other'
+    other.mkdir()
+    for i in range(2):
+        save(other / f'{i}.png', pixels[i])
+    with pytest.raises(ValueError, match='3 pictures and .* 2; give as many, or one'):
+        guide_specs.target_names([spec, guide_specs.parse(f'l2:{other}')])
+
+
+class Projection(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.matrix = torch.nn.Parameter(torch.randn(48, 4, generator=torch.Generator().manual_seed(3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.matrix
+
+
+class Squares(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x
+
+
+def script(net: torch.nn.Module, path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)
+        torch.jit.save(torch.jit.script(net), str(path))
+    return str(path)
+
+
+def test_networks_come_as_torchscript(tmp_path):
+    net = Projection()
+    file = script(net, tmp_path / 'net.pt')
+    spec = guide_specs.parse(f'classifier:{file},class=2,size=4,mean=0.1/0.2/0.3,std=0.5,weight=-2')
+    mean = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
+
+    def fn(images):
+        return net(torch.nn.functional.interpolate(((images + 1) / 2 - mean) / 0.5, size=(4, 4), mode='area'))
+
+    same(spec, black_boxes.classifier(fn, 2))
+    assert spec.build([], SHAPE).weight == -2 and spec.names == []
+    pixels = noise(8, 8, 3)
+    face, squares = save(tmp_path / 'face.png', pixels), script(Squares(), tmp_path / 'squares.pt')
+    for name, make in (('perceptual', black_boxes.perceptual), ('style', black_boxes.style)):
+        same(guide_specs.parse(f'{name}:{face},network={squares}'), make(lambda x: x * x, as_float(pixels)))
+
+
+def test_python_functions_come_from_a_file(tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text('def red(images):\n    return images[:, 0].mean((1, 2))\n'
+                    'def green(images):\n    return images[..., 1].mean((1, 2))\n')
+    same(guide_specs.parse(f'python:{file}:red,at_once=4'), black_boxes.python(lambda x: x[:, 0].mean((1, 2))))
+    green = guide_specs.parse(f'python:{file}:green,numpy=1')
+    same(green, black_boxes.python(lambda x: x[..., 1].mean((1, 2)), numpy=True))
+    assert green.build([], SHAPE).name == 'python green'
+
+
+def test_splitting():
+    known = ['size', 'weight']
+    assert guide_specs.split('a.png,size=8,weight=0.5', known) == ('a.png', {'size': '8', 'weight': '0.5'})
+    assert guide_specs.split('a smiling, old woman', known) == ('a smiling, old woman', {})
+    assert guide_specs.split('e = mc2, size , weight=2', known) == ('e = mc2, size', {'weight': '2'})
+    with pytest.raises(ValueError, match="does not know 'sizes'; its options are size, weight"):
+        guide_specs.split('a.png,sizes=8', known)
+    with pytest.raises(ValueError, match="does not know 'large'"):
+        guide_specs.split('a.png,size=8,large', known)
+
+
+@pytest.mark.parametrize('text, says', [
+    ('supres:x.png', "no guide 'supres'; there are l2, l1, denoise, superres"),
+    ('superres', 'needs PICTURE: --guide superres:face.png,size=8'),
+    ('superres:none.png', 'none.png: no such file or folder'),
+    ('superres:FACE,size=eight', 'size=eight is no number'),
+    ('superres:FACE,size=2.5', 'no whole number'),
+    ('l2:FACE,weight=x', 'weight=x is no number'),
+    ('inpaint:FACE', 'needs mask=FILE'),
+    ('blur:FACE', 'needs sigma=NUMBER'),
+    ('edges:FACE,drawn=yes', 'drawn=yes: 1 or 0'),
+    ('classifier:none.pt,class=3', 'none.pt: no such file; .* TorchScript'),
+    ('classifier:FACE,class=3', 'no TorchScript file'),
+    ('style:FACE', 'needs network=FILE'),
+    ('python:none.py:f', 'none.py:f: expected FILE.py:FUNCTION'),
+])
+def test_what_makes_no_sense_is_named(text, says, tmp_path):
+    text = text.replace('FACE', save(tmp_path / 'face.png', noise(8, 8, 3)))
+    with pytest.raises(ValueError, match=says):
+        guide_specs.parse(text).build([0], SHAPE)
+
+
+def test_too_large_a_size_and_damaged_pictures_are_named(tmp_path):
+    face = save(tmp_path / 'face.png', noise(8, 8, 3))
+    with pytest.raises(ValueError, match=r'--guide superres:.*size=9 is more than the 8 pixels'):
+        guide_specs.parse(f'superres:{face},size=9').build([0], SHAPE)
+    broken = tmp_path / 'broken.png'
+    broken.write_bytes(b'not a picture')
+    with pytest.raises(ValueError, match='--guide l2:.*broken.png: not an image'):
+        guide_specs.parse(f'l2:{broken}').build([0], SHAPE)
+
+
+def test_help_lists_every_guide_with_options_and_an_example():
+    text = guide_specs.help_text()
+    for kind in guide_specs.kinds():
+        assert f'{kind.name}:{kind.value}' in text and f'--guide {kind.example}' in text
+        assert all(option in text for option in kind.options)
+        value = kind.example.strip("'").partition(':')[2]
+        guide_specs.split(value, [*kind.options, 'weight'])  # the examples are well formed
+
+
+def test_clip_with_a_small_random_model():
+    try:
+        import open_clip
+    except ImportError as error:
+        pytest.skip(f'open_clip is not installed ({error})')
+    torch.manual_seed(0)
+    config = {
+        'embed_dim': 16,
+        'vision_cfg': {'image_size': 16, 'layers': 1, 'width': 32, 'patch_size': 8, 'head_width': 16},
+        'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 16, 'heads': 2, 'layers': 1},
+    }
+    net = open_clip.CLIP(**config).eval()
+    guide = guide_specs.clip_guide('a smiling woman', net, open_clip.tokenize)
+    candidates = family(B=1, K=3)
+    images = torch.nn.functional.interpolate(
+        next(iter(candidates.chunks(3)))[1][0].clamp(-1, 1), size=(16, 16), mode='bilinear', align_corners=False
+    )
+    published = (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in published)
+    with torch.no_grad():
+        found = net.encode_image(((images + 1) / 2 - mean) / std, normalize=True)
+        text = net.encode_text(open_clip.tokenize(['a smiling woman']), normalize=True)
+    torch.testing.assert_close(guide(candidates, 0)[0], 1 - (found @ text.t())[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_clip_without_open_clip_says_what_to_install():
+    if importlib.util.find_spec('open_clip') is not None:
+        pytest.skip('open_clip is installed')
+    with pytest.raises(ValueError, match=r'clip needs open_clip .*pip install ddn\[clip\]'):
+        guide_specs.parse('clip:a smiling woman')
