@@ -101,6 +101,10 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         return self.archive.path.stem if self.archive.is_zip else self.archive.path.resolve().name
 
     @property
+    def cached(self) -> bool:
+        return self._cache is not None
+
+    @property
     def num_channels(self) -> int:
         return self.image_shape[0]
 
@@ -317,10 +321,16 @@ def _iterate(loader: torch.utils.data.DataLoader) -> Iterator[tuple[torch.Tensor
         try:
             images, labels = next(batches)
         except BadImageError as error:
-            # A worker's error comes with its traceback as text; the user needs its last line.
-            line = str(error).strip().splitlines()[-1]
-            raise BadImageError(line.removeprefix(f"{BadImageError.__module__}.{BadImageError.__name__}: ")) from None
+            bad = str(error)
+            # torch keeps the error in a frame of its own traceback: a cycle, in which the workers would live on until
+            # some garbage collection, which then waits 5 seconds for each.
+            error.__traceback__ = None
+            break
         yield images, labels
+    del batches
+    # A worker's error comes with its traceback as text; the user needs its last line.
+    line = bad.strip().splitlines()[-1]
+    raise BadImageError(line.removeprefix(f"{BadImageError.__module__}.{BadImageError.__name__}: "))
 
 
 def _leave_signals_to_parent(worker_id: int) -> None:
