@@ -10,6 +10,9 @@
   # keep the latents, change some, draw them
   python generate.py --network=NET --outdir=out --seeds=0-9 --save-codes=codes.txt
   python generate.py --network=NET --outdir=out2 --codes=codes.txt
+\b
+  # what no one trained for: 16 faces that look like face.png at 8x8; see --guide help and docs/guiding.md
+  python generate.py --network=NET --outdir=out --seeds=0-15 --guide=superres:face.png,size=8
 
 NET is a network-snapshot-*.safetensors, as a path or URL. A seed names the same image at any batch size and on any
 number of ranks (torchrun works).
@@ -25,7 +28,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddn_networks import DDN, samplers
+import guide_specs
+from ddn_networks import DDN, guided, samplers
 from dnnlib.images import ImageArchive, to_float, to_image, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write, local_path
@@ -40,6 +44,30 @@ class Batch(NamedTuple):
     names: list[str]
     codes: torch.Tensor
     originals: torch.Tensor | None = None
+
+
+class Guides(click.ParamType):
+    """Guide specs as they are; 'help' lists the guides and ends."""
+
+    name = 'guide'
+
+    def convert(self, value, param, ctx):
+        if value == 'help':
+            click.echo(guide_specs.help_text())
+            ctx.exit()
+        return value
+
+
+class Layers(click.ParamType):
+    """'3-60' as (3, 60)."""
+
+    name = 'layers'
+
+    def convert(self, value, param, ctx):
+        match = re.fullmatch(r'(\d+)-(\d+)', value)
+        if match is None:
+            self.fail(f'{value!r} is no range of layers; give for example 0-62', param, ctx)
+        return int(match[1]), int(match[2])
 
 
 class Seeds(click.ParamType):
@@ -121,6 +149,15 @@ def from_images(net: DDN, archive: ImageArchive, rows: list[int], batch: int) ->
         yield Batch([f'{os.path.splitext(archive.name(i))[0]}.png' for i in part], net.encode(originals), originals)
 
 
+def from_guides(
+    net: DDN, specs: list[guide_specs.Spec], guidance: guided.Guidance, jobs: list[guide_specs.Job], batch: int
+) -> Iterator[Batch]:
+    for part in chunks(jobs, batch):
+        guides = [spec.build([job.target for job in part], net.img_resolution) for spec in specs]
+        codes = guided.sample(net, guidance._replace(guides=guides), [job.seed for job in part])[1]
+        yield Batch([job.name for job in part], codes)
+
+
 def chunks(items: list, size: int) -> list[list]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
@@ -142,6 +179,13 @@ def shown(batches: list[tuple[np.ndarray, np.ndarray | None]], columns: int) -> 
 @click.option('--seeds', metavar='LIST', type=Seeds(), default='0-63', help='Seeds, such as 0-63 or 1,5,9-12')
 @click.option('--codes', metavar='FILE', help='Draw these latents instead: .npz, .npy or text, [N, L]')
 @click.option('--reconstruct', metavar='ZIP|DIR', help='Encode and decode these images instead')
+@click.option('--guide', metavar='SPEC', type=Guides(), multiple=True, help="Generate by this condition; 'help'")
+@click.option('--top-k', metavar='INT', type=click.IntRange(min=1), default=2, help='Guides: one of the k best')
+@click.option('--temperature', metavar='FLOAT', type=float, help='Guides: sample by exp(-distance / t) instead')
+@click.option('--beam', metavar='INT', type=click.IntRange(min=1), default=1, help='Guides: partial images kept')
+@click.option('--combine', type=click.Choice(['ranks', 'distances']), default='ranks', help='Guides: sum these')
+@click.option('--guide-every', metavar='INT', type=click.IntRange(min=1), default=1, help='Guides: ask every n-th')
+@click.option('--guide-layers', metavar='A-B', type=Layers(), help='Guides: ask these layers only')
 @click.option('--save-codes', metavar='FILE', help='Write the latents of all images: .npz, .npy or text')
 @click.option('--grid', metavar='FILE', help='Write one picture of the first 1024 images too (.png)')
 @click.option('--columns', metavar='INT', type=click.IntRange(min=1), default=8, help='Images in a row of the grid')
@@ -149,9 +193,13 @@ def shown(batches: list[tuple[np.ndarray, np.ndarray | None]], columns: int) -> 
 @click.option('--batch', metavar='INT', type=click.IntRange(min=1), default=64, help='Images at once')
 @click.option('--ema', metavar='LABEL', help="Averaged weights by half-life, or 'none' for raw  [default: the first]")
 @click.option('--device', help='cuda, mps or cpu  [default: the best there is]')
-def main(network, outdir, seeds, codes, reconstruct, save_codes, grid, columns, subdirs, batch, ema, device) -> None:
-    if codes and reconstruct:
-        raise click.ClickException('--codes and --reconstruct both say what to draw: give one')
+@click.pass_context
+def main(
+    ctx, network, outdir, seeds, codes, reconstruct, guide, top_k, temperature, beam, combine, guide_every,
+    guide_layers, save_codes, grid, columns, subdirs, batch, ema, device,
+) -> None:  # fmt: skip
+    if sum(map(bool, (codes, reconstruct, guide))) > 1:
+        raise click.ClickException('--codes, --reconstruct and --guide each say what to draw: give one')
     try:
         with dist.session(device) as device:
             net = DDN.from_pretrained(network, ema=ema, device=device).to(memory_format=torch.channels_last)
@@ -163,6 +211,14 @@ def main(network, outdir, seeds, codes, reconstruct, save_codes, grid, columns, 
                 archive = ImageArchive(reconstruct)
                 count = len(archive)
                 batches = from_images(net, archive, list(range(count))[rank::world], batch)
+            elif guide:
+                specs = [guide_specs.parse(text, device) for text in guide]
+                seeds_given = ctx.get_parameter_source('seeds') is not click.core.ParameterSource.DEFAULT
+                jobs = guide_specs.jobs(specs, seeds, seeds_given)
+                choose = guided.top_k(top_k) if temperature is None else guided.temperature(temperature)
+                by = {'ranks': guided.by_rank, 'distances': guided.by_distance}[combine]
+                guidance = guided.Guidance([], choose, by, beam, guide_every, guide_layers)
+                count, batches = len(jobs), from_guides(net, specs, guidance, jobs[rank::world], batch)
             else:
                 count, batches = len(seeds), from_seeds(net, seeds[rank::world], subdirs, batch)
             dist.print0(f'{count} images from {network} to {outdir}')

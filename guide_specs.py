@@ -354,3 +354,25 @@ def target_names(specs: Sequence[Spec]) -> list[str]:
                 f'{len(spec.names)}; give as many, or one'
             )
     return several[0].names if several else []
+
+
+class Job(NamedTuple):
+    """One image to make: its file name, which picture guides it, its seed."""
+
+    name: str
+    target: int
+    seed: int
+
+
+def jobs(specs: Sequence[Spec], seeds: Sequence[int], seeds_given: bool) -> list[Job]:
+    """What to make: an image per seed, or with a folder one per picture (and per seed, where those are given).
+
+    Images are named after their picture where there are several, after their seed where there is one.
+    """
+    names = target_names(specs)
+    if len(names) <= 1:
+        return [Job(f'{seed:06d}.png', 0, seed) for seed in seeds]
+    stems = [os.path.splitext(name)[0] for name in names]
+    if not seeds_given:
+        return [Job(f'{stem}.png', i, 0) for i, stem in enumerate(stems)]
+    return [Job(f'{stem}-{seed:06d}.png', i, seed) for i, stem in enumerate(stems) for seed in seeds]
