@@ -74,7 +74,8 @@ def slow_warp(plane: list[list[float]], inverse: list[list[float]], move: list[f
             inverse[1][0] * x + inverse[1][1] * y + (H - 1) / 2, inverse[0][0] * x + inverse[0][1] * y + (W - 1) / 2
         )
 
-    halves = [[moved(j, i) for i in range(1 - T // 2, 2 * W - 1 + T // 2)] for j in range(1 - T // 2, 2 * H - 1 + T // 2)]
+    first, end_y, end_x = 1 - T // 2, 2 * H - 1 + T // 2, 2 * W - 1 + T // 2
+    halves = [[moved(j, i) for i in range(first, end_x)] for j in range(first, end_y)]
     return [
         [sum(tap[v] * tap[u] * halves[2 * y + v][2 * x + u] for v in range(T) for u in range(T)) for x in range(W)]
         for y in range(H)

@@ -39,10 +39,10 @@ def test_num_parameters():
 
 
 def test_copy_params_and_buffers():
-    source, target = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    source, target = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2))
     source[1].running_mean.fill_(7)
     assert misc.copy_params_and_buffers_(source.state_dict(), target) == []
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    assert all(torch.equal(target.state_dict()[name], t) for name, t in source.state_dict().items())
     assert not any(a.data_ptr() == b.data_ptr() for a, b in zip(source.parameters(), target.parameters(), strict=True))
 
 
