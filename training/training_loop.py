@@ -163,11 +163,17 @@ def training_loop(
     stop = StopRequest()
     progress = report.ProgressLine(total_nimg, cur_nimg, enabled=rank == 0)
 
-    def maintain(force: bool = False) -> None:
+    def save_state() -> None:
+        path = checkpoint.state_path(run_dir, cur_nimg)
+        if rank == 0 and not os.path.exists(path):
+            health.raise_if_bad(checkpoint.find_states(run_dir))
+            checkpoint.save_state(path, net, ema, optimizer, balancer, {'cur_nimg': cur_nimg})
+
+    def maintain() -> None:
         """What is due after ``cur_nimg`` images: a line, pictures, a snapshot, a training state."""
         nonlocal tick, tick_start_nimg, tick_start_time, loss_steps, run_seconds
         done = cur_nimg >= total_nimg
-        if not (done or force or cur_nimg >= (tick + 1) * tick_nimg) or cur_nimg == tick_start_nimg:
+        if not (done or cur_nimg >= (tick + 1) * tick_nimg):
             return
         health.raise_if_bad(checkpoint.find_states(run_dir))
         tick = cur_nimg // tick_nimg
@@ -178,8 +184,6 @@ def training_loop(
         mean_losses = (loss_sum / max(1, loss_steps) / world_size).tolist()
         loss_sum.zero_()
         loss_steps = 0
-        save_snapshot = done or tick % snapshot_ticks == 0
-        save_state = done or force or tick % state_ticks == 0
         if rank == 0:
             stats = {
                 'nimg': cur_nimg,
@@ -200,7 +204,7 @@ def training_loop(
             print(report.tick_line(stats), flush=True)
             with open(os.path.join(run_dir, 'stats.jsonl'), 'a') as f:
                 f.write(json.dumps(stats) + '\n')
-            if save_snapshot:
+            if done or tick % snapshot_ticks == 0:
                 _write_pictures(run_dir, cur_nimg, net, ema, val_images)
                 persistence.save_network(
                     os.path.join(run_dir, f'network-snapshot-{cur_nimg:09d}.safetensors'),
@@ -209,9 +213,8 @@ def training_loop(
                     {**(snapshot_meta or {}), 'cur_nimg': cur_nimg},
                 )
                 report.write_report(run_dir)
-            if save_state:
-                path = checkpoint.state_path(run_dir, cur_nimg)
-                checkpoint.save_state(path, net, ema, optimizer, balancer, {'cur_nimg': cur_nimg})
+            if done or tick % state_ticks == 0:
+                save_state()
         usage.next_tick()
         dist.barrier()
         tick_start_nimg, tick_start_time = cur_nimg, time.time()
@@ -261,7 +264,8 @@ def training_loop(
                 progress.update(cur_nimg, losses, usage)
             maintain()
             if (step % STOP_EVERY == 0 or world_size == 1) and stop.agreed():
-                maintain(force=True)
+                save_state()
+                dist.barrier()
                 progress.clear()
                 dist.print0(
                     f'Stopped by {stop.name} at {cur_nimg:,} images; the state is saved. To go on:\n'

@@ -1,0 +1,36 @@
+"""What several tests need: tiny datasets and runs."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def write_zip(path, count: int, shape: tuple[int, int, int], seed: int = 0, labels: bool = True) -> str:
+    """A dataset zip of ``count`` smooth random images of ``shape`` (C, H, W)."""
+    rng = np.random.default_rng(seed)
+    C, H, W = shape
+    names = [f'00000/img{i:08d}.png' for i in range(count)]
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name in names:
+            small = rng.integers(0, 256, (3, 3, C), dtype=np.uint8)
+            image = Image.fromarray(small[:, :, 0] if C == 1 else small).resize((W, H), Image.BICUBIC)
+            with archive.open(name, 'w') as f:
+                image.save(f, format='png')
+        if labels:
+            archive.writestr('dataset.json', json.dumps({'labels': [[n, i % 3] for i, n in enumerate(names)]}))
+    return str(path)
+
+
+@pytest.fixture(scope='session')
+def tiny_zip(tmp_path_factory) -> str:
+    """40 grey images, 8x8."""
+    return write_zip(tmp_path_factory.mktemp('data') / 'tiny.zip', 40, (1, 8, 8))
+
+
+TINY_NET = ['--channels=8,8,8,8', '--blocks=1,2,1,2', '--nodes=5']
+TINY_RUN = [
+    *TINY_NET, '--batch=16', '--lr=0.01', '--lr-ramp=0', '--seed=1', '--workers=0', '--device=cpu', '--ema=0.0001',
+]  # fmt: skip

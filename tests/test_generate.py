@@ -1,0 +1,111 @@
+"""generate.py as its users run it."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import write_zip
+from PIL import Image
+
+import ddn_networks
+import generate
+from torch_utils import persistence
+
+
+@pytest.fixture(scope='module')
+def network(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    net = ddn_networks.DDN(8, 1, channels=[8, 8, 8], num_blocks=[1, 2, 2], num_nodes=[4, 3, 5])
+    path = tmp_path_factory.mktemp('net') / 'network-snapshot-000000001.safetensors'
+    ema = {'0.5': {n: p + 0.01 for n, p in net.named_parameters()}}
+    persistence.save_network(str(path), net, ema, {'cur_nimg': 1})
+    return str(path)
+
+
+def run(*args: str, expect: int = 0) -> str:
+    result = CliRunner().invoke(generate.main, ['--device=cpu', *(str(a) for a in args)])
+    assert result.exit_code == expect, result.output + repr(result.exception)
+    return result.output
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_seed_is_the_same_image_at_any_batch_size(network, tmp_path):
+    run(f'--network={network}', f'--outdir={tmp_path / "a"}', '--seeds=0-9', '--batch=10')
+    run(f'--network={network}', f'--outdir={tmp_path / "b"}', '--seeds=7,3', '--batch=1')
+    assert sorted(os.listdir(tmp_path / 'a')) == [f'{s:06d}.png' for s in range(10)]
+    for seed in (3, 7):
+        assert np.array_equal(pixels(tmp_path / 'a' / f'{seed:06d}.png'), pixels(tmp_path / 'b' / f'{seed:06d}.png'))
+    images = {pixels(tmp_path / 'a' / f'{s:06d}.png').tobytes() for s in range(10)}
+    assert len(images) == 10
+
+
+def test_subfolders_of_a_thousand_seeds(network, tmp_path):
+    run(f'--network={network}', f'--outdir={tmp_path}', '--seeds=0,1000-1001,2999', '--subdirs')
+    found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob('*.png'))
+    assert found == ['000000/000000.png', '001000/001000.png', '001000/001001.png', '002000/002999.png']
+
+
+@pytest.mark.parametrize('ending', ['txt', 'npz', 'npy'])
+def test_codes_out_and_in_give_the_same_pictures(network, tmp_path, ending):
+    file = tmp_path / f'codes.{ending}'
+    run(f'--network={network}', f'--outdir={tmp_path / "a"}', '--seeds=0-4', f'--save-codes={file}', '--batch=2')
+    run(f'--network={network}', f'--outdir={tmp_path / "b"}', f'--codes={file}', f'--grid={tmp_path / "grid.png"}')
+    for i in range(5):
+        assert np.array_equal(pixels(tmp_path / 'a' / f'{i:06d}.png'), pixels(tmp_path / 'b' / f'{i:06d}.png'))
+    assert generate.read_codes(str(file)).shape == (5, 5)
+    assert pixels(tmp_path / 'grid.png').shape == (8 * (8 + 2), 8 * (8 * 8 + 9))  # one row of 8, 8 times as large
+
+
+def test_reconstruct_keeps_names_and_draws_pairs(network, tmp_path):
+    data = write_zip(tmp_path / 'data.zip', 5, (1, 8, 8))
+    run(f'--network={network}', f'--outdir={tmp_path / "r"}', f'--reconstruct={data}', '--batch=2', '--columns=3',
+        f'--grid={tmp_path / "grid.png"}', f'--save-codes={tmp_path / "codes.npy"}')  # fmt: skip
+    names = sorted(str(p.relative_to(tmp_path / 'r')) for p in (tmp_path / 'r').rglob('*.png'))
+    assert names == [f'00000/img{i:08d}.png' for i in range(5)]
+    net = ddn_networks.DDN.from_pretrained(network)
+    expected = net.decode(torch.from_numpy(np.load(tmp_path / 'codes.npy'))[3:4])[0, 0]
+    got = pixels(tmp_path / 'r' / '00000' / 'img00000003.png')
+    assert np.abs(got - ((expected.numpy() + 1) * 127.5).round().clip(0, 255)).max() <= 1
+    assert pixels(tmp_path / 'grid.png').shape == (8 * (4 * 9 + 1 + 4), 8 * (3 * 9 + 1))
+
+
+def test_ema_or_raw_weights(network, tmp_path):
+    run(f'--network={network}', f'--outdir={tmp_path / "a"}', '--seeds=0')
+    run(f'--network={network}', f'--outdir={tmp_path / "b"}', '--seeds=0', '--ema=0.5')
+    run(f'--network={network}', f'--outdir={tmp_path / "c"}', '--seeds=0', '--ema=none')
+    a, b, c = (pixels(tmp_path / d / '000000.png') for d in 'abc')
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+def test_bad_input_is_one_line(network, tmp_path):
+    def error(*args: str, expect: int = 1) -> str:
+        out = run(f'--outdir={tmp_path / "out"}', *args, expect=expect)
+        lines = [line for line in out.splitlines() if line.startswith('Error:')]
+        assert len(lines) == 1, out
+        return lines[0]
+
+    net = f'--network={network}'
+    assert 'did you mean 1-5' in error(net, '--seeds=5-1', expect=2)
+    assert 'nowhere' in error('--network=nowhere.safetensors')
+    assert 'averaged weights' in error(net, '--ema=3')
+    (tmp_path / 'bad.txt').write_text('0 0 0 0 0\n0 0 3 0 0\n')
+    assert 'code 3 of image 1, layer 2, is outside 0..2' in error(net, f'--codes={tmp_path / "bad.txt"}')
+    (tmp_path / 'short.txt').write_text('0 0 0\n')
+    assert '[B, 5]' in error(net, f'--codes={tmp_path / "short.txt"}')
+    (tmp_path / 'words.txt').write_text('zero one\n')
+    assert 'no codes' in error(net, f'--codes={tmp_path / "words.txt"}')
+    larger = write_zip(tmp_path / 'larger.zip', 1, (1, 16, 16))
+    assert '16x16' in error(net, f'--reconstruct={larger}')
+    data = pathlib.Path(network).read_bytes()
+    (tmp_path / 'cut.safetensors').write_bytes(data[: len(data) // 2])
+    assert 'not a whole safetensors file' in error(f'--network={tmp_path / "cut.safetensors"}')
+    torch.save({'net': torch.zeros(3)}, tmp_path / 'pickle.safetensors')
+    assert 'pickle' in error(f'--network={tmp_path / "pickle.safetensors"}')
+    (tmp_path / 'file').write_text('in the way')
+    assert 'file' in run(net, f'--outdir={tmp_path / "file"}', '--seeds=0', expect=1)

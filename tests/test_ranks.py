@@ -1,0 +1,55 @@
+"""Law 3: two ranks equal one rank at the same total batch. Through train.py and torchrun, as users run it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TINY_RUN
+
+from torch_utils import persistence
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def train(ranks: int, *args: str) -> None:
+    launch = [sys.executable, '-W', 'ignore']
+    if ranks > 1:
+        launch += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}']
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    command = [*launch, os.path.join(ROOT, 'train.py'), *map(str, args)]
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def final(run_dir) -> dict[str, torch.Tensor]:
+    name = sorted(n for n in os.listdir(run_dir) if n.startswith('training-state'))[-1]
+    return persistence.load_tensors(os.path.join(run_dir, name))[0]
+
+
+@pytest.fixture(scope='module')
+def runs(tiny_zip, tmp_path_factory):
+    """20 steps on one rank; on two with accumulation; the same, stopped after 10 and resumed."""
+    folder = tmp_path_factory.mktemp('runs')
+    common = [f'--data={tiny_zip}', *TINY_RUN, '--nodes=24', '--lr=0.003', '--nosubdir', '--tick=0.08']
+    whole, half = '--duration=0.000320', '--duration=0.000160'
+    train(1, f'--outdir={folder / "one"}', *common, whole)
+    train(2, f'--outdir={folder / "rounds"}', *common, '--batch-gpu=4', whole)
+    train(2, f'--outdir={folder / "stopped"}', *common, '--batch-gpu=4', half)
+    train(2, f'--resume={folder / "stopped"}', whole)
+    return {path.name: final(path) for path in folder.iterdir()}
+
+
+def test_two_ranks_are_one(runs):
+    one, other = runs['one'], runs['rounds']
+    assert one['balance/num_splits'].sum() >= 60  # 20 steps, 6 layers: half of all that could be
+    for key in ('balance/counts', 'balance/num_splits'):
+        assert torch.equal(one[key], other[key]), key
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], atol=1e-5, rtol=1e-4)
+
+
+def test_two_ranks_with_accumulation_resume_bit_for_bit(runs):
+    different = [key for key in runs['rounds'] if not torch.equal(runs['rounds'][key], runs['stopped'][key])]
+    assert not different, different

@@ -1,0 +1,254 @@
+"""train.py as its users run it: options, a whole small run, and going on after a stop."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import TINY_RUN, write_zip
+
+import train
+from torch_utils import persistence
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def run_train(*args: str, expect: int = 0) -> str:
+    result = CliRunner().invoke(train.main, [str(a) for a in args])
+    assert result.exit_code == expect, result.output + repr(result.exception)
+    return result.output
+
+
+def final(run_dir, kind: str = 'training-state') -> dict[str, torch.Tensor]:
+    name = sorted(n for n in os.listdir(run_dir) if n.startswith(kind))[-1]
+    return persistence.load_tensors(os.path.join(run_dir, name))[0]
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different, different
+
+
+def test_a_run_leaves_what_it_promises(tiny_zip, tmp_path):
+    out = run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--duration=0.000480', '--tick=0.16',
+                    '--snap=1', '--dump=1', '--ema=0.0001,0.0002')  # fmt: skip
+    (run_dir,) = tmp_path.iterdir()
+    assert run_dir.name == '00000-tiny-ddn-batch16'
+    names = sorted(p.name for p in run_dir.iterdir())
+    for n in (160, 320, 480):
+        assert f'samples-{n:09d}.png' in names and f'reconstructions-{n:09d}.png' in names
+        assert f'network-snapshot-{n:09d}.safetensors' in names
+    assert [n for n in names if n.startswith('training-state')] == [
+        'training-state-000000320.safetensors', 'training-state-000000480.safetensors',  # fmt: skip
+    ]  # the two newest
+    assert 'report.html' in names and not [n for n in names if n.endswith('.tmp')]
+    assert 'img/s' in out and 'left' in out and 'bits' in out
+    assert (run_dir / 'log.txt').read_text().count('tick') == out.count('tick')
+    stats = [json.loads(line) for line in (run_dir / 'stats.jsonl').read_text().splitlines()]
+    assert [s['nimg'] for s in stats] == [160, 320, 480]
+    for s in stats:
+        assert len(s['loss_layers']) == len(s['usage_entropy']) == len(s['dead']) == len(s['splits']) == 6
+        assert all(0 <= e <= 1 + 1e-9 for e in s['usage_entropy']) and s['val_psnr'] > 0 and s['seconds_left'] >= 0
+    assert stats[-1]['loss'] < stats[0]['loss']
+    net = persistence.load_network(str(run_dir / 'network-snapshot-000000480.safetensors'))
+    assert net.snapshot_meta['cur_nimg'] == 480 and net.snapshot_meta['emas'] == ['0.0001', '0.0002']
+    ema, state = net.state_dict(), final(run_dir)
+    assert all(torch.equal(ema[n], state[f'ema/0.0001/{n}']) for n in ema)
+    assert any(not torch.equal(ema[n], state[f'net/{n}']) for n in ema)
+
+
+@pytest.mark.parametrize('more', [[], ['--batch-gpu=4', '--dropout=0.2', '--xflip=1']])
+def test_ten_steps_stop_ten_steps_are_twenty_bit_for_bit(tiny_zip, tmp_path, more):
+    common = [f'--data={tiny_zip}', *TINY_RUN, '--tick=0.08', '--dump=1', '--nosubdir', *more]
+    run_train(f'--outdir={tmp_path / "a"}', *common, '--duration=0.000320')
+    run_train(f'--outdir={tmp_path / "b"}', *common, '--duration=0.000160')
+    out = run_train(f'--resume={tmp_path / "b"}', '--duration=0.000320')
+    assert 'total_nimg: 160 -> 320' in out and out.count('goes on with another option') == 1
+    assert_same(final(tmp_path / 'a'), final(tmp_path / 'b'))
+    a, b = ([json.loads(line) for line in (tmp_path / d / 'stats.jsonl').read_text().splitlines()] for d in 'ab')
+    assert [s['loss_layers'] for s in a] == [s['loss_layers'] for s in b]
+
+
+def test_rounds_of_accumulation_change_nothing_but_rounding(tiny_zip, tmp_path):
+    common = [f'--data={tiny_zip}', *TINY_RUN, '--duration=0.000160', '--nosubdir']
+    run_train(f'--outdir={tmp_path / "a"}', *common)
+    run_train(f'--outdir={tmp_path / "b"}', *common, '--batch-gpu=4')
+    a, b = final(tmp_path / 'a'), final(tmp_path / 'b')
+    assert torch.equal(a['balance/counts'], b['balance/counts'])
+    assert a['balance/num_splits'].sum() > 10
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
+
+
+def start(*args: str) -> subprocess.Popen:
+    command = [sys.executable, os.path.join(ROOT, 'train.py'), *map(str, args)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_state_and_says_how_to_go_on(tiny_zip, tmp_path, number):
+    with start(f'--outdir={tmp_path / "a"}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--tick=0.16') as process:
+        for line in process.stdout:
+            if line.startswith('tick'):
+                process.send_signal(number)
+                break
+        output = process.stdout.read()
+    assert process.returncode == 128 + number, output
+    command = re.search(r'python train.py (--resume=\S+)', output)
+    assert signal.Signals(number).name in output and command, output
+    nimg = int(re.search(r'at ([\d,]+) images', output)[1].replace(',', ''))
+    assert os.path.exists(tmp_path / 'a' / f'training-state-{nimg:09d}.safetensors')
+    duration = (nimg + 160) / 1e6
+    run_train(command[1], f'--duration={duration:f}')
+    run_train(f'--outdir={tmp_path / "b"}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', f'--duration={duration:f}')
+    assert_same(final(tmp_path / 'a'), final(tmp_path / 'b'))
+
+
+KILLED = '''
+import os, random, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+import torch
+from training import checkpoint
+from torch_utils import persistence
+
+folder, rng = sys.argv[2], random.Random(0)
+tensors = {'x': torch.zeros(200_000)}
+for round in range(50):
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        nimg = 1 + max([int(os.path.basename(p)[15:24]) for p in checkpoint.find_states(folder)], default=0)
+        while True:
+            tensors['x'].fill_(nimg)
+            persistence.save_tensors(checkpoint.state_path(folder, nimg), tensors, {'cur_nimg': nimg})
+            nimg += 1
+            os.write(told, b'.')
+    os.read(ready, 1)  # one state at least, then a random moment
+    time.sleep(rng.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    states = checkpoint.find_states(folder)
+    loaded, meta = persistence.load_tensors(states[0])
+    assert (loaded['x'] == meta['cur_nimg']).all() and meta['cur_nimg'] == int(os.path.basename(states[0])[15:24])
+    os.close(ready), os.close(told)
+    for path in states[2:]:
+        os.remove(path)
+left = [name for name in os.listdir(folder) if name.endswith('.tmp')]
+print(meta['cur_nimg'], len(left))
+'''
+
+
+def test_the_newest_state_is_whole_after_fifty_kills(tmp_path):
+    command = [sys.executable, '-c', KILLED, ROOT, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    newest, interrupted = map(int, result.stdout.split())
+    assert newest >= 50 and interrupted >= 5  # so many kills came in the middle of a write
+
+
+def test_resume_without_a_path_takes_the_newest_run(tiny_zip, tmp_path):
+    common = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN]
+    run_train(*common, '--duration=0.000032')
+    run_train(*common, '--duration=0.000048')
+    out = run_train(f'--outdir={tmp_path}', '--duration=0.000064', '--resume')
+    assert '00001-tiny-ddn-batch16/training-state-000000048' in out
+
+
+def test_dry_run_prints_the_plain_dict_and_makes_nothing(tiny_zip, tmp_path):
+    out = run_train(f'--outdir={tmp_path / "x"}', f'--data={tiny_zip}', '--preset=mnist-cpu', '--nodes=7', '-n')
+    loop = json.loads(out)
+    assert loop['network_kwargs']['num_nodes'] == [7] * 6  # the line wins over the preset
+    assert loop['lr_decay'] == 'cosine'  # the preset over the default
+    assert not (tmp_path / 'x').exists()
+
+
+def test_without_a_preset_it_is_the_papers_network(tmp_path):
+    zip32 = write_zip(tmp_path / 'c.zip', 2, (3, 32, 32))
+    kwargs = json.loads(run_train(f'--outdir={tmp_path}', f'--data={zip32}', '-n'))['network_kwargs']
+    assert sum(kwargs['num_blocks']) == 63 and max(kwargs['num_nodes']) == 64
+    zip64 = write_zip(tmp_path / 'f.zip', 2, (3, 64, 64))
+    kwargs = json.loads(run_train(f'--outdir={tmp_path}', f'--data={zip64}', '-n'))['network_kwargs']
+    assert sum(kwargs['num_blocks']) == 127 and max(kwargs['num_nodes']) == 512
+    edm = json.loads(run_train(f'--outdir={tmp_path}', f'--data={zip64}', '--cbase=32', '--cres=1,2,4', '-n'))
+    assert edm['network_kwargs']['channels'] == [128, 64, 32]
+
+
+def test_any_shape_trains(tmp_path):
+    odd = write_zip(tmp_path / 'odd.zip', 20, (3, 11, 6))
+    run_train(f'--outdir={tmp_path / "r"}', f'--data={odd}', *TINY_RUN, '--channels=8,8,8', '--blocks=1',
+              '--duration=0.000032', '--nosubdir', '--precision=bf16', '--grad-checkpoint=1')  # fmt: skip
+    net = persistence.load_network(str(tmp_path / 'r' / 'network-snapshot-000000032.safetensors'))
+    assert net.sample(2)[0].shape == (2, 3, 11, 6)
+
+
+def test_transfer_begins_with_the_weights(tiny_zip, tmp_path):
+    run_train(f'--outdir={tmp_path / "a"}', f'--data={tiny_zip}', *TINY_RUN, '--duration=0.000160', '--nosubdir')
+    snapshot = tmp_path / 'a' / 'network-snapshot-000000160.safetensors'
+    run_train(f'--outdir={tmp_path / "b"}', f'--data={tiny_zip}', *TINY_RUN, '--duration=0.000016', '--nosubdir',
+              f'--transfer={snapshot}', '--lr=1e-9', '--balance=none')  # fmt: skip
+    a, b = final(tmp_path / 'a', 'network'), final(tmp_path / 'b', 'network')
+    torch.testing.assert_close(b['net/blocks.0.conv0.weight'], a['ema/0.0001/blocks.0.conv0.weight'])
+
+
+def test_a_number_that_goes_wrong_stops_the_run_and_is_never_saved(tiny_zip, tmp_path):
+    args = [f'--data={tiny_zip}', *TINY_RUN, '--duration=0.1', '--tick=0.064', '--dump=1', '--lr=1e18', '--nosubdir']
+    out = run_train(f'--outdir={tmp_path / "a"}', *args, expect=1)
+    what = r'Error: the (loss of layer \d+|gradient of \S+) is not finite in the step after [\d,]+ images'
+    assert re.search(what, out)
+    for name in os.listdir(tmp_path / 'a'):
+        if name.endswith('.safetensors'):
+            assert all(t.isfinite().all() for t in persistence.load_tensors(str(tmp_path / 'a' / name))[0].values())
+
+
+BAD = {
+    'no-such-file': (['--data=nowhere.zip'], 'nowhere.zip'),
+    'no-data': ([], '--data is needed'),
+    'batch-gpu': (['--data=DATA', '--batch-gpu=5'], 'divisor'),
+    'one-per-scale': (['--data=DATA', '--blocks=1,2'], '--blocks needs one number'),
+    'not-numbers': (['--data=DATA', '--nodes=a'], '--nodes=a'),
+    'one-node': (['--data=DATA', '--nodes=1'], 'at least 2 nodes'),
+    'ema': (['--data=DATA', '--ema=x'], '--ema=x'),
+    'ls': (['--data=DATA', '--ls=8'], '--ls'),
+    'cuda': (['--data=DATA', '--device=cuda:77'], 'cuda:77'),
+    'resume-nothing': (['--resume=nowhere'], 'nowhere'),
+    'resume-empty': (['--resume'], 'no run with a training state'),
+    'transfer': (['--data=DATA', '--transfer=nowhere.safetensors'], 'nowhere.safetensors'),
+    'val-shape': (['--data=DATA', '--val-data=OTHER'], 'OTHER'),
+}
+
+
+@pytest.mark.parametrize('args, words', BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line(tiny_zip, tmp_path, args, words):
+    other = write_zip(tmp_path / 'other.zip', 2, (3, 4, 4))
+    given = [a.replace('DATA', tiny_zip).replace('OTHER', other) for a in args]
+    words = words.replace('OTHER', other)
+    tiny = [a for a in TINY_RUN if a.split('=')[0] not in [g.split('=')[0] for g in given]]
+    out = run_train(f'--outdir={tmp_path / "out"}', *tiny, '--duration=0.000032', *given, expect=1)
+    errors = [line for line in out.splitlines() if line.startswith('Error:')]
+    assert len(errors) == 1 and words in errors[0], out
+
+
+def test_a_run_folder_that_cannot_be_made(tiny_zip, tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    out = run_train(f'--outdir={tmp_path / "file"}', f'--data={tiny_zip}', *TINY_RUN, expect=1)
+    assert str(tmp_path / 'file') in out
+
+
+def test_a_truncated_image_stops_with_its_name(tiny_zip, tmp_path):
+    import zipfile
+
+    broken = tmp_path / 'broken.zip'
+    with zipfile.ZipFile(tiny_zip) as a, zipfile.ZipFile(broken, 'w') as b:
+        for name in a.namelist():
+            data = a.read(name)
+            b.writestr(name, data[: len(data) // 2] if name.endswith('17.png') else data)
+    out = run_train(f'--outdir={tmp_path}', f'--data={broken}', *TINY_RUN, '--duration=0.01', expect=1)
+    assert 'img00000017.png' in out.splitlines()[-1]
+
+
