@@ -1,0 +1,130 @@
+"""Zero-shot conditional generation on digits: classes by LeNet, super-resolution from 4x4, inpainting (Fig. 2).
+
+    python experiments/zscg_digits.py --network=NET --data=datasets/mnist-test.zip --outdir=experiments/out
+
+Classes are judged by someone who did not guide: the label of the nearest of the --reference images, by pixels. How
+often that reads the held-out digits right is in the report.
+"""
+
+import os
+import sys
+import time
+
+import click
+import torch
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
+sys.path.insert(0, os.path.dirname(__file__))
+
+import zscg
+
+from ddn_networks import DDN, black_boxes, guides, pixel_maps
+from ddn_networks.guided import Guidance, temperature, top_k
+from dnnlib.images import ImageArchive, read_labels
+from metrics.detectors import load_detector
+
+
+def tasks() -> list[zscg.Task]:
+    def known(x: torch.Tensor) -> torch.Tensor:
+        """The upper half is known."""
+        half = torch.zeros_like(x[:1, :1])
+        half[:, :, : x.shape[2] // 2] = 1
+        return half
+
+    def low(x: torch.Tensor, size: int) -> torch.Tensor:
+        return pixel_maps.box(x, (size, size))
+
+    def bicubic(x: torch.Tensor, size: int) -> torch.Tensor:
+        return torch.nn.functional.interpolate(low(x, size), size=x.shape[2:], mode='bicubic').clamp(-1, 1)
+
+    return [
+        *(zscg.Task(f'superres {s}x{s}', lambda x, s=s: guides.superres(low(x, s)), lambda x, s=s: low(x, s),
+                    lambda x, s=s: bicubic(x, s)) for s in (4, 8)),
+        zscg.Task('inpaint lower half', lambda x: guides.inpaint(x, known(x)), lambda x: x * known(x) + known(x) - 1,
+                  lambda x: torch.where(known(x) > 0, x, -torch.ones_like(x))),
+    ]  # fmt: skip
+
+
+def classes(net: DDN, lenet, judge, per_class: int) -> tuple[list[dict], torch.Tensor]:
+    """Figures of the class guide in several ways; the sheet has one row per class."""
+    index = torch.arange(10).repeat_interleave(per_class)
+    calls = sum(net.num_nodes)
+    ways = {
+        'top 2': Guidance([]),
+        'top 1': Guidance([], top_k(1)),
+        'temperature 1': Guidance([], temperature(1.0)),
+        'beam 4': Guidance([], beam=4),
+        'top 2, every 2': Guidance([], every=2),
+        'top 2, every 4': Guidance([], every=4),
+        'top 2, first half': Guidance([], layers=(0, net.num_layers // 2 - 1)),
+        'top 2, second half': Guidance([], layers=(net.num_layers // 2, net.num_layers - 1)),
+    }
+    rows, sheet = [], None
+    for name, guidance in ways.items():
+        guide = black_boxes.classifier(lenet.logits, index)
+        start = time.perf_counter()
+        images = zscg.as_saved(net.sample(len(index), guide=guidance._replace(guides=[guide]))[0])
+        seconds = time.perf_counter() - start
+        asked = guidance._replace(guides=[guide])
+        judged = guidance.beam * sum(k for l, k in enumerate(net.num_nodes) if asked.asks(l))
+        rows.append(_class_row(name, images, index, lenet, judge, judged, seconds / len(index)))
+        sheet = images if sheet is None else sheet
+    pool = zscg.unguided(net, calls, seed=10**6)
+    rows.append(_class_row('unguided', pool[: len(index)], index, lenet, judge, 0, 0.0))
+    odds = [zscg.finished(black_boxes.classifier(lenet.logits, c), pool) for c in range(10)]
+    nearest = torch.cat([pool[of_class.argsort()[:per_class]] for of_class in odds])
+    rows.append(_class_row(f'best {per_class} of {calls}', nearest, index, lenet, judge, calls // per_class, 0.0))
+    return rows, sheet
+
+
+def _class_row(way: str, images, index, lenet, judge, calls: int, seconds: float) -> dict:
+    guide_reads = (lenet.logits(images).argmax(1) == index).float().mean().item()
+    judge_reads = (judge(images) == index).float().mean().item()
+    spread = images.unflatten(0, (10, -1)).std(1).mean().item()
+    return {'task': 'class', 'way': way, 'read by the guide': guide_reads, 'read by the judge': judge_reads,
+            'deviation within a class': spread, 'guide calls per image': calls, 's per image': seconds}  # fmt: skip
+
+
+def nearest_neighbour(path: str, net: DDN):
+    """A judge: the label of the nearest picture of a labelled zip, by pixels."""
+    labels = read_labels(ImageArchive(path))
+    if labels is None:
+        raise click.ClickException(f'{path} has no labels')
+    values = torch.from_numpy(labels.values)
+    reference = zscg.pictures(path, len(values), net).flatten(1)
+    return lambda images: values[torch.cdist(images.flatten(1), reference).argmin(1)]
+
+
+@click.command(help=__doc__, context_settings={'show_default': True})
+@click.option('--network', required=True, help='Snapshot of a network for 32x32 digits')
+@click.option('--data', required=True, help='Held-out digits, zip or folder')
+@click.option('--reference', required=True, help='Labelled digits for the judge, zip or folder')
+@click.option('--lenet', help='Weights of the guide  [default: found as fid.py finds them]')
+@click.option('--outdir', default='experiments/out')
+@click.option('--num', type=int, default=64, help='Held-out digits')
+@click.option('--per-class', type=int, default=10)
+@click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')
+def main(network, data, reference, lenet, outdir, num, per_class, pool):
+    net, lenet = DDN.from_pretrained(network), load_detector('lenet', lenet).net
+    judge = nearest_neighbour(reference, net)
+    originals = zscg.pictures(data, num, net)
+    truth = torch.from_numpy(read_labels(ImageArchive(data)).values[:num])
+    drawn = zscg.unguided(net, pool or sum(net.num_nodes), seed=10**6)
+    ways = {'top 2': Guidance([]), 'top 1': Guidance([], top_k(1)), 'beam 4': Guidance([], beam=4)}
+    rows, sheets = classes(net, lenet, judge, per_class)
+    sheets = {'classes': (sheets, per_class)}
+    for task in tasks():
+        figures, sheet = zscg.compare(net, task, originals, drawn, ways)
+        rows += figures
+        sheets[task.name.replace(' ', '-')] = (sheet, 8)
+    facts = {
+        'network': f'{network}, L = {net.num_layers}, K = {max(net.num_nodes)}, {net.num_bits:.0f} bits',
+        'judge on the held-out digits': f'{(judge(originals) == truth).float().mean().item():.3f} of {num}',
+        'guide calls per image': sum(net.num_nodes),
+        'pool': len(drawn),
+    }
+    zscg.write(outdir, 'zscg-digits', facts, rows, sheets)
+
+
+if __name__ == '__main__':
+    main()
