@@ -135,6 +135,13 @@ def test_frechet_equals_sqrtm(ranks):
     assert distances.frechet_distance(mu2, s2, mu1, s1) == pytest.approx(found, abs=1e-10)
 
 
+def test_frechet_takes_no_root_of_rounding_errors():
+    """[[1, 1], [1, 1 + eps]] has rank 1 but for rounding, and its Cholesky factor an entry of 1.5e-8."""
+    one = np.array([[1, 1], [1, 1 + 2.3e-16]])
+    other = np.array([[1.0, -1], [-1, 1]])
+    assert distances.frechet_distance(np.zeros(2), one, np.zeros(2), other) == pytest.approx(4, abs=1e-12)
+
+
 def test_frechet_of_itself_is_zero():
     for rank in (100, 7):
         s = covariance(20, rank, seed=rank)
