@@ -26,7 +26,7 @@ PICKLES = ('pickle', 'cPickle', 'cloudpickle', 'dill', 'joblib')
 # Files that may import pickle, with the reason.
 MAY_PICKLE: dict[str, str] = {
     'dataset_tool.py': "CIFAR-10's archive is made of pickles; its unpickler knows plain data only",
-    'metrics/detectors.py': 'for the name of the error that torch.load(weights_only=True) raises; it loads nothing itself',
+    'metrics/detectors.py': 'for the name of the error that torch.load(weights_only=True) raises; loads nothing itself',
 }
 
 
