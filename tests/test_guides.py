@@ -593,3 +593,19 @@ def test_beam_of_several_guides_ranks_all_continuations_of_an_image():
     alone = net.sample(1, guide=Guidance([guides.l2(target)], beam=4))[1]
     twice = net.sample(1, guide=Guidance([guides.l2(target), guides.l2(target, weight=2.0)], beam=4))[1]
     assert torch.equal(alone, twice)
+
+
+def test_the_five_line_guide_of_the_docs():
+    """docs/guiding.md: the left half mirrors the right."""
+
+    def mirrored(candidates, layer):
+        difference = candidates.pixels(lambda x: x - x.flip(3))
+        return difference.distances(torch.zeros(difference.shape))
+
+    candidates = family(3, (4, 6))
+    images = all_images(candidates)
+    close(Guide('mirrored', mirrored), candidates, ((images - images[..., ::-1]) ** 2).mean((2, 3, 4)))
+    images, _ = tiny().sample(8, guide=Guidance([Guide('mirrored', mirrored)], guided.top_k(1)))
+    free, _ = tiny().sample(8)
+    asymmetry = [(x - x.flip(3)).square().mean() for x in (images, free)]
+    assert asymmetry[0] < 0.7 * asymmetry[1]
