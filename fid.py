@@ -3,7 +3,7 @@
     python fid.py ref --data=train.zip --dest=train.npz
     python fid.py calc --images=samples/ --ref=train.npz
     python fid.py calc --network=network-snapshot.safetensors --num=50000 --ref=train.npz
-    torchrun --standalone --nproc_per_node=8 fid.py calc ...
+    torchrun --standalone --nproc_per_node=8 -- fid.py calc ...
 
 The numbers go to standard output, the last line being all of it as JSON; progress and warnings go to standard error.
 """
@@ -31,7 +31,7 @@ from dnnlib import util
 from dnnlib.images import to_float, to_uint8
 from metrics import distances
 from metrics.detectors import PRECISIONS, Detector, file_sha256, load_detector, load_lpips
-from metrics.lpips import MIN_SIZE
+from metrics.lpips import LPIPS, MIN_SIZE
 from metrics.reconstruction import WINDOW, psnr, ssim
 from metrics.reference import FEW, Collector, Statistics, compare, load_statistics, save_statistics, short_number
 from torch_utils import distributed as dist
@@ -301,7 +301,9 @@ def reconstruct(network, ema, data, held_out, num, batch, seed, detector, device
     report('reconstruct', numbers, notes, about | how, json_path)
 
 
-def score_reconstruction(net, source: Files, detector: Detector, lpips, batch: int, title: str):
+def score_reconstruction(
+    net, source: Files, detector: Detector, lpips: LPIPS | None, batch: int, title: str
+) -> tuple[dict[str, float], list[str]]:
     """(numbers, notes) of what is left of a source's images after `net.encode` and `net.decode`, in 8 bits."""
     collectors = [Collector(detector.dim, source.num, KEEP) for _ in range(2)]
     sums = torch.zeros(3, dtype=torch.float64)
@@ -325,7 +327,7 @@ def score_reconstruction(net, source: Files, detector: Detector, lpips, batch: i
     return numbers | {'bits per pixel': net.num_bits / (height * width)}, notes
 
 
-def find_lpips(source: Files, device: torch.device):
+def find_lpips(source: Files, device: torch.device) -> tuple[LPIPS | None, list[str]]:
     """(LPIPS, []) or (None, [why not])."""
     if min(source.dataset.resolution) < MIN_SIZE:
         return None, [f'no LPIPS: it needs pictures of at least {MIN_SIZE}x{MIN_SIZE}']
