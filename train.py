@@ -31,8 +31,10 @@ from torch_utils import misc
 from training import checkpoint
 from training.dataset import ImageFolderDataset
 from training.presets import PRESETS
-from training.training_loop import training_loop
+from training.training_loop import BALANCERS, training_loop
 
+# EDM's augmentations for images, 9 labels (Karras et al. 2022, Table 6).
+AUGMENT = {'xflip': 1e8, 'yflip': 1, 'scale': 1, 'rotate_frac': 1, 'aniso': 1, 'translate_frac': 1}
 NOT_STORED = {'outdir', 'resume', 'dry_run', 'nosubdir', 'desc', 'preset'}  # options that a resumed run does not take
 
 
@@ -108,6 +110,7 @@ def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any
         'ema_halflives_nimg': halflives,
         'chain_dropout': o['chain_dropout'],
         'balance': o['balance'],
+        'augment_kwargs': {'p': o['augment'], **AUGMENT} if o['augment'] else None,
         'precision': precision,
         'loss_scale': o['ls'],
         'on_nan': o['on_nan'],
@@ -227,8 +230,10 @@ INT_POS = click.IntRange(min=1)
 @click.option('--ema', metavar='LIST', type=str, default='0.5', help='Half-lives of averaged weights, Mimg: 0.5,0.05')
 @click.option('--chain-dropout', metavar='FLOAT', type=click.FloatRange(0, 1), default=0.05,
               help='Probability that chance makes a choice')
-@click.option('--balance', type=click.Choice(['split-prune', 'none']), default='split-prune',
+@click.option('--balance', type=click.Choice(list(BALANCERS)), default='split-prune',
               help='How nodes are kept equally used')
+@click.option('--augment', metavar='FLOAT', type=click.FloatRange(0, 1), default=0.0,
+              help="Probability of EDM's augmentations; 0 for none")
 @click.option('--on-nan', type=click.Choice(['stop', 'skip']), default='stop', help='At a non-finite loss or gradient')
 @click.option('--transfer', metavar='FILE', type=str, help='Begin with the weights of this snapshot')
 # The machine.

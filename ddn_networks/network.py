@@ -67,6 +67,8 @@ class DDN(nn.Module):
         leak_choice: see ``DDL``.
         dropout: inside the blocks, in training mode only.
         condition_channels: channels of an image-like condition, 0 for none; it enters once per scale.
+        augment_dim: labels that the augment pipe gives an image in training, 0 for none; they enter like a condition
+            and are zero everywhere else.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class DDN(nn.Module):
         leak_choice: bool = True,
         dropout: float = 0.0,
         condition_channels: int = 0,
+        augment_dim: int = 0,
     ):
         super().__init__()
         if not len(channels) == len(num_blocks) == len(num_nodes) > 0 or min(num_blocks) < 1:
@@ -87,12 +90,14 @@ class DDN(nn.Module):
                 'channels, num_blocks and num_nodes need one number per scale and at least one block each, not '
                 f'{list(channels)}, {list(num_blocks)}, {list(num_nodes)}'
             )
-        if min(channels) < max(img_channels, condition_channels):
-            raise ValueError(f'every scale needs at least the {img_channels} channels of the image, not {channels}')
+        told = max(img_channels, condition_channels + augment_dim)
+        if min(channels) < told:
+            raise ValueError(f'every scale needs {told} channels or more to be told of image and condition: {channels}')
         self.img_resolution = resolution_pair(img_resolution)
         self.img_channels = img_channels
         self.learning_residual = learning_residual
         self.condition_channels = condition_channels
+        self.augment_dim = augment_dim
         self.grad_checkpoint = False
         sizes = scale_sizes(self.img_resolution, len(channels))
         self.specs = [
@@ -140,19 +145,24 @@ class DDN(nn.Module):
     # The pass.
 
     def walk(
-        self, sampler: samplers.Sampler, batch_size: int, condition: torch.Tensor | None = None
+        self,
+        sampler: samplers.Sampler,
+        batch_size: int,
+        condition: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
     ) -> Iterator[Selection]:
         """The layers one by one, each a ``Selection``: one question to ``sampler`` per layer, nothing else differs
         between training, generation, reconstruction and guided generation. ``condition`` is image-like,
-        [B, condition_channels, h, w].
+        [B, condition_channels, h, w]; ``augment_labels`` [B, augment_dim] are training's.
         """
         if (condition is not None) != (self.condition_channels > 0):
             raise ValueError(
                 f'this network has {self.condition_channels} condition channels, and the condition given is '
                 f'{None if condition is None else tuple(condition.shape)}'
             )
-        C = self.specs[0].channels
-        x = self.start.expand(batch_size, C, *self.specs[0].size)  # [B, C_0, h, w]
+        # Repeated, not expanded: the channels-last strides that a clone of it would have at 1x1, without a gradient,
+        # make PyTorch 2.13's group norm read past its end in the backward pass.
+        x = self.start.repeat(batch_size, 1, *self.specs[0].size)  # [B, C_0, h, w]
         image = leak = conditioned = None
         for layer, (spec, block, ddl) in enumerate(zip(self.specs, self.blocks, self.ddls, strict=True)):
             added = []  # what the block is told: (first channel, [B, c, h, w])
@@ -160,10 +170,13 @@ class DDN(nn.Module):
                 added.append((0, image))
             if leak is not None:
                 added.append((x.shape[1] - leak.shape[1], leak))
-            if condition is not None and conditioned != x.shape[2:]:  # once per scale
+            if conditioned != x.shape[2:]:  # once per scale
                 conditioned = x.shape[2:]
-                middle = (x.shape[1] - condition.shape[1]) // 2
-                added.append((middle, samplers.area_resize(condition, conditioned)))
+                middle = (x.shape[1] - self.condition_channels - self.augment_dim) // 2
+                if condition is not None:
+                    added.append((middle, samplers.area_resize(condition, conditioned)))
+                if augment_labels is not None:
+                    added.append((middle + self.condition_channels, augment_labels[:, :, None, None]))
             x = _AddToChannels.apply(x, [first for first, _ in added], *(y for _, y in added)) if added else x
             if self.grad_checkpoint and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, spec.size, use_reentrant=False)
@@ -182,11 +195,12 @@ class DDN(nn.Module):
         batch_size: int,
         condition: torch.Tensor | None = None,
         keep: bool = False,
+        augment_labels: torch.Tensor | None = None,
     ) -> Output:
         """The whole pass. ``keep``: also return the selected image and the distances of every layer (training)."""
         codes, dropped, selected, distances = [], [], [], []
         image = None
-        for image, choice in ((s.image, s.choice) for s in self.walk(sampler, batch_size, condition)):
+        for image, choice in ((s.image, s.choice) for s in self.walk(sampler, batch_size, condition, augment_labels)):
             if choice.parents is not None:
                 codes = [c[choice.parents] for c in codes]
             codes.append(choice.codes)
@@ -274,7 +288,8 @@ class _AddToChannels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return grad, None, *(grad[:, first : first + c].to(dtype) for first, c, dtype in ctx.places)
+        wanted = zip(ctx.needs_input_grad[2:], ctx.places, strict=True)
+        return grad, None, *(grad[:, f : f + c].to(dtype) if needed else None for needed, (f, c, dtype) in wanted)
 
 
 def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

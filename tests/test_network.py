@@ -101,7 +101,7 @@ def test_walk_and_forward_agree():
     for l, step in enumerate(steps):
         assert torch.equal(step.image, out.selected[l])
         assert torch.equal(step.choice.codes, out.codes[:, l])
-        assert torch.equal(step.candidates.render(step.choice.codes), step.image)
+        torch.testing.assert_close(step.candidates.render(step.choice.codes), step.image, atol=1e-6, rtol=1e-6)
 
 
 def test_samplers_may_follow_parents():
@@ -216,7 +216,7 @@ def test_bad_shapes_of_a_network_are_named():
         DDN(8, 3, [8, 8], [1], [4, 4])
     with pytest.raises(ValueError, match='at least one block'):
         DDN(8, 3, [8, 8], [1, 0], [4, 4])
-    with pytest.raises(ValueError, match='at least the 3 channels'):
+    with pytest.raises(ValueError, match='needs 3 channels or more'):
         DDN(8, 3, [8, 2], [1, 1], [4, 4])
     with pytest.raises(ValueError, match='at least 2 nodes'):
         DDN(8, 3, [8, 8], [1, 1], [4, 1])
@@ -285,3 +285,17 @@ def test_published_config_at_other_resolutions():
     assert large['num_nodes'] == [64] * 9
     assert large['num_blocks'][-3:] == [64, 64, 64]
     assert len(published_config(1)['channels']) == 1
+
+
+def test_augment_labels_enter_in_channels_last_too():
+    """They once made the first block's group norm crash in the backward pass."""
+    torch.manual_seed(0)
+    net = DDN(8, 1, [16] * 4, [1] * 4, [4] * 4, augment_dim=9).to(memory_format=torch.channels_last)
+    images, labels = torch.rand(4, 1, 8, 8), torch.randn(4, 9)
+    for _ in range(3):
+        output = net(samplers.nearest(images), 4, keep=True, augment_labels=labels)
+        sum(s.square().mean() for s in output.selected).backward()
+    with torch.no_grad():
+        zeros = net(samplers.given(output.codes), 4, augment_labels=torch.zeros(4, 9)).images
+        told = net(samplers.given(output.codes), 4, augment_labels=labels).images
+        assert torch.equal(zeros, net.decode(output.codes)) and not torch.equal(told, zeros)

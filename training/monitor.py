@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ddn_networks import SplitAndPrune
+from ddn_networks import NoBalancing
 from torch_utils import distributed as dist
 
 
@@ -17,7 +17,7 @@ class UsageWindow:
 
     IMAGES_PER_NODE = 16  # then a node with half its due is missed with a probability of 3e-4
 
-    def __init__(self, balancer: SplitAndPrune):
+    def __init__(self, balancer: NoBalancing):
         self.num_nodes = balancer.num_nodes  # [W]
         self.layer_weights = balancer.layer_weights  # [L]
         self.counts = torch.zeros_like(balancer.counts)  # [W, K] of this rank
@@ -63,6 +63,7 @@ class Health:
         device = self.params[0].device
         self.first = torch.full((), -1, dtype=torch.int64, device=device)
         self.losses = self.norms = None
+        self.grad_norm = torch.zeros((), device=device)
         self.bad = torch.zeros((), dtype=torch.bool, device=device)
         self.num_skipped = 0
 
@@ -70,6 +71,7 @@ class Health:
         """Look at the layer losses [L] and the gradients of the step that began at ``cur_nimg`` images."""
         grads = [p.grad for p in self.params if self.watch_gradients and p.grad is not None]
         norms = torch.stack(torch._foreach_norm(grads)) if grads else losses.new_zeros(1)
+        self.grad_norm = norms.square().sum().sqrt()
         self.bad = ~(losses.sum() + norms.sum()).isfinite()
         first = self.bad & (self.first < 0)
         self.losses = losses.clone() if self.losses is None else torch.where(first, losses, self.losses)

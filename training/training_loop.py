@@ -23,8 +23,9 @@ from ddn_networks import samplers
 from dnnlib.images import to_float
 from dnnlib.util import format_time
 from torch_utils import distributed as dist
-from torch_utils import misc, persistence
+from torch_utils import misc, persistence, training_stats
 from training import checkpoint, report
+from training.augment import AugmentPipe
 from training.dataset import BatchStream, ImageFolderDataset, data_iterator
 from training.ema import EMA
 from training.interrupt import StopRequest
@@ -32,6 +33,11 @@ from training.loss import layer_losses, total_loss
 from training.monitor import Health, UsageWindow
 
 GRID = (10, 10)  # rows and columns of the sample sheet
+BALANCERS = {
+    'split-prune': ddn_networks.SplitAndPrune,
+    'bias': ddn_networks.LossFreeBalancing,
+    'none': ddn_networks.NoBalancing,
+}
 STOP_EVERY = 16  # steps between two looks at what costs a wait for the device or the other ranks
 
 
@@ -50,6 +56,7 @@ def training_loop(
     ema_halflives_nimg: Sequence[float] = (500_000,),
     chain_dropout: float = 0.05,
     balance: str = 'split-prune',
+    augment_kwargs: dict[str, Any] | None = None,
     precision: str = 'fp32',
     loss_scale: float | None = None,
     on_nan: str = 'stop',
@@ -79,7 +86,8 @@ def training_loop(
             zero at ``total_nimg``.
         ema_halflives_nimg: half-lives of the averaged copies; the first one draws the pictures.
         chain_dropout: probability that chance makes a layer's choice (Section 3.3).
-        balance: 'split-prune' (Algorithm 1), or 'none' to leave nodes where they are.
+        balance: a key of ``BALANCERS``: 'split-prune' (Algorithm 1), 'bias' (Loss-Free Balancing, Appendix E), 'none'.
+        augment_kwargs: arguments of ``AugmentPipe``, or None for no augmentation.
         precision: 'fp32', 'bf16' or 'fp16' of the blocks; distances, images, losses and counts stay float32 or wider.
         loss_scale: the first scale of the loss with fp16; it then adapts. None for 65536.
         on_nan: 'stop' or 'skip' a step whose loss or gradient is not finite.
@@ -113,7 +121,9 @@ def training_loop(
     val_images = to_float(torch.stack([torch.from_numpy(np.asarray(val_set[i][0])) for i in shown])).to(device)
 
     # Network, optimizer, balance, averages.
-    net = ddn_networks.DDN(**network_kwargs).to(device, memory_format=torch.channels_last).train()
+    pipe = AugmentPipe(**augment_kwargs) if augment_kwargs else None
+    net = ddn_networks.DDN(**network_kwargs, augment_dim=pipe.label_dim if pipe else 0)
+    net = net.to(device, memory_format=torch.channels_last).train()
     net.grad_checkpoint = grad_checkpoint
     if transfer is not None and resume_state is None:
         left = misc.copy_params_and_buffers_(persistence.load_network(transfer).state_dict(), net, allow_missing=True)
@@ -123,7 +133,7 @@ def training_loop(
             block.compile()
     # The fused step is one kernel on CUDA; on the CPU it is a third faster than the default.
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=tuple(betas), eps=1e-8, fused=device.type != 'mps')
-    balancer = ddn_networks.SplitAndPrune(
+    balancer = BALANCERS[balance](
         net.node_weights,
         reduce_fn=dist.all_reduce_ if world_size > 1 else None,
         dtype=torch.float32 if device.type == 'mps' else torch.float64,
@@ -131,8 +141,7 @@ def training_loop(
     ema = EMA(dict(net.named_parameters()), ema_halflives_nimg)
     for copy in ema.copies.values():
         balancer.follow([copy[name] for name, _ in _node_weights(net)])
-    if balance == 'split-prune':
-        balancer.attach(optimizer)
+    balancer.attach(optimizer)
     autocast_dtype = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
     scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale or 2**16, enabled=precision == 'fp16')
     ddp = net
@@ -158,6 +167,7 @@ def training_loop(
     losses = torch.zeros(net.num_layers, device=device)  # of the step
     loss_sum, loss_steps = torch.zeros_like(losses), 0  # since the last tick
     health = Health(net, watch_gradients=precision != 'fp16')
+    collector = training_stats.Collector(device)
     tick, tick_start_nimg, tick_start_time = cur_nimg // tick_nimg, cur_nimg, time.time()
     first_nimg, run_seconds = cur_nimg, 0.0
     stop = StopRequest()
@@ -179,6 +189,7 @@ def training_loop(
         tick = cur_nimg // tick_nimg
         dist.all_reduce_(loss_sum)
         usage.reduce_()
+        collected = collector.update()
         seconds = time.time() - tick_start_time
         run_seconds += seconds
         mean_losses = (loss_sum / max(1, loss_steps) / world_size).tolist()
@@ -190,6 +201,9 @@ def training_loop(
                 'tick': tick,
                 'loss': float(np.mean(mean_losses)),
                 'loss_layers': mean_losses,
+                'loss_std': collected['loss'].std,
+                'grad_norm': collected['grad_norm'].mean,
+                'skipped_steps': health.num_skipped,
                 'val_psnr': _validation_psnr(net, ema, val_images),
                 **usage.stats(),
                 'splits': balancer.num_splits.tolist(),
@@ -223,10 +237,10 @@ def training_loop(
         step = 0
         while cur_nimg < total_nimg:
             # What chance decides in this step, for the whole batch; this rank takes its rows.
-            table = samplers.chain_dropout_codes(
-                net.num_nodes, chain_dropout, batch_size, torch.Generator().manual_seed(_step_seed(seed, cur_nimg))
-            )
+            chance = torch.Generator().manual_seed(_step_seed(seed, cur_nimg))
+            table = samplers.chain_dropout_codes(net.num_nodes, chain_dropout, batch_size, chance)
             table = table.view(world_size, rounds, B, -1)[rank].to(device, non_blocking=True)  # [rounds, B, L]
+            changes = pipe.draw(batch_size, chance).view(world_size, rounds, B, -1)[rank] if pipe else None
             torch.manual_seed(_step_seed(seed, cur_nimg, rank))
 
             optimizer.zero_grad(set_to_none=True)
@@ -234,16 +248,19 @@ def training_loop(
             for r in range(rounds):
                 images, _ = next(data)
                 images = to_float(images.to(device, non_blocking=True))  # [B, C, H, W]
+                labels = None
+                if pipe is not None:
+                    images, labels = pipe.apply(images, changes[r])
                 target = samplers.target_pyramid(images)
-                sampler = samplers.chain_dropout(samplers.nearest_to(target), table[r])
+                sampler = samplers.chain_dropout(samplers.nearest_to(target, balancer.bias), table[r])
                 sync = ddp.no_sync() if world_size > 1 and r < rounds - 1 else contextlib.nullcontext()
                 with sync:
                     with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                        output = ddp(sampler, len(images), keep=True)
+                        output = ddp(sampler, len(images), keep=True, augment_labels=labels)
                     per_layer = layer_losses(output.selected, target)  # [L]
                     scaler.scale(total_loss(per_layer, image_shape) / rounds).backward()
                 losses += per_layer.detach() / rounds
-                balancer.observe(output.codes, output.dropped)
+                balancer.observe(output.codes, output.dropped, output.distances)
                 usage.observe(output.codes, output.dropped)
                 del output, per_layer
 
@@ -251,6 +268,8 @@ def training_loop(
                 group['lr'] = learning_rate(cur_nimg, lr, lr_rampup_nimg, lr_decay, total_nimg)
             scaler.unscale_(optimizer)
             health.observe(losses, cur_nimg)
+            collector.report('loss', losses.mean())
+            collector.report('grad_norm', health.grad_norm)
             if on_nan == 'stop' or health.step_is_finite():
                 scaler.step(optimizer)  # ends with Split-and-Prune
                 scaler.update()
