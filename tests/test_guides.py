@@ -21,7 +21,7 @@ def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=gen(seed)) * 2 - 1
 
 
-def family(C: int = 3, size: tuple = (8, 8), B: int = 2, K: int = 5, features: int = 6, base: bool = True) -> Candidates:
+def family(C: int = 3, size=(8, 8), B: int = 2, K: int = 5, features: int = 6, base: bool = True) -> Candidates:
     g = gen(7)
     weight = torch.randn(K, C, features, generator=g) / features**0.5
     return Candidates(weight, torch.randn(B, features, *size, generator=g), uniform(B, C, *size) if base else None)
