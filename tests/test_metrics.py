@@ -370,6 +370,26 @@ def test_parameters_are_named_and_shaped_as_pytorch_fid_does():
     assert {name: convs[name] for name in some} == some
 
 
+def test_convolution_and_norm_by_hand():
+    layer = randomise_(ConvBN(3, 2, 1).double())
+    x = rand(1, 3, 1, 1)
+    y = layer.conv.weight[:, :, 0, 0] @ x[0, :, 0, 0]
+    y = (y - layer.bn.running_mean) / (layer.bn.running_var + 0.001).sqrt() * layer.bn.weight + layer.bn.bias
+    torch.testing.assert_close(layer(x).flatten(), y.relu())
+
+
+def test_inception_scales_pixels_as_tensorflow_did(monkeypatch):
+    monkeypatch.setattr(Inception, 'trunk', lambda self, x: x)
+    monkeypatch.setattr(Inception, '__init__', lambda self: torch.nn.Module.__init__(self))
+    net = Inception()
+    net.Conv2d_1a_3x3 = ConvBN(3, 32, 3)
+    pixels = torch.tensor([0, 100, 255]).view(1, 3, 1, 1).expand(1, 3, 5, 5)
+    seen = net(pixels.float() / 127.5 - 1)  # [1, 3, 299, 299]
+    torch.testing.assert_close(seen[0, :, 7, 9], (torch.tensor([0.0, 100, 255]) - 128) / 128, rtol=0, atol=1e-6)
+    grey = net(pixels[:, 1:2].float() / 127.5 - 1)
+    assert grey.shape == seen.shape and torch.equal(grey[0, 0], grey[0, 2])
+
+
 def test_inception_weights_that_do_not_fit_are_named():
     state = Inception().state_dict()
     extra = {**state, 'fc.weight': torch.zeros(3), 'AuxLogits.conv0.conv.weight': torch.zeros(1)}
@@ -406,6 +426,19 @@ def test_lenet_pads_digits_and_reads_grey_as_colour():
         net(torch.zeros(1, 1, 33, 40))
     with pytest.raises(ValueError, match='float images'):
         net(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+
+
+def test_lenet_equals_its_layers_one_by_one():
+    net = randomise_(LeNet(), 1)
+    image = rand(1, 1, 32, 32, dtype=torch.float32).clamp(-1, 1)
+    x = ((image[0] + 1) / 2 - 0.1307) / 0.3081  # MNIST's mean and deviation
+    c, f = net.convnet, net.fc
+    x = F.max_pool2d(F.conv2d(x, c['c1'].weight, c['c1'].bias).relu(), 2)
+    x = F.max_pool2d(F.conv2d(x, c['c3'].weight, c['c3'].bias).relu(), 2)
+    x = F.conv2d(x, c['c5'].weight, c['c5'].bias).relu().flatten()
+    x = (f['f6'].weight @ x + f['f6'].bias).relu()
+    torch.testing.assert_close(net(image)[0], x)
+    torch.testing.assert_close(net.logits(image)[0], f['f7'].weight @ x + f['f7'].bias)
 
 
 def test_lenet_reads_digits():
