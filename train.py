@@ -30,6 +30,7 @@ from torch_utils import distributed as dist
 from torch_utils import misc
 from training import checkpoint
 from training.dataset import ImageFolderDataset
+from training.memory import auto_batch_gpu
 from training.presets import PRESETS
 from training.training_loop import BALANCERS, training_loop
 
@@ -121,6 +122,7 @@ def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any
         'state_ticks': o['dump'],
         'val_data': o['val_data'],
         'num_workers': o['workers'],
+        'tensorboard': o['tensorboard'],
         'cudnn_benchmark': o['bench'],
         'transfer': o['transfer'],
     }
@@ -194,6 +196,15 @@ class LongHelp(click.Command):
         return super().get_help(ctx)
 
 
+class BatchGpu(click.ParamType):
+    """A number of images, or 'auto'."""
+
+    name = 'int or auto'
+
+    def convert(self, value, param, ctx):
+        return value if value == 'auto' else click.IntRange(min=1).convert(value, param, ctx)
+
+
 FLOAT_POS = click.FloatRange(min=0, min_open=True)
 INT_POS = click.IntRange(min=1)
 
@@ -204,6 +215,7 @@ INT_POS = click.IntRange(min=1)
 @click.option('--outdir', metavar='DIR', type=str, help='Where to make the run folder')
 @click.option('--data', metavar='ZIP|DIR', type=str, help='Training images, from dataset_tool.py (a path or URL)')
 @click.option('--preset', type=click.Choice(list(PRESETS)), help='A ready set of options; others on the line win')
+@click.option('--cond', metavar='BOOL', type=bool, default=False, help='Class-conditional network (not built yet)')
 @click.option('--arch', type=click.Choice(['ddn']), default='ddn', help='Network: single-shot generator')
 @click.option('--xflip', metavar='BOOL', type=bool, default=False, help='Double the dataset by mirroring')
 @click.option('--val-data', metavar='ZIP|DIR', type=str, help='Images of the validation batch  [default: training]')
@@ -222,7 +234,8 @@ INT_POS = click.IntRange(min=1)
 # Training.
 @click.option('--duration', metavar='MIMG', type=FLOAT_POS, default=200.0, help='Length, millions of images')
 @click.option('--batch', metavar='INT', type=INT_POS, default=512, help='Images per step, over all ranks')
-@click.option('--batch-gpu', metavar='INT', type=INT_POS, help='Images per rank at once  [default: all]')
+@click.option('--batch-gpu', metavar='INT|auto', type=BatchGpu(),
+              help='Images per rank at once, or auto: what fits  [default: all]')
 @click.option('--lr', metavar='FLOAT', type=FLOAT_POS, default=1e-3, help="Adam's learning rate")
 @click.option('--lr-ramp', metavar='MIMG', type=click.FloatRange(min=0), default=10.0, help='Linear ramp to --lr')
 @click.option('--lr-decay', type=click.Choice(['none', 'cosine']), default='none', help='After the ramp')
@@ -250,6 +263,8 @@ INT_POS = click.IntRange(min=1)
 @click.option('--desc', metavar='STR', type=str, help="A word for the run folder's name")
 @click.option('--nosubdir', is_flag=True, help='Use --outdir itself as the run folder')
 @click.option('--tick', metavar='KIMG', type=FLOAT_POS, default=50.0, help='Thousands of images between two lines')
+@click.option('--tensorboard', metavar='BOOL', type=bool, default=False,
+              help='Write event files too (extra: tensorboard)')
 @click.option('--snap', metavar='TICKS', type=INT_POS, default=50, help='Ticks between snapshots and pictures')
 @click.option('--dump', metavar='TICKS', type=INT_POS, default=50, help='Ticks between states; two newest are kept')
 @click.option('--seed', metavar='INT', type=click.IntRange(min=0), help='Of everything random  [default: a new one]')
@@ -259,6 +274,8 @@ INT_POS = click.IntRange(min=1)
 # fmt: on
 @click.pass_context
 def main(ctx: click.Context, **o: Any) -> None:
+    if o['cond']:
+        raise click.ClickException('--cond=1: class-conditional networks are not built yet; labels are ignored now')
     given = {k for k in o if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
     run_dir = state = None
     old = {}
@@ -282,6 +299,9 @@ def main(ctx: click.Context, **o: Any) -> None:
                 for line in differences(old['loop'], loop):
                     dist.print0(f'This run goes on with another option: {line}')
             loop['seed'] = dist.all_gather_object(loop['seed'])[0]
+            if loop['batch_gpu'] == 'auto':
+                loop['batch_gpu'] = auto_batch_gpu(loop, device)
+                dist.print0(f'--batch-gpu=auto: {loop["batch_gpu"]} images at once')
             if o['dry_run']:
                 dist.print0(json.dumps(loop, indent=2))
                 return

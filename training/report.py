@@ -122,6 +122,24 @@ def _full(row: torch.Tensor, columns: int) -> torch.Tensor:
     return torch.cat([row, row.new_ones(columns - len(row), *row.shape[1:])])
 
 
+def open_events(run_dir: str) -> Any:
+    """A TensorBoard writer into ``run_dir``; ValueError where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard=1 needs the package: pip install 'ddn[tensorboard]'") from None
+    return SummaryWriter(run_dir)
+
+
+def write_events(events: Any, stats: dict[str, Any]) -> None:
+    """The numbers of a tick as TensorBoard scalars; of lists, their means."""
+    for name, value in stats.items():
+        value = mean_or_none(value) if isinstance(value, list) else value
+        if isinstance(value, (int, float)) and name not in ('nimg', 'tick'):
+            events.add_scalar(name, value, stats['nimg'])
+    events.flush()
+
+
 # ---------------------------------------------------------------------------------------------------------- report.html
 
 

@@ -67,6 +67,7 @@ def training_loop(
     state_ticks: int = 500,
     val_data: str | None = None,
     num_workers: int = 1,
+    tensorboard: bool = False,
     cudnn_benchmark: bool = True,
     device: torch.device | str = 'cpu',
     transfer: str | None = None,
@@ -167,6 +168,7 @@ def training_loop(
     losses = torch.zeros(net.num_layers, device=device)  # of the step
     loss_sum, loss_steps = torch.zeros_like(losses), 0  # since the last tick
     health = Health(net, watch_gradients=precision != 'fp16')
+    events = report.open_events(run_dir) if tensorboard and rank == 0 else None
     collector = training_stats.Collector(device)
     tick, tick_start_nimg, tick_start_time = cur_nimg // tick_nimg, cur_nimg, time.time()
     first_nimg, run_seconds = cur_nimg, 0.0
@@ -218,6 +220,8 @@ def training_loop(
             print(report.tick_line(stats), flush=True)
             with open(os.path.join(run_dir, 'stats.jsonl'), 'a') as f:
                 f.write(json.dumps(stats) + '\n')
+            if events is not None:
+                report.write_events(events, stats)
             if done or tick % snapshot_ticks == 0:
                 _write_pictures(run_dir, cur_nimg, net, ema, val_images)
                 persistence.save_network(
