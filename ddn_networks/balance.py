@@ -106,16 +106,16 @@ class LossFreeBalancing(NoBalancing):
 
     No node is ever thrown away: one that is matched too often is made to look farther away, one that is matched too
     seldom nearer, and then the gradient moves it to where it is chosen. With c_k of n matches in a step, its bias moves
-    by ``rate * unit * (c_k - n / K)``. That is gradient ascent on the dual of the transport of the data to K nodes of
+    by ``rate * unit * (c_k K / n - 1)``. That is gradient ascent on the dual of the transport of the data to K nodes of
     mass 1/K with the distance as cost, so where it comes to rest every node has its due (which for batches smaller than
     K the sign of the load error, as published, would not find).
 
-    A bias is a distance, and distances differ by layer and shrink in training. The unit is the layer's own: how much
-    farther than the nearest node the second nearest is, on (recent) average. Half of that is what decides between
-    neighbours; a bias keeps its worth in it, for biases are stored in units and multiplied out after each step.
+    A bias is a distance, and distances differ by layer and shrink in training. The unit is the layer's own: the
+    standard deviation over the nodes of their distances to an image, on (recent) average. Biases are kept in units and
+    multiplied out after each step, so that they keep their worth.
 
     Args:
-        rate: units that a bias rises for a match, and falls for n/K matches of others.
+        rate: units by which the bias of a node that is never matched falls in a step.
         memory: the unit is an average over about this many steps.
         limit: biases stay within this many units.
     """
@@ -126,15 +126,15 @@ class LossFreeBalancing(NoBalancing):
         layer_weights: Sequence[int] | None = None,
         reduce_fn: Callable[[torch.Tensor], None] | None = None,
         dtype: torch.dtype = torch.float64,
-        rate: float = 0.1,
+        rate: float = 0.001,
         memory: float = 100.0,
-        limit: float = 1000.0,
+        limit: float = 10.0,
     ):
         super().__init__(weights, layer_weights, reduce_fn, dtype)
         self.rate, self.memory, self.limit = rate, memory, limit
         W, K = self.counts.shape
-        self.seen = torch.zeros(W, K + 2, dtype=dtype, device=self.counts.device)  # and: sum of gaps, number of gaps
-        self.unit = torch.zeros(W, 2, dtype=dtype, device=self.counts.device)  # decayed sum of gaps and their number
+        self.seen = torch.zeros(W, K + 2, dtype=dtype, device=self.counts.device)  # and: sum of spreads, their number
+        self.unit = torch.zeros(W, 2, dtype=dtype, device=self.counts.device)  # decayed sum of spreads and their number
         self.units = torch.zeros_like(self.counts)  # [W, K] biases in units
         self.scaled = torch.zeros(W, K, device=self.counts.device)  # [W, K] float32, biases as distances
         self.bias = [self.scaled[w, : len(weights[w])] for w in self.layer_weights.tolist()]  # views
@@ -145,31 +145,26 @@ class LossFreeBalancing(NoBalancing):
         dropped: torch.Tensor | None = None,
         distances: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """Count codes [B, L] and measure, by ``distances`` (L times [B, K]), the gap from nearest to second nearest."""
+        """Count codes [B, L], and measure how much ``distances`` (L times [B, K]) differ between the nodes."""
         if distances is None:
             raise ValueError('balancing by a bias has to observe the distances too (forward with keep=True)')
         super().observe(codes, dropped)
-        gaps = torch.stack([_gap(d) for d in distances], 1).to(self.seen.dtype)  # [B, L]
+        spreads = torch.stack([d.detach().std(1) for d in distances], 1).to(self.seen.dtype)  # [B, L]
         K = self.counts.shape[1]
-        self.seen[:, K].index_add_(0, self.layer_weights, gaps.sum(0))
-        self.seen[:, K + 1].index_add_(0, self.layer_weights, torch.full_like(gaps[0], len(gaps)))
+        self.seen[:, K].index_add_(0, self.layer_weights, spreads.sum(0))
+        self.seen[:, K + 1].index_add_(0, self.layer_weights, torch.full_like(spreads[0], len(spreads)))
 
     @torch.no_grad()
     def step_(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move the biases by the load of this step."""
-        load, gaps = self._take_seen_().split([self.counts.shape[1], 2], 1)  # [W, K], [W, 2]
+        load, spreads = self._take_seen_().split([self.counts.shape[1], 2], 1)  # [W, K], [W, 2]
         self.counts += load
-        self.unit.mul_(1 - 1 / self.memory).add_(gaps)
+        self.unit.mul_(1 - 1 / self.memory).add_(spreads)
         due = load.sum(1, keepdim=True) / self.num_nodes[:, None]  # n / K
-        self.units.add_((load - due).where(self.exists, 0), alpha=self.rate).clamp_(-self.limit, self.limit)
+        excess = (load / due.clamp(min=1e-9) - (due > 0).to(load.dtype)).where(self.exists, 0)  # c_k K / n - 1
+        self.units.add_(excess, alpha=self.rate).clamp_(-self.limit, self.limit)
         unit = self.unit[:, 0] / self.unit[:, 1].clamp(min=1)
         self.scaled.copy_(self.units * unit[:, None])
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return super().state_dict() | {'unit': self.unit, 'units': self.units, 'scaled': self.scaled}
-
-
-def _gap(distances: torch.Tensor) -> torch.Tensor:
-    """How much farther the second nearest node is than the nearest: [B, K] -> [B]."""
-    near = distances.detach().topk(2, dim=1, largest=False).values
-    return near[:, 1] - near[:, 0]
