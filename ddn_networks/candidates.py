@@ -72,7 +72,7 @@ class Candidates:
     def distances(self, to: torch.Tensor) -> torch.Tensor:
         """Mean squared error over C, H, W of every candidate against ``to`` [B, C, H, W] (Eq. 1): [B, K], no gradient.
 
-        Exact up to rounding. Candidates are rendered only where that takes fewer operations (small N against F).
+        Exact up to rounding. Candidates are rendered only where that costs less (small N against F).
         """
         if tuple(to.shape) != self.shape:
             raise ValueError(f'the target of these candidates must be {self.shape}, not {tuple(to.shape)}')
@@ -109,10 +109,34 @@ def _full_precision(tensor: torch.Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+# How many numbers an intermediate result may have. What leaves the CPU's cache (or makes the allocator ask for fresh
+# pages, call after call) costs several times the arithmetic; other devices want few and large kernels.
+_CPU_NUMBERS, _DEVICE_NUMBERS = 2**18, 2**26
+
+
+def _slice_size(like: torch.Tensor, numbers: int) -> int:
+    """How many slices of so many numbers each may be worked on at once."""
+    return max(1, (_CPU_NUMBERS if like.is_cpu else _DEVICE_NUMBERS) // numbers)
+
+
 def _by_rendering(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """B K C N F multiplications and B K C N numbers of memory; the cheapest where there are few pixels."""
-    residual = weight.flatten(0, 1) @ features  # [B, K C, N]
-    return (residual.unflatten(1, weight.shape[:2]) + error[:, None]).square_().flatten(2).sum(2)
+    """|W_k F + E|^2 as it stands, a few images at a time: the cheapest where there are few pixels."""
+    (K, C, _), N = weight.shape, error.shape[2]
+    if N <= 4:  # multiplying by so few columns is slow: rows of one product instead, all pixels of all images
+        kernel = weight.permute(2, 1, 0).flatten(1)  # [F, C K]
+
+        def part(f: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+            residual = (f.mT.flatten(0, 1) @ kernel).view(len(f), N * C, K)
+            return residual.add_(e.mT.reshape(len(e), N * C, 1)).square_().sum(1)
+    else:
+        kernel = weight.flatten(0, 1)  # [K C, F]
+
+        def part(f: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+            residual = (kernel @ f).view(len(f), K, C, N)
+            return residual.add_(e[:, None]).square_().flatten(2).sum(2)
+
+    size = _slice_size(weight, K * C * N)
+    return torch.cat([part(f, e) for f, e in zip(features.split(size), error.split(size), strict=True)])
 
 
 def _cross(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
@@ -123,29 +147,34 @@ def _cross(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) ->
 
 def _by_node_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """<W_k^T W_k, F F^T>, with the F x F matrix of every node made once for the batch."""
-    gram = features @ features.mT  # [B, F, F]
-    node_gram = weight.mT @ weight  # [K, F, F]
-    return torch.addmm(_cross(weight, features, error), gram.flatten(1), node_gram.flatten(1).t())
+    gram = (features @ features.mT).flatten(1)  # [B, F F]
+    slices = weight.split(_slice_size(weight, gram.shape[1]))
+    return _cross(weight, features, error) + torch.cat([gram @ (w.mT @ w).flatten(1).t() for w in slices], 1)
 
 
 def _by_feature_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """<W_k, W_k (F F^T)>: the same without the node matrices, cheaper for small batches."""
     gram = features @ features.mT  # [B, F, F]
-    product = weight.flatten(0, 1) @ gram  # [B, K C, F]
-    quadratic = torch.einsum('bkf,kf->bk', product.unflatten(1, weight.shape[:2]).flatten(2), weight.flatten(1))
-    return _cross(weight, features, error) + quadratic
+
+    def part(w: torch.Tensor) -> torch.Tensor:
+        product = (w.flatten(0, 1) @ gram).unflatten(1, w.shape[:2])  # [B, k, C, F]
+        return product.mul_(w).flatten(2).sum(2)
+
+    slices = weight.split(_slice_size(weight, len(gram) * weight[0].numel()))
+    return _cross(weight, features, error) + torch.cat([part(w) for w in slices], 1)
 
 
 _METHODS = {'render': _by_rendering, 'node_gram': _by_node_gram, 'feature_gram': _by_feature_gram}
+_TRAFFIC = 16  # multiplications in the time that a number of an intermediate result takes to be written and read
 
 
 def cheapest_method(B: int, K: int, C: int, F: int, N: int) -> str:
-    """Which way to the K distances takes the fewest multiplications: 'render', 'node_gram' or 'feature_gram'."""
+    """Which way to the K distances costs least, in multiplications: 'render', 'node_gram' or 'feature_gram'."""
     gram = B * F * N * (F + C) + B * K * C * F
     costs = {
-        'render': B * K * C * F * N,
-        'node_gram': gram + K * C * F * F + B * K * F * F,
-        'feature_gram': gram + B * K * C * F * F,
+        'render': B * K * C * N * (F + _TRAFFIC),
+        'node_gram': gram + K * F * F * (B + C + _TRAFFIC),
+        'feature_gram': gram + B * K * C * F * (F + _TRAFFIC),
     }
     return min(costs, key=costs.__getitem__)
 
