@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# One script for a CUDA machine that is there only for a while.
+#   bash benchmarks/gpu.sh check             what is there, and do the tests pass on it
+#   bash benchmarks/gpu.sh train DATA.zip    one slice of training, at most 9 minutes; call it again to go on
+#   bash benchmarks/gpu.sh measure           speed of a layer, a step and generation; host synchronisations
+#   bash benchmarks/gpu.sh score DATA.zip    FID of the newest snapshot against DATA.zip
+#
+# Environment: OUT, where what must travel is put, in parts under 16 MiB (default out/gpu); RUN, the run folder (runs/gpu);
+# PRESET (cifar10); MINUTES of a slice (9); TRAIN_OPTIONS, more of train.py's. A slice ends by SIGINT: train.py saves its
+# state, and the next slice resumes it exactly. To bring a run back on another machine, put the parts into $OUT and call
+# `restore` first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-out/gpu}
+RUN=${RUN:-runs/gpu}
+PRESET=${PRESET:-cifar10}
+MINUTES=${MINUTES:-9}
+mkdir -p "$OUT" "$RUN"
+export PYTHONUNBUFFERED=1
+
+pack() { # what a later slice needs and what a person wants to see, in parts
+    rm -f "$OUT"/part-*
+    local state snapshot
+    state=$(ls "$RUN"/training-state-*.safetensors | tail -n 1)
+    snapshot=$(ls "$RUN"/network-snapshot-*.safetensors 2>/dev/null | tail -n 1 || true)
+    tar -cf - "$state" $snapshot "$RUN"/*.json "$RUN"/*.jsonl "$RUN"/log.txt | split -b 15m - "$OUT/part-"
+    cp "$RUN"/report.html "$OUT"/ 2>/dev/null || true
+    ls -l "$OUT"
+}
+
+case ${1:-help} in
+check)
+    nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
+    python -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())'
+    python -m pytest -q -p no:cacheprovider
+    ;;
+train)
+    data=$2
+    resume=()
+    if ls "$RUN"/training-state-*.safetensors >/dev/null 2>&1; then resume=(--resume="$RUN"); fi
+    status=0
+    timeout --signal=INT "$((MINUTES * 60))" python train.py --outdir="$RUN" --nosubdir --preset="$PRESET" --data="$data" \
+        --precision=bf16 --seed=0 --tick=25 --snap=10 ${TRAIN_OPTIONS:-} "${resume[@]}" || status=$?
+    [ $status -eq 0 ] || [ $status -eq 124 ] || [ $status -eq 130 ] || exit $status
+    tail -n 3 "$RUN/log.txt"
+    pack
+    ;;
+measure)
+    python benchmarks/ddl.py 2>&1 | tee "$OUT/ddl.txt"
+    python benchmarks/train_step.py 2>&1 | tee "$OUT/train_step.txt"
+    python benchmarks/generate.py 2>&1 | tee "$OUT/generate.txt"
+    ;;
+score)
+    network=$(ls "$RUN"/network-snapshot-*.safetensors | tail -n 1)
+    python fid.py ref --data="$2" --dest="$OUT/ref.npz" --keep=0
+    python fid.py calc --network="$network" --num="${NUM:-50000}" --ref="$OUT/ref.npz" --json="$OUT/fid.json"
+    rm "$OUT/ref.npz"
+    ;;
+restore)
+    cat "$OUT"/part-* | tar -xf -
+    ;;
+*)
+    sed -n '2,13p' "$0"
+    ;;
+esac
