@@ -1,0 +1,123 @@
+"""The 2D densities of `distribution_playground`, fitted by `sddn` and by us: KL and time, side by side.
+
+    PYTHONPATH=peers python benchmarks/toy_density_peer.py --outdir=out/toy_density_peer
+
+Both peers (MIT) are on PyPI: pip install --no-deps sddn==0.0.2 distribution_playground==0.1.2, beside what they import
+(boxx, OpenCV, pandas, matplotlib and more). Everyone gets the same samples and the same first positions: K 2000 nodes,
+72,000 samples. sddn takes them in 1800 iterations of 40, by gradient descent at --rate (its best, if there are several).
+Times are CPU seconds of one thread, training alone, so that they hold on a busy machine.
+"""
+
+import json
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from metrics import density as densities  # noqa: E402
+
+DENSITIES = ('gaussian', 'blur_circles', 'QR_code', 'sprial', 'words')  # the peer's names
+
+
+def peer_densities(size: int) -> dict[str, np.ndarray]:
+    """The peer's five densities, [size, size] each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        from distribution_playground.density_maps import density_map_builders
+    return {name: density_map_builders[name](size)['density'] for name in DENSITIES}
+
+
+def train_sddn(start: np.ndarray, samples: np.ndarray, batch: int, rate: float) -> tuple[np.ndarray, float]:
+    """sddn's layer as K points: one constant feature, C = 2, 1 x 1 pixels. Returns nodes [K, 2] and CPU seconds.
+
+    Its loss is the mean over two coordinates, so ``rate`` is how much of the way to a sample a node goes.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        import sddn
+    np.seterr(invalid='ignore')  # it divides by zero on its way
+    K = len(start)
+    layer = sddn.DiscreteDistributionOutput(K, last_c=1, predict_c=2, leak_choice=False, size=1)
+    layer.learn_residual = False
+    with torch.no_grad():
+        layer.multi_out_conv1x1.weight.copy_(torch.tensor(start, dtype=torch.float32).reshape(2 * K, 1, 1, 1))
+    optimizer = torch.optim.SGD(layer.parameters(), rate)
+    data = torch.tensor(samples, dtype=torch.float32)[:, :, None, None]
+    feature = torch.ones(batch, 1, 1, 1)
+    began = time.process_time()
+    for i in range(len(data) // batch):
+        out = layer({'feat_last': feature, 'target': data[i * batch : (i + 1) * batch]})
+        optimizer.zero_grad()
+        out['loss'].sum().backward()
+        optimizer.step()
+        layer.try_split(optimizer)
+    seconds = time.process_time() - began
+    return layer.multi_out_conv1x1.weight.detach().reshape(K, 2).double().numpy(), seconds
+
+
+@click.command(help=__doc__.split('\n\n')[0], context_settings={'show_default': True})
+@click.option('--outdir', default='out/toy_density_peer', help='Where results.json and results.md go.')
+@click.option('--nodes', default=2000, help='K.')
+@click.option('--samples', default=72000, help='Samples of the density.')
+@click.option('--seed', default=0, help='Of samples and first positions.')
+@click.option('--rate', 'rates', multiple=True, type=float, default=(0.1,), help='Learning rate of sddn; repeatable.')
+@click.option('--density', 'names', multiple=True, default=DENSITIES, type=click.Choice(DENSITIES))
+def main(outdir: str, nodes: int, samples: int, seed: int, rates: tuple[float, ...], names: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    out = Path(outdir)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        maps = {name: d for name, d in peer_densities(100).items() if name in names}
+        import sddn  # noqa: F401
+    except ImportError as e:
+        raise click.ClickException(f'{e}: install the peers first (see the top of this file)') from None
+    archive = out / 'densities.npz'
+    np.savez_compressed(archive, **maps)
+    ours = ROOT / 'experiments' / 'toy_density.py'
+    budget = [f'--nodes={nodes}', f'--samples={samples}', f'--seed={seed}', '--threads=1']
+    command = [sys.executable, str(ours), f'--densities={archive}', f'--outdir={out}', '--animate=none', *budget]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    report = json.loads((out / 'results.json').read_text())
+    methods = list(report['results'][0]['methods'])
+    rows = []
+    for result in report['results']:
+        density = maps[result['density']]
+        rng = np.random.default_rng(seed)  # the samples that ours had
+        densities.sample(density, nodes, rng)
+        data = densities.sample(density, samples, rng)
+        start = rng.uniform(-1, 1, (nodes, 2))
+        runs = [train_sddn(start, data, 40, rate) for rate in rates]
+        kls = [densities.kl(points, density) for points, _ in runs]
+        best = int(np.argmin(kls))
+        result['sddn'] = {'kl': kls[best], 'all_kl': kls, 'cpu_seconds': min(s for _, s in runs)}
+        half = (result['sddn']['kl'] + result['floor']) / 2
+        cells = [result['density'], f'{result["real_samples"]["kl"]:.3f}', f'{kls[best]:.3f}']
+        cells += [f'{result["methods"][m]["kl"]:.3f}' for m in methods]
+        rows.append([*cells, f'{half:.3f}', f'{result["floor"]:.3f}'])
+    best_of = ' or '.join(map(str, rates))
+    head = ['KL, nats', 'real samples', 'sddn', *methods, 'half way', 'floor']
+    text = [f'K = {nodes:,}, {samples:,} samples, seed {seed}; sddn at rate {best_of}.', '']
+    text += ['| ' + ' | '.join(line) + ' |' for line in (head, ['---'] * len(head), *rows)]
+    text += ['', '| CPU s | sddn | ' + ' | '.join(f'{m} | times faster' for m in methods) + ' |']
+    text += ['| --- ' * (2 + 2 * len(methods)) + '|']
+    for result in report['results']:
+        theirs = result['sddn']['cpu_seconds']
+        cells = [f'{result["methods"][m]["cpu_seconds"]:.2f} | {theirs / result["methods"][m]["cpu_seconds"]:.0f}'
+                 for m in methods]
+        text.append(f'| {result["density"]} | {theirs:.2f} | ' + ' | '.join(cells) + ' |')
+    (out / 'results.json').write_text(json.dumps(report, indent=1) + '\n')
+    (out / 'results.md').write_text('\n'.join(text) + '\n')
+    archive.unlink()
+    click.echo('\n'.join(text))
+
+
+if __name__ == '__main__':
+    main()
