@@ -4,7 +4,7 @@
 
 Both peers (MIT) are on PyPI: pip install --no-deps sddn==0.0.2 distribution_playground==0.1.2, beside what they import
 (boxx, OpenCV, pandas, matplotlib and more). Everyone gets the same samples and the same first positions: K 2000 nodes,
-72,000 samples. sddn takes them in 1800 iterations of 40, by gradient descent at --rate (its best, if there are several).
+72,000 samples. It takes them in 1800 iterations of 40, by gradient descent at --rate (the best, if several).
 Times are CPU seconds of one thread, training alone, so that they hold on a busy machine.
 """
 
