@@ -1,0 +1,239 @@
+"""Whom the benchmarks compare with: the backbone without any DDL (the limit) and the public implementations.
+
+Peers (both MIT) are installed beside the environment and found through PYTHONPATH, since what they declare would pull
+another PyTorch:
+
+    pip install --no-deps --target peers sddn==0.0.2 discrete-distribution-network==0.2.5 boxx opencv-python-headless \\
+        pandas tabulate scikit-image seaborn snakeviz pyopengl matplotlib python-dateutil six pytz tzdata lazy_loader \\
+        cycler kiwisolver pyparsing contourpy fonttools tornado x-mlps-pytorch torch-einops-utils ema-pytorch \\
+        accelerate pyyaml huggingface_hub einops einx frozendict x-transformers jaxtyping wadler-lindig beartype \\
+        loguru platformdirs
+    PYTHONPATH=peers python benchmarks/ddl.py
+
+Legend: B images, K nodes, L layers, C image channels, H x W pixels.
+"""
+
+import importlib
+import sys
+import types
+from collections.abc import Callable
+
+import click
+import torch
+from torch import nn
+
+from benchmarks.common import CLOCKS, Call, extra_memory, interleaved, medians, ratio, table
+from ddn_networks import DDN, Choice, published_config
+from ddn_networks.ddl import Selection
+from ddn_networks.samplers import Pyramid, Sampler
+from torch_utils.misc import host_syncs
+
+CONFIGURATIONS = ('cpu', 'cifar10', '64x64')
+BATCHES = {'cpu': 64, 'cifar10': 4, '64x64': 1}  # that two cores can bear
+
+
+def configuration(name: str, num_nodes: int) -> dict:
+    """Constructor arguments of a network with up to ``num_nodes`` nodes a layer: 'cifar10' and '64x64' as published,
+    'cpu' as train.py's preset mnist-cpu."""
+    if name == 'cpu':
+        num_blocks = [1, 2, 3, 4, 4, 3]
+        scales = len(num_blocks)
+        return {'img_resolution': 32, 'img_channels': 1, 'channels': [32] * scales, 'num_blocks': num_blocks,
+                'num_nodes': [num_nodes] * scales}  # fmt: skip
+    return published_config(*{'cifar10': (32, num_nodes, 32), '64x64': (64, num_nodes, 64)}[name])
+
+
+def load_sddn() -> types.ModuleType | None:
+    """The authors' core library, or None where it is not installed."""
+    try:
+        return importlib.import_module('sddn')
+    except ImportError:
+        return None
+
+
+def load_guided_sampler() -> type[nn.Module] | None:
+    """``GuidedSampler`` of discrete-distribution-network, or None where it is not installed.
+
+    The package imports torchvision for image transforms, which a layer does without: where there is none, an empty
+    module stands in.
+    """
+    try:
+        importlib.import_module('torchvision')
+    except ImportError:
+        stand_ins = {name: types.ModuleType(name) for name in ('torchvision.transforms', 'torchvision.utils')}
+        stand_ins['torchvision.utils'].save_image = None
+        stand_ins['torchvision'] = types.ModuleType('torchvision')
+        stand_ins['torchvision'].transforms = stand_ins['torchvision.transforms']
+        sys.modules.update(stand_ins)
+    try:
+        return importlib.import_module('discrete_distribution_network').GuidedSampler
+    except ImportError:
+        return None
+
+
+def blocks_in(precision: str, device: torch.device) -> torch.autocast:
+    """The training loop's context for 'fp32' or 'bf16' blocks."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == 'bf16')
+
+
+class Backbone(nn.Module):
+    """The blocks of a DDN one after the other, with nothing between them: what no layer can be faster than."""
+
+    def __init__(self, net: DDN):
+        super().__init__()
+        self.specs = net.specs
+        self.blocks = net.blocks  # shared, not copied
+        self.register_buffer('start', net.start)
+
+    def forward(self, batch_size: int) -> torch.Tensor:
+        """The features of the last block, [B, C_L, H, W]."""
+        x = self.start.expand(batch_size, self.start.shape[1], *self.specs[0].size)
+        for spec, block in zip(self.specs, self.blocks, strict=True):
+            x = block(x, spec.size)
+        return x
+
+
+class SddnLayer(nn.Module):
+    """``sddn``'s layer in the place of a ``DDL``. ``target`` names the images in training, ``codes`` [B, L] otherwise:
+    the layer itself knows the two kinds of choice that the benchmarks need, so it asks no sampler."""
+
+    def __init__(self, in_channels: int, num_nodes: int, img_channels: int, size: int):
+        super().__init__()
+        output = load_sddn().DiscreteDistributionOutput
+        self.layer = output(num_nodes, in_channels, img_channels, leak_choice=True, size=size)
+        output.inits.clear()  # a list of all layers that were ever made would keep them alive
+        self.size = size
+        self.target: Pyramid | None = None
+        self.codes: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor, base: torch.Tensor | None, sampler: Sampler, layer: int) -> Selection:
+        d = {'feat_last': x.contiguous()}  # it would copy all K candidates otherwise
+        if base is not None:
+            d['predict'] = base
+        codes = torch.zeros(len(x), dtype=torch.int64)  # in training it counts for itself and tells nobody
+        if self.training:
+            target = self.target((self.size, self.size))
+            d |= {'target': target, f'target_{self.size}x{self.size}': target}
+        else:
+            codes = self.codes[:, layer]
+            d['idx_ks'] = [codes]
+        d = self.layer(d)
+        return Selection(None, Choice(codes), d['predict'], d['feat_leak'])
+
+
+def with_sddn(net: DDN) -> DDN:
+    """``net`` with ``sddn``'s layers in the place of its own (in place)."""
+    layers = [SddnLayer(spec.channels, spec.num_nodes, net.img_channels, spec.size[0]) for spec in net.specs]
+    net.ddls = nn.ModuleList(layers)
+    return net
+
+
+def networks(name: str, num_nodes: list[int], sddn_nodes: int | None, device: str) -> dict[str, nn.Module]:
+    """Whom a configuration's table compares: the backbone, ours with each K, ``sddn``'s layers with one. All share the
+    blocks (channels last, as the training loop has them)."""
+    ours = {f'ours K {k}': DDN(**configuration(name, k)) for k in num_nodes}
+    blocks = next(iter(ours.values())).blocks
+    made = {'backbone': Backbone(next(iter(ours.values()))), **ours}
+    if sddn_nodes is not None and load_sddn() is not None:
+        made[f'sddn K {sddn_nodes}'] = with_sddn(DDN(**configuration(name, sddn_nodes)))
+    for net in made.values():
+        net.blocks = blocks
+        net.to(device, memory_format=torch.channels_last)
+    return made
+
+
+def tell_(net: DDN, target: Pyramid | None = None, codes: torch.Tensor | None = None) -> None:
+    """Set what the ``SddnLayer``s of a network choose by."""
+    for ddl in net.ddls:
+        ddl.target, ddl.codes = target, codes
+
+
+def network_options(command):
+    """The command-line options that the benchmarks of whole networks share."""
+    names = ', '.join(CONFIGURATIONS)
+    some = click.IntRange(min=1)
+    for option in (
+        click.option('--out', help='Write OUT.md and OUT.json'),
+        click.option('--device', help='cpu, cuda', default='cpu', show_default=True),
+        click.option('--quick', help='The smallest network with batch 2, two rounds', is_flag=True),
+        click.option('--clock', help='cpu: of this process', type=click.Choice(list(CLOCKS)), default='wall'),
+        click.option('--repeats', help='Rounds; medians count', type=some, default=5, show_default=True),
+        click.option('--batch', help='Images at a time  [default: what two cores can bear]', type=some),
+        click.option('--sddn-nodes', help='K of sddn; 0 leaves it out', type=int, default=512, show_default=True),
+        click.option('--nodes', help='K of ours (largest K of a layer)', default='8,64,512', show_default=True),
+        click.option('--precisions', help='Of the blocks', default='fp32,bf16', show_default=True),
+        click.option('--configs', help=f'Networks: {names}', default=','.join(CONFIGURATIONS), show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+def compare(
+    make: Callable[[str, nn.Module, torch.Tensor, str], Call],
+    configs: str,
+    precisions: str,
+    nodes: str,
+    sddn_nodes: int,
+    batch: int | None,
+    repeats: int,
+    quick: bool,
+    device: str,
+    clock: str,
+) -> dict[str, list[dict]]:
+    """Caption -> table: contestants against the backbone, per network and precision; on CUDA also compiled.
+
+    ``make(name, net, images, precision)`` gives the call to time.
+    """
+    if unknown := set(configs.split(',')) - set(CONFIGURATIONS):
+        raise click.ClickException(f'--configs {",".join(unknown)}: the networks are {", ".join(CONFIGURATIONS)}')
+    tables = {}
+    for config in ['cpu'] if quick else configs.split(','):
+        nets = networks(config, [int(k) for k in nodes.split(',')], sddn_nodes or None, device)
+        B = batch or (2 if quick else BATCHES[config])
+        images = _images(next(net for net in nets.values() if isinstance(net, DDN)), B).to(device)
+        for compiled in (False, True) if device.startswith('cuda') else (False,):
+            if compiled:
+                for block in nets['backbone'].blocks:  # everybody's
+                    block.compile()
+            for precision in precisions.split(','):
+                calls = {name: make(name, net, images, precision) for name, net in nets.items()}
+                seconds = interleaved(calls, 2 if quick else repeats, device=device, clock=clock)
+                caption = f'{config}, batch {B}, {precision}{", blocks compiled" if compiled else ""}'
+                tables[caption] = [_row(name, calls[name], seconds, B, device) for name in calls]
+                print(f'{caption}\n\n{table(tables[caption])}\n', flush=True)
+    return tables
+
+
+def _images(net: DDN, batch: int) -> torch.Tensor:
+    """Smooth random images [B, C, H, W] in [-1, 1]."""
+    low = torch.rand(batch, net.img_channels, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return nn.functional.interpolate(low, size=net.img_resolution, mode='bilinear')
+
+
+def _row(name: str, call: Call, seconds: dict[str, list[float]], batch: int, device: str) -> dict:
+    row = {
+        'network': name,
+        'seconds': medians(seconds)[name],
+        'images/s': batch / medians(seconds)[name],
+        'x / backbone': ratio(seconds, name, 'backbone'),
+    }
+    ours = [n for n in seconds if n.startswith('ours')]
+    row['x / ours, least K'] = ratio(seconds, name, ours[0]) if name in ours else None
+    row['sddn / x'] = next((ratio(seconds, n, name) for n in seconds if n.startswith('sddn')), None)
+    if device.startswith('cuda'):
+        row['peak MB'] = extra_memory(call, device) / 2**20
+        with host_syncs() as places:
+            call()
+        row['host waits'] = len(places)
+    return row
+
+
+def verdict(tables: dict[str, list[dict]], limit: float, flat: float, faster: float) -> str:
+    """The goals and what came of them, one line per table."""
+    lines = [f'Goals: at most {limit} times the backbone, flat over K to {flat:.0%}, {faster} times faster than sddn.']
+    for caption, rows in tables.items():
+        ours = [row for row in rows if row['network'].startswith('ours')]
+        worst, spread = max(r['x / backbone'] for r in ours), max(r['x / ours, least K'] for r in ours) - 1
+        sddn = '' if ours[-1]['sddn / x'] is None else f', sddn takes {ours[-1]["sddn / x"]:.2f} times ours'
+        lines.append(f'{caption}: {worst:.2f} times the backbone, {spread:+.1%} from the least K at worst{sddn}')
+    return '\n'.join(lines)

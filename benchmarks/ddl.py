@@ -1,0 +1,204 @@
+"""One training step of one Discrete Distribution Layer: ours and the public implementations, in one run.
+
+\b
+  PYTHONPATH=peers OMP_NUM_THREADS=2 python benchmarks/ddl.py                # the shapes of the published networks
+  python benchmarks/ddl.py --quick                                           # seconds: does everything still run?
+  python benchmarks/ddl.py --shapes 16,128,64,512 --memory --out results/ddl # one shape: batch,channels,size,K
+  python benchmarks/ddl.py --methods                                         # is the cost model's choice the fastest?
+
+A step is: distances, choice, selected image, leak, loss, backward to weights, features and the image before, Adam,
+Split-and-Prune. Half of the channels are candidates' features, the other half the leak's; discrete-distribution-network
+has no leak and gets the first half alone. Adam is the same for all. How to install the peers: contestants.py.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+import click
+import torch
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
+
+from benchmarks import common, contestants
+from ddn_networks import SplitAndPrune, candidates, samplers
+from ddn_networks.ddl import DDL
+from training.loss import layer_losses
+
+Shape = tuple[int, int, int, int]  # B, channels, H = W, K
+C = 3
+TINY: Shape = (2, 8, 4, 4)
+HEADLINE: Shape = (16, 128, 64, 512)
+GOAL_SPEED, GOAL_MEMORY = 35.0, 8.0
+
+
+def published_shapes(batch: int) -> list[Shape]:
+    """Every size of the CIFAR-10 and 64x64 networks with K from 2 to 512."""
+    channels = {1: 256, 2: 256, 4: 256, 8: 256, 16: 256, 32: 256, 64: 128}
+    return [(batch, c, size, K) for size, c in channels.items() for K in (2, 8, 64, 512)]
+
+
+def inputs(shape: Shape, device: str) -> tuple[torch.Tensor, ...]:
+    """Features and the image before (with gradient), the target, the gradients that come back to image and leak."""
+    B, channels, S, _ = shape
+    generator = torch.Generator().manual_seed(0)
+    x, base, target, *grads = (torch.randn(B, c, S, S, generator=generator).to(device) for c in (channels, C, C, C, C))
+    return x.requires_grad_(), base.requires_grad_(), target, *grads
+
+
+def adam(parameters) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+
+def ours(shape: Shape, device: str) -> Callable[[], None]:
+    """A step of ``ddn_networks``, as the training loop does it."""
+    x, base, target, image_grad, leak_grad = inputs(shape, device)
+    layer = DDL(shape[1], shape[3], C).to(device)
+    optimizer = adam(layer.parameters())
+    balancer = SplitAndPrune([layer.weight])
+    balancer.attach(optimizer)
+
+    def step():
+        x.grad = base.grad = None
+        optimizer.zero_grad(set_to_none=True)
+        pyramid = samplers.target_pyramid(target)
+        choice, image, leak = layer(x, base, samplers.nearest_to(pyramid), 0)[1:]
+        loss = layer_losses([image], pyramid).sum()
+        torch.autograd.backward((loss, image, leak), (None, image_grad, leak_grad))
+        balancer.observe(choice.codes[:, None])
+        optimizer.step()
+
+    return step
+
+
+def sddn(shape: Shape, device: str) -> Callable[[], None]:
+    """A step of the authors' core library."""
+    x, base, target, image_grad, leak_grad = inputs(shape, device)
+    layer = contestants.SddnLayer(shape[1], shape[3], C, shape[2]).to(device).layer.train()
+    optimizer = adam(layer.parameters())
+
+    def step():
+        x.grad = base.grad = None
+        optimizer.zero_grad(set_to_none=True)
+        d = layer({'feat_last': x, 'predict': base, 'target': target, f'target_{shape[2]}x{shape[2]}': target})
+        torch.autograd.backward((d['loss'].mean(), d['predict'], d['feat_leak']), (None, image_grad, leak_grad))
+        optimizer.step()
+        layer.try_split(optimizer)
+
+    return step
+
+
+def guided_sampler(shape: Shape, device: str) -> Callable[[], None]:
+    """A step of discrete-distribution-network, without a leak."""
+    x, base, target, image_grad, _ = inputs(shape, device)
+    dim = shape[1] // 2
+    layer = contestants.load_guided_sampler()(dim, C, shape[3], chain_dropout_prob=0.0).to(device).train()
+    optimizer = adam(layer.parameters())
+
+    def step():
+        x.grad = base.grad = None
+        optimizer.zero_grad(set_to_none=True)
+        image, _, loss = layer(x[:, :dim], target, residual=base)
+        torch.autograd.backward((loss, image), (None, image_grad))
+        optimizer.step()
+        layer.split_and_prune_()
+
+    return step
+
+
+def present() -> dict[str, Callable]:
+    """Name -> maker of a step, of who is installed."""
+    makers = {'ours': ours}
+    if contestants.load_sddn() is not None:
+        makers['sddn'] = sddn
+    if contestants.load_guided_sampler() is not None:
+        makers['d-d-n'] = guided_sampler
+    return makers
+
+
+def memory_of(name: str, shape: Shape, device: str) -> int:
+    """Peak extra bytes of a step; for a process of its own."""
+    make = present()[name]
+    make(TINY, device)()  # thread pools and libraries are no part of the layer
+    return common.extra_memory(make(shape, device), device)
+
+
+def measure(shape: Shape, repeats: int, memory: bool, device: str, clock: str) -> dict:
+    """One row of the table."""
+    makers = present()
+    steps = {name: make(shape, device) for name, make in makers.items()}
+    seconds = common.interleaved(steps, repeats, 0.05, 3, device, clock)
+    row = dict(zip(('B', 'channels', 'size', 'K'), shape, strict=True))
+    row |= {f'{name} ms': value * 1e3 for name, value in common.medians(seconds).items()}
+    row |= {f'{name} / ours': common.ratio(seconds, name, 'ours') for name in makers if name != 'ours'}
+    if memory:
+        peak = {name: common.in_fresh_process(memory_of, name, shape, device) for name in makers}
+        row |= {f'{name} MB': value / 2**20 for name, value in peak.items()}
+        row |= {f'memory {name} / ours': peak[name] / max(peak['ours'], 1) for name in makers if name != 'ours'}
+    return row
+
+
+def measure_methods(shape: Shape, repeats: int, device: str, clock: str) -> dict:
+    """The three ways to the distances, and which one ``cheapest_method`` takes."""
+    B, channels, S, K = shape
+    x, base, target, *_ = (t.detach() for t in inputs(shape, device))
+    features, error = x[:, : channels // 2].flatten(2), (base - target).flatten(2)
+    weight = torch.randn(K, C, channels // 2, device=device)
+    big = B * K * C * S * S > 3e8  # rendering would take more memory than it is worth
+    ways = {name: fn for name, fn in candidates._METHODS.items() if name != 'render' or not big}
+    calls = {name: lambda fn=fn: fn(weight, features, error) for name, fn in ways.items()}
+    seconds = common.medians(common.interleaved(calls, repeats, 0.02, 2, device, clock))
+    chosen = candidates.cheapest_method(B, K, C, channels // 2, S * S)
+    row = dict(zip(('B', 'channels', 'size', 'K'), shape, strict=True))
+    row |= {f'{name} ms': seconds[name] * 1e3 if name in seconds else None for name in candidates._METHODS}
+    return row | {'chosen': chosen, 'chosen / fastest': seconds[chosen] / min(seconds.values())}
+
+
+def parse_shape(text: str) -> Shape:
+    try:
+        B, channels, size, K = (int(part) for part in text.split(','))
+    except ValueError:
+        raise click.ClickException(f'--shapes {text}: give batch,channels,size,K such as 16,128,64,512') from None
+    return B, channels, size, K
+
+
+@click.command(help=__doc__)
+@click.option('--shapes', help='batch,channels,size,K; may be given several times', multiple=True)
+@click.option('--batch', help='Of the published shapes', type=click.IntRange(min=1), default=16, show_default=True)
+@click.option('--repeats', help='Rounds; medians count', type=click.IntRange(min=1), default=7, show_default=True)
+@click.option('--memory/--no-memory', help='Also the peak extra memory, at the shape of the goal', default=True)
+@click.option('--methods', help='Time the three ways to the distances instead', is_flag=True)
+@click.option('--quick', help='Two tiny shapes, two rounds', is_flag=True)
+@click.option('--device', help='cpu, cuda', default='cpu', show_default=True)
+@click.option('--clock', help='cpu: of this process', type=click.Choice(list(common.CLOCKS)), default='wall')
+@click.option('--out', help='Write OUT.md and OUT.json')
+def main(shapes, batch, repeats, memory, methods, quick, device, clock, out):
+    torch.manual_seed(0)
+    facts = common.machine(device, clock)
+    todo = [parse_shape(s) for s in shapes]
+    if quick:
+        todo, repeats = todo or [TINY, (2, 16, 8, 16)], 2
+    if methods:
+        rows = [measure_methods(s, repeats, device, clock) for s in todo or [HEADLINE, *published_shapes(batch)]]
+        common.report('Three ways to the distances', facts, {'Milliseconds for the distances alone.': rows}, out)
+        return
+    headline = [measure(s, repeats, memory, device, clock) for s in todo or [HEADLINE]]
+    rest = [] if todo else [measure(s, repeats, False, device, clock) for s in published_shapes(batch)]
+    tables = {'The shapes of the goals. x / ours: how many times more x needs.': headline,
+              'Every layer of the published networks, K from 2 to 512.': rest}  # fmt: skip
+    common.report('One training step of one DDL', facts, tables, out)
+    if 'sddn ms' in headline[0] and not todo:
+        verdict(headline[0], rest)
+
+
+def verdict(headline: dict, rest: list[dict]) -> None:
+    """Print which goals hold."""
+    slower = [row for row in rest if row['sddn / ours'] < 1]
+    print(f'{GOAL_SPEED:.0f} times faster than sddn: {headline["sddn / ours"]:.1f}')
+    if 'memory sddn / ours' in headline:
+        print(f'{GOAL_MEMORY:.0f} times less extra memory than sddn: {headline["memory sddn / ours"]:.1f}')
+    print('slower than sddn at: ' + (', '.join(f'{r["size"]}x{r["size"]} K {r["K"]}' for r in slower) or 'no shape'))
+
+
+if __name__ == '__main__':
+    main()
