@@ -190,7 +190,7 @@ def compare(
     for config in ['cpu'] if quick else configs.split(','):
         nets = networks(config, [int(k) for k in nodes.split(',')], sddn_nodes or None, device)
         B = batch or (2 if quick else BATCHES[config])
-        images = _images(next(net for net in nets.values() if isinstance(net, DDN)), B).to(device)
+        images = smooth_images(next(net for net in nets.values() if isinstance(net, DDN)), B).to(device)
         for compiled in (False, True) if device.startswith('cuda') else (False,):
             if compiled:
                 for block in nets['backbone'].blocks:  # everybody's
@@ -204,7 +204,7 @@ def compare(
     return tables
 
 
-def _images(net: DDN, batch: int) -> torch.Tensor:
+def smooth_images(net: DDN, batch: int) -> torch.Tensor:
     """Smooth random images [B, C, H, W] in [-1, 1]."""
     low = torch.rand(batch, net.img_channels, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return nn.functional.interpolate(low, size=net.img_resolution, mode='bilinear')
