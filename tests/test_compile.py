@@ -19,7 +19,7 @@ pytestmark = [
 
 def small_net() -> DDN:
     torch.manual_seed(0)
-    net = DDN(img_resolution=4, img_channels=3, channels=[16, 16], num_blocks=[1, 2], num_nodes=[8, 8])
+    net = DDN(img_resolution=2, img_channels=3, channels=[16, 16], num_blocks=[1, 1], num_nodes=[8, 8])
     with torch.no_grad():
         for block in net.blocks:
             block.conv1.weight.mul_(1e5)  # a new block is its skip; these do something
@@ -27,29 +27,24 @@ def small_net() -> DDN:
 
 
 def train_one(net: DDN, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Codes, loss and gradients of a training step."""
+    """Codes, selected images and gradients of a training step."""
     target = samplers.target_pyramid(images)
-    output = net.train()(samplers.nearest_to(target), len(images), keep=True)
-    loss = total_loss(layer_losses(output.selected, target), images.shape[1:])
-    net.zero_grad()
-    loss.backward()
-    return output.codes, loss.detach(), [p.grad for p in net.parameters()]
+    output = net(samplers.nearest_to(target), len(images), keep=True)
+    total_loss(layer_losses(output.selected, target), images.shape[1:]).backward()
+    return output.codes, output.images.detach(), [p.grad for p in net.parameters()]
 
 
 def test_compiled_blocks_give_the_same_numbers():
     net, compiled = small_net(), small_net()
     for block in compiled.blocks:
         block.compile()  # as training_loop(compile_blocks=True) does
-    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-    codes, loss, grads = train_one(net, images)
-    compiled_codes, compiled_loss, compiled_grads = train_one(compiled, images)
+    images = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    codes, made, grads = train_one(net, images)
+    with torch._inductor.config.patch(compile_threads=1):  # two small graphs are not worth a pool of processes
+        compiled_codes, compiled_made, compiled_grads = train_one(compiled, images)
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] >= 2  # somebody did compile
     torch.testing.assert_close(compiled_codes, codes, rtol=0, atol=0)
-    torch.testing.assert_close(compiled_loss, loss, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled_made, made, rtol=0, atol=1e-4)
     for a, b in zip(compiled_grads, grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-
-    codes = net.eval().encode(images)
-    torch.testing.assert_close(compiled.eval().encode(images), codes, rtol=0, atol=0)
-    torch.testing.assert_close(compiled.decode(codes), net.decode(codes), rtol=0, atol=1e-4)
     assert list(compiled.state_dict()) == list(net.state_dict())  # a snapshot does not tell who was compiled
