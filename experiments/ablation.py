@@ -81,14 +81,13 @@ class Result(NamedTuple):
 # ------------------------------------------------------------------------------------------------------ other programs
 
 
-def run(script: str, args: Sequence[str], show: Callable[[str], None] | None = None, ranks: int = 1) -> float:
-    """``python script args`` in the repository's root; returns the CPU seconds that it took.
+def run(script: str, args: Sequence[str], show: Callable[[str], None] | None = None, ranks: int = 1) -> None:
+    """``python script args`` in the repository's root.
 
     ``show`` gets each line as it comes. An interrupt is passed on, and waited for. Raises Failed.
     """
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}', '--'] if ranks > 1 else []
     command = [sys.executable, *launcher, script, *args]
-    before = os.times()
     last = 'it said nothing'
     # In a session of its own, so that Ctrl-C does not reach it twice: train.py saves at the first, ends at the second.
     with subprocess.Popen(
@@ -105,10 +104,14 @@ def run(script: str, args: Sequence[str], show: Callable[[str], None] | None = N
             process.terminate()
             process.communicate()
             raise
-    after = os.times()
     if process.returncode:
         raise Failed(f'{script}: {last.removeprefix("Error: ")}')
-    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def cpu_of_programs() -> float:
+    """CPU seconds of all that ``run`` has run (0 on Windows, which does not say)."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def absolute(path: str | None) -> str | None:
@@ -167,9 +170,13 @@ def train(options: dict[str, Any], run_dir: Path, show: Callable[[str], None], m
     where = [f'--device={machine["device"]}'] if machine.get('device') else []
     going_on = any(run_dir.glob('training-state-*.safetensors'))
     args = [f'--resume={run_dir}'] if going_on else [f'--outdir={run_dir}', '--nosubdir', *as_args(options)]
-    record['cpu_seconds'] += run('train.py', [*args, *where], show, machine.get('ranks', 1))
-    record['finished'] = True
-    save()
+    before = cpu_of_programs()
+    try:
+        run('train.py', [*args, *where], show, machine.get('ranks', 1))
+        record['finished'] = True
+    finally:  # stopped: the next call adds its seconds
+        record['cpu_seconds'] += cpu_of_programs() - before
+        save()
     return True
 
 

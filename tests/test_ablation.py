@@ -54,7 +54,6 @@ def here(tmp_path, monkeypatch):
         for line in outcome.output.splitlines():
             if show is not None:
                 show(line)
-        return 1.5
 
     monkeypatch.setattr(ablation, 'run', run)
     return tmp_path, commands
@@ -152,7 +151,7 @@ def test_rows_are_trained_once_and_a_failed_one_is_named(here):
     assert [r['row'] for r in kept['rows']] == ['K=8', 'K=2 (BinDDN)'] and kept['rows'][0]['facts']['nodes'] == 8
     names = ['FID', 'rFID training', 'PSNR training', 'rFID held-out', 'PSNR held-out']
     assert list(kept['rows'][0]['numbers']) == names
-    assert kept['rows'][0]['facts']['nimg'] == 32 and kept['rows'][0]['facts']['training CPU seconds'] == 1.5
+    assert kept['rows'][0]['facts']['nimg'] == 32
     assert (folder / 'results.md').read_text().strip() in out and (folder / 'samples.png').is_file()
 
     commands.clear()
@@ -199,7 +198,7 @@ def test_what_a_program_says_last_is_the_reason(tmp_path):
     with pytest.raises(ablation.Failed, match='dataset_tool.py: .*nowhere'):
         ablation.run('dataset_tool.py', ['--source=nowhere', f'--dest={tmp_path / "x.zip"}'])
     lines = []
-    assert ablation.run('dataset_tool.py', ['--help'], lines.append) >= 0
+    ablation.run('dataset_tool.py', ['--help'], lines.append)
     assert lines[0].startswith('Usage')
 
 
