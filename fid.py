@@ -88,7 +88,7 @@ class Samples:
 
 def load_network(path: str, ema: str | None, device: torch.device) -> tuple[torch.nn.Module, dict]:
     """A network, and what a result says of it. Raises ValueError for one that needs a condition."""
-    net = ddn_networks.DDN.from_pretrained(path, ema=ema, device=device)
+    net = ddn_networks.Network.from_pretrained(path, ema=ema, device=device)
     if getattr(net, 'condition_channels', 0):
         raise ValueError(f'{path} needs a condition: make its pictures with generate.py and give them with --images')
     kept = getattr(net, 'snapshot_meta', {}).get('emas') or ['none']

@@ -29,10 +29,10 @@ import torch
 from tqdm import tqdm
 
 import guide_specs
-from ddn_networks import DDN, guided, samplers
+from ddn_networks import Network, RecurrentDDN, guided, samplers
+from dnnlib.code_files import read_code_file, write_codes
 from dnnlib.images import ImageArchive, to_float, to_image, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
-from dnnlib.util import atomic_write, local_path
 from torch_utils import distributed as dist
 
 GRID_MAX = 1024  # images that a grid shows
@@ -88,43 +88,10 @@ class Seeds(click.ParamType):
         return seeds
 
 
-# ---------------------------------------------------------------------------------------------------------------- codes
-
-
-def read_codes(path: str) -> torch.Tensor:
-    """Codes [N, L] int64 of a file: .npz with 'codes', .npy, or text with one image per line."""
-    try:
-        if path.endswith('.npz'):
-            with np.load(local_path(path), allow_pickle=False) as archive:
-                codes = archive['codes']
-        elif path.endswith('.npy'):
-            codes = np.load(local_path(path), allow_pickle=False)
-        else:
-            codes = np.loadtxt(local_path(path), dtype=np.int64, ndmin=2)
-    except KeyError:
-        raise ValueError(f"{path} has no array named 'codes'") from None
-    except ValueError as e:
-        raise ValueError(f'{path} holds no codes (integers, one image per line): {e}') from None
-    if not np.issubdtype(codes.dtype, np.integer):
-        raise ValueError(f'{path} holds {codes.dtype}, not integers')
-    return torch.from_numpy(codes.astype(np.int64))
-
-
-def write_codes(path: str, codes: np.ndarray) -> None:
-    """Codes [N, L] as .npz or .npy by their endings, else as text."""
-    with atomic_write(path) as f:
-        if path.endswith('.npz'):
-            np.savez(f, codes=codes)
-        elif path.endswith('.npy'):
-            np.save(f, codes)
-        else:
-            np.savetxt(f, codes, fmt='%d')
-
-
 # ----------------------------------------------------------------------------------------------------------- what to do
 
 
-def from_seeds(net: DDN, seeds: list[int], subdirs: bool, batch: int) -> Iterator[Batch]:
+def from_seeds(net: Network, seeds: list[int], subdirs: bool, batch: int) -> Iterator[Batch]:
     for part in chunks(seeds, batch):
         names = [os.path.join(f'{s - s % 1000:06d}' if subdirs else '', f'{s:06d}.png') for s in part]
         yield Batch(names, samplers.uniform_codes(net.num_nodes, part))
@@ -135,7 +102,7 @@ def from_codes(codes: torch.Tensor, rows: list[int], batch: int) -> Iterator[Bat
         yield Batch([f'{i:06d}.png' for i in part], codes[part])
 
 
-def from_images(net: DDN, archive: ImageArchive, rows: list[int], batch: int) -> Iterator[Batch]:
+def from_images(net: Network, archive: ImageArchive, rows: list[int], batch: int) -> Iterator[Batch]:
     expected = (net.img_channels, *net.img_resolution)
     for part in chunks(rows, batch):
         pixels = [archive.image(i) for i in part]
@@ -150,7 +117,7 @@ def from_images(net: DDN, archive: ImageArchive, rows: list[int], batch: int) ->
 
 
 def from_guides(
-    net: DDN, specs: list[guide_specs.Spec], guidance: guided.Guidance, jobs: list[guide_specs.Job], batch: int
+    net: Network, specs: list[guide_specs.Spec], guidance: guided.Guidance, jobs: list[guide_specs.Job], batch: int
 ) -> Iterator[Batch]:
     for part in chunks(jobs, batch):
         guides = [spec.build([job.target for job in part], net.img_resolution) for spec in specs]
@@ -190,22 +157,27 @@ def shown(batches: list[tuple[np.ndarray, np.ndarray | None]], columns: int) -> 
 @click.option('--grid', metavar='FILE', help='Write one picture of the first 1024 images too (.png)')
 @click.option('--columns', metavar='INT', type=click.IntRange(min=1), default=8, help='Images in a row of the grid')
 @click.option('--subdirs', is_flag=True, help='A subfolder for every 1000 seeds')
+@click.option('--steps', metavar='INT', type=click.IntRange(min=1), help='L, if recurrent  [default: as trained]')
 @click.option('--batch', metavar='INT', type=click.IntRange(min=1), default=64, help='Images at once')
 @click.option('--ema', metavar='LABEL', help="Averaged weights by half-life, or 'none' for raw  [default: the first]")
 @click.option('--device', help='cuda, mps or cpu  [default: the best there is]')
 @click.pass_context
 def main(
     ctx, network, outdir, seeds, codes, reconstruct, guide, top_k, temperature, beam, combine, guide_every,
-    guide_layers, save_codes, grid, columns, subdirs, batch, ema, device,
+    guide_layers, save_codes, grid, columns, subdirs, steps, batch, ema, device,
 ) -> None:  # fmt: skip
     if sum(map(bool, (codes, reconstruct, guide))) > 1:
         raise click.ClickException('--codes, --reconstruct and --guide each say what to draw: give one')
     try:
         with dist.session(device) as device:
-            net = DDN.from_pretrained(network, ema=ema, device=device).to(memory_format=torch.channels_last)
+            net = Network.from_pretrained(network, ema=ema, device=device).to(memory_format=torch.channels_last)
+            if steps is not None:
+                if not isinstance(net, RecurrentDDN):
+                    raise ValueError(f'--steps: {network} is not recurrent, its {net.num_layers} layers are fixed')
+                net.num_layers = steps
             rank, world = dist.get_rank(), dist.get_world_size()
             if codes:
-                table = net.check_codes(read_codes(codes))
+                table = net.check_codes(read_code_file(codes).codes)
                 count, batches = len(table), from_codes(table, list(range(len(table)))[rank::world], batch)
             elif reconstruct:
                 archive = ImageArchive(reconstruct)

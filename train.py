@@ -9,6 +9,9 @@ Start with torchrun for several GPUs or machines, with plain python for one devi
   # a small network for digits on a CPU, minutes
   python train.py --preset=mnist-cpu --outdir=runs --data=datasets/mnist.zip
 \b
+  # the paper's recurrent network for digits, 407 k parameters, K = 64, L = 10
+  python train.py --preset=mnist-recurrent --outdir=runs --data=datasets/mnist.zip
+\b
   # go on after a stop, exactly
   python train.py --resume=runs/00000-mnist-ddn-batch64
 """
@@ -83,7 +86,45 @@ def network_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, 
         'learning_residual': o['learning_residual'],
         'leak_choice': o['leak_choice'],
         'dropout': o['dropout'],
+        'repeat_blocks': o['repeat_blocks'],
     }
+
+
+def recurrent_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any]:
+    """Constructor arguments of the recurrent network; by default the paper's for MNIST."""
+    nodes = int_list(o['nodes'], 'nodes') or [64]
+    if len(nodes) > 1:
+        raise click.ClickException(f'--nodes={o["nodes"]}: all steps of a recurrent network share one K')
+    return {
+        'img_resolution': list(dataset.resolution),
+        'img_channels': dataset.num_channels,
+        'num_nodes': nodes[0],
+        'num_layers': o['steps'] or 10,
+        'base_width': o['base_width'] or 10,
+        'learning_residual': o['learning_residual'],
+        'leak_choice': o['leak_choice'],
+        'dropout': o['dropout'],
+    }
+
+
+# Class, how its arguments are found, and the options that only the other one knows.
+NETWORKS = {
+    'ddn': ('ddn_networks.network.DDN', network_kwargs, ('steps', 'base_width')),
+    'recurrent': (
+        'ddn_networks.recurrent.RecurrentDDN',
+        recurrent_kwargs,
+        ('max_k', 'max_blocks', 'channels', 'blocks', 'cbase', 'cres', 'repeat_blocks'),
+    ),
+}
+
+
+def network_options(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any]:
+    """``network_class`` and ``network_kwargs`` of the training loop."""
+    class_name, kwargs_fn, foreign = NETWORKS[o['arch']]
+    for name in foreign:
+        if o[name]:
+            raise click.ClickException(f'--{name.replace("_", "-")} does nothing with --arch={o["arch"]}: leave it out')
+    return {'network_class': class_name, 'network_kwargs': kwargs_fn(o, dataset)}
 
 
 def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any]:
@@ -99,7 +140,7 @@ def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any
         raise click.ClickException(f'--ema={o["ema"]}: give half-lives in Mimg, such as 0.5 or 0.5,0.05') from None
     return {
         'dataset_kwargs': {'path': o['data'], 'xflip': o['xflip'], 'cache': o['cache']},
-        'network_kwargs': network_kwargs(o, dataset),
+        **network_options(o, dataset),
         'seed': o['seed'] if o['seed'] is not None else secrets.randbelow(2**31),
         'batch_size': o['batch'],
         'batch_gpu': o['batch_gpu'],
@@ -216,7 +257,8 @@ INT_POS = click.IntRange(min=1)
 @click.option('--data', metavar='ZIP|DIR', type=str, help='Training images, from dataset_tool.py (a path or URL)')
 @click.option('--preset', type=click.Choice(list(PRESETS)), help='A ready set of options; others on the line win')
 @click.option('--cond', metavar='BOOL', type=bool, default=False, help='Class-conditional network (not built yet)')
-@click.option('--arch', type=click.Choice(['ddn']), default='ddn', help='Network: single-shot generator')
+@click.option('--arch', type=click.Choice(list(NETWORKS)), default='ddn',
+              help='Network: single-shot generator, or one UNet again and again (Fig. 3c)')
 @click.option('--xflip', metavar='BOOL', type=bool, default=False, help='Double the dataset by mirroring')
 @click.option('--val-data', metavar='ZIP|DIR', type=str, help='Images of the validation batch  [default: training]')
 # The network.
@@ -224,9 +266,12 @@ INT_POS = click.IntRange(min=1)
 @click.option('--max-blocks', metavar='INT', type=INT_POS, help='Most blocks a scale  [default: 32 to 32x32, then 64]')
 @click.option('--channels', metavar='LIST', type=str, help='Channels per scale, coarse to fine: 64,64,32')
 @click.option('--blocks', metavar='LIST', type=str, help='Blocks per scale, coarse to fine, or one number')
-@click.option('--nodes', metavar='LIST', type=str, help='K per scale, coarse to fine, or one number')
+@click.option('--nodes', metavar='LIST', type=str, help='K per scale, coarse to fine, or one number (recurrent: K)')
 @click.option('--cbase', metavar='INT', type=INT_POS, help="EDM's way: channels are cbase times cres")
 @click.option('--cres', metavar='LIST', type=str, help="EDM's way: multipliers, fine to coarse")
+@click.option('--repeat-blocks', metavar='BOOL', type=bool, default=False, help='The blocks of a scale share weights')
+@click.option('--steps', metavar='INT', type=INT_POS, help='recurrent: L  [default: 10]')
+@click.option('--base-width', metavar='INT', type=INT_POS, help='recurrent: channels at full size  [default: 10]')
 @click.option('--learning-residual', metavar='BOOL', type=bool, default=True, help='Candidates add to the image before')
 @click.option('--leak-choice', metavar='BOOL', type=bool, default=True, help='The next block is told what was chosen')
 @click.option('--dropout', metavar='FLOAT', type=click.FloatRange(0, 1, max_open=True), default=0.0,

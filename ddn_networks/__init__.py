@@ -6,9 +6,11 @@
 """
 
 from ddn_networks.balance import LossFreeBalancing, NoBalancing
+from ddn_networks.base import Network
 from ddn_networks.candidates import Candidates
 from ddn_networks.network import DDN
 from ddn_networks.published import from_published, published_config
+from ddn_networks.recurrent import RecurrentDDN
 from ddn_networks.samplers import Choice
 from ddn_networks.split_prune import SplitAndPrune
 
@@ -17,7 +19,9 @@ __all__ = [
     'Candidates',
     'Choice',
     'LossFreeBalancing',
+    'Network',
     'NoBalancing',
+    'RecurrentDDN',
     'SplitAndPrune',
     'from_published',
     'published_config',

@@ -58,7 +58,7 @@ def test_codes_out_and_in_give_the_same_pictures(network, tmp_path, ending):
     run(f'--network={network}', f'--outdir={tmp_path / "b"}', f'--codes={file}', f'--grid={tmp_path / "grid.png"}')
     for i in range(5):
         assert np.array_equal(pixels(tmp_path / 'a' / f'{i:06d}.png'), pixels(tmp_path / 'b' / f'{i:06d}.png'))
-    assert generate.read_codes(str(file)).shape == (5, 5)
+    assert generate.read_code_file(str(file)).codes.shape == (5, 5)
     assert pixels(tmp_path / 'grid.png').shape == (8 * (8 + 2), 8 * (8 * 8 + 9))  # one row of 8, 8 times as large
 
 

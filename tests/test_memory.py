@@ -6,7 +6,10 @@ from ddn_networks import DDN
 from training.memory import auto_batch_gpu, saved_bytes_per_image
 
 KWARGS = {'img_resolution': 8, 'img_channels': 1, 'channels': [8] * 3, 'num_blocks': [1, 2, 2], 'num_nodes': [4] * 3}
-LOOP = {'network_kwargs': KWARGS, 'grad_checkpoint': False, 'precision': 'fp32', 'ema_halflives_nimg': [1]}
+LOOP = {
+    'network_class': 'ddn_networks.network.DDN', 'network_kwargs': KWARGS, 'grad_checkpoint': False,
+    'precision': 'fp32', 'ema_halflives_nimg': [1],
+}  # fmt: skip
 
 
 def test_memory_grows_with_the_network_and_shrinks_with_checkpoints():

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from dnnlib.util import atomic_write, local_path
 
-ALLOWED_CLASSES = ('ddn_networks.network.DDN',)  # what a snapshot may name
+# What a snapshot may name.
+ALLOWED_CLASSES = ('ddn_networks.network.DDN', 'ddn_networks.recurrent.RecurrentDDN')
 
 
 def persistent_class(cls: type) -> type:

@@ -8,12 +8,13 @@ import torch
 import ddn_networks
 from ddn_networks import samplers
 from torch_utils import distributed as dist
+from torch_utils import persistence
 from training.loss import layer_losses
 
 SHARE = 0.5  # of the free memory that saved activations may take; gradients of them and workspaces need the rest
 
 
-def saved_bytes_per_image(net: ddn_networks.DDN, autocast_dtype: torch.dtype | None = None) -> int:
+def saved_bytes_per_image(net: ddn_networks.Network, autocast_dtype: torch.dtype | None = None) -> int:
     """Memory that autograd keeps per image between forward and backward, measured on 2 random images."""
     seen = {}
     params = {p.untyped_storage().data_ptr() for p in net.parameters()}
@@ -41,7 +42,8 @@ def auto_batch_gpu(loop: dict[str, Any], device: torch.device) -> int:
         device: where it will train.
     """
     batch = loop['batch_size'] // dist.get_world_size()
-    net = ddn_networks.DDN(**loop['network_kwargs']).to(device, memory_format=torch.channels_last).train()
+    net = persistence.rebuild({'class_name': loop['network_class'], 'kwargs': loop['network_kwargs']})
+    net = net.to(device, memory_format=torch.channels_last).train()
     net.grad_checkpoint = loop['grad_checkpoint']
     dtype = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[loop['precision']]
     per_image = saved_bytes_per_image(net, dtype)

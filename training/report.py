@@ -16,26 +16,28 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddn_networks import DDN
+from ddn_networks import Network
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write, format_time
 from training.monitor import UsageWindow
 
 
-def layer_table(net: DDN) -> str:
-    """Size, channels, K and code bits, one line per scale, and the sums."""
+def layer_table(net: Network) -> str:
+    """Size, channels, K and code bits, one line for layers that are alike, and the sums; shared weights count once."""
     lines = [f'{"layers":>9}  {"size":>9}  {"channels":>8}  {"K":>5}  {"bits":>7}  {"parameters":>11}']
     first = 0
     for layer, spec in enumerate(net.specs):
         if layer + 1 < net.num_layers and net.specs[layer + 1] == spec:
             continue
         n = layer + 1 - first
-        params = sum(p.numel() for m in (net.blocks, net.ddls) for p in m[first : layer + 1].parameters())
+        used = {p for i in range(first, layer + 1) for m in net.layer_modules(i) for p in m.parameters()}
+        params = sum(p.numel() for p in used)
         span = f'{first}-{layer}' if n > 1 else f'{layer}'
         size = f'{spec.size[0]}x{spec.size[1]}'
         bits = n * math.log2(spec.num_nodes)
         lines.append(f'{span:>9}  {size:>9}  {spec.channels:>8}  {spec.num_nodes:>5}  {bits:>7.1f}  {params:>11,}')
         first = layer + 1
+    lines += [f'{"":>9}  {len(net.ddls)} sets of nodes for {net.num_layers} layers'] * (len(net.ddls) < net.num_layers)
     total = sum(p.numel() for p in net.parameters())
     lines.append(f'{f"L = {net.num_layers}":>9}  {"":>9}  {"":>8}  {"":>5}  {net.num_bits:>7.1f}  {total:>11,}')
     return '\n'.join(lines)
@@ -160,7 +162,7 @@ def write_report(run_dir: str) -> None:
         _curve('usage entropy (1: all nodes equally)', nimg, [float(np.mean(s['usage_entropy'])) for s in stats]),
         _curve('dead nodes, share', nimg, dead),
         _curve('images per second', nimg, [s['images_per_sec'] for s in stats]),
-        '</div><h2>Per layer</h2><div class="row">',
+        '</div><h2>Per layer (of shared nodes: per set)</h2><div class="row">',
         _bars('loss', last['loss_layers']),
         _bars('usage entropy', last['usage_entropy'], top=1.0),
         _bars('dead share', [d or 0.0 for d in last['dead']]),

@@ -45,6 +45,7 @@ def training_loop(
     run_dir: str,
     dataset_kwargs: dict[str, Any],
     network_kwargs: dict[str, Any],
+    network_class: str = 'ddn_networks.network.DDN',
     seed: int = 0,
     batch_size: int = 512,
     batch_gpu: int | None = None,
@@ -78,7 +79,8 @@ def training_loop(
 
     Args:
         run_dir: an existing folder.
-        dataset_kwargs, network_kwargs: arguments of ``ImageFolderDataset`` and ``DDN``.
+        dataset_kwargs, network_kwargs: arguments of ``ImageFolderDataset`` and of the network.
+        network_class: of ``persistence.ALLOWED_CLASSES``.
         seed: of the weights, the order of the data, Chain Dropout and dropout.
         batch_size: images per step over all ranks; ``batch_gpu``: images per rank that pass at once (accumulation
             gives the same result), None for all.
@@ -123,7 +125,8 @@ def training_loop(
 
     # Network, optimizer, balance, averages.
     pipe = AugmentPipe(**augment_kwargs) if augment_kwargs else None
-    net = ddn_networks.DDN(**network_kwargs, augment_dim=pipe.label_dim if pipe else 0)
+    augment_dim = pipe.label_dim if pipe else 0
+    net = persistence.rebuild({'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}})
     net = net.to(device, memory_format=torch.channels_last).train()
     net.grad_checkpoint = grad_checkpoint
     if transfer is not None and resume_state is None:
@@ -136,6 +139,7 @@ def training_loop(
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=tuple(betas), eps=1e-8, fused=device.type != 'mps')
     balancer = BALANCERS[balance](
         net.node_weights,
+        net.layer_weights,
         reduce_fn=dist.all_reduce_ if world_size > 1 else None,
         dtype=torch.float32 if device.type == 'mps' else torch.float64,
     )
@@ -310,13 +314,13 @@ def _step_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _node_weights(net: ddn_networks.DDN) -> list[tuple[str, torch.Tensor]]:
+def _node_weights(net: ddn_networks.Network) -> list[tuple[str, torch.Tensor]]:
     nodes = {id(w) for w in net.node_weights}
     return [(name, p) for name, p in net.named_parameters() if id(p) in nodes]
 
 
 @torch.no_grad()
-def _averaged(net: ddn_networks.DDN, ema: EMA, sampler: samplers.Sampler, num: int) -> Any:
+def _averaged(net: ddn_networks.Network, ema: EMA, sampler: samplers.Sampler, num: int) -> Any:
     """A pass with the first averaged copy of the weights."""
     training = net.training
     net.eval()
@@ -325,12 +329,14 @@ def _averaged(net: ddn_networks.DDN, ema: EMA, sampler: samplers.Sampler, num: i
     return output
 
 
-def _validation_psnr(net: ddn_networks.DDN, ema: EMA, images: torch.Tensor) -> float:
+def _validation_psnr(net: ddn_networks.Network, ema: EMA, images: torch.Tensor) -> float:
     reconstruction = _averaged(net, ema, samplers.nearest(images), len(images)).images
     return report.psnr(reconstruction, images)
 
 
-def _write_pictures(run_dir: str, cur_nimg: int, net: ddn_networks.DDN, ema: EMA, val_images: torch.Tensor) -> None:
+def _write_pictures(
+    run_dir: str, cur_nimg: int, net: ddn_networks.Network, ema: EMA, val_images: torch.Tensor
+) -> None:
     codes = samplers.uniform_codes(net.num_nodes, list(range(GRID[0] * GRID[1]))).to(val_images.device)
     samples = _averaged(net, ema, samplers.given(codes), len(codes)).images
     reconstructions = _averaged(net, ema, samplers.nearest(val_images), len(val_images)).images

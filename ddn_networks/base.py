@@ -1,0 +1,233 @@
+"""What every DDN is, whatever its layers are made of: L questions of "which of these K?", answered by a latent.
+
+Legend: B images, L layers, K nodes, C image channels, H x W pixels.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from ddn_networks import guided, samplers
+from ddn_networks.ddl import Selection
+from torch_utils import persistence
+
+
+class LayerSpec(NamedTuple):
+    """One layer of the network: its resolution, feature channels and number of nodes."""
+
+    size: tuple[int, int]
+    channels: int
+    num_nodes: int
+
+
+class Output(NamedTuple):
+    """A forward pass.
+
+    images: [B, C, H, W] the last layer's selected images.
+    codes: [B, L] int64, the latent.
+    selected: L tensors [B, C, h, w], the selected image of every layer (x*_l of Eq. 2); empty unless asked for.
+    distances: L tensors [B, K] or None, what the sampler chose by; empty unless asked for.
+    dropped: [B, L] bool, choices that chance made (Chain Dropout), or None where the sampler tells of none.
+    """
+
+    images: torch.Tensor
+    codes: torch.Tensor
+    selected: list[torch.Tensor]
+    distances: list[torch.Tensor | None]
+    dropped: torch.Tensor | None
+
+
+def scale_sizes(img_resolution: tuple[int, int], num_scales: int) -> list[tuple[int, int]]:
+    """Resolutions of the scales, coarse to fine: each is half of the next, rounded up, so any H x W works."""
+    return [tuple(-(-side // 2**s) for side in img_resolution) for s in reversed(range(num_scales))]
+
+
+def resolution_pair(img_resolution: int | Sequence[int]) -> tuple[int, int]:
+    """An int or (H, W) as (H, W)."""
+    height, width = (img_resolution,) * 2 if isinstance(img_resolution, int) else img_resolution
+    if height < 1 or width < 1:
+        raise ValueError(f'a resolution has at least one pixel a side, not {height} x {width}')
+    return int(height), int(width)
+
+
+SomeNetwork = TypeVar('SomeNetwork', bound='Network')
+
+
+class Network(nn.Module):
+    """Base of all paradigms of Fig. 3. A subclass says what its layers are and how to ``walk`` through them.
+
+    Attributes of every network:
+        img_resolution, img_channels: (H, W) and C of the images.
+        condition_channels, augment_dim: channels of an image-like condition and labels of the augment pipe, 0 for none.
+        grad_checkpoint: recompute features in the backward pass; training only.
+        specs: a ``LayerSpec`` per layer.
+        blocks, ddls: the modules; several layers may use the same one.
+        layer_weights: which of ``ddls`` each layer uses, [L].
+    """
+
+    img_resolution: tuple[int, int]
+    img_channels: int
+    condition_channels: int
+    augment_dim: int
+    grad_checkpoint: bool
+    specs: list[LayerSpec]
+    blocks: nn.ModuleList
+    ddls: nn.ModuleList
+    layer_weights: list[int]
+
+    # What a latent is.
+
+    @property
+    def num_layers(self) -> int:
+        """L: how many integers name an image."""
+        return len(self.specs)
+
+    @property
+    def num_nodes(self) -> list[int]:
+        """K of each layer."""
+        return [spec.num_nodes for spec in self.specs]
+
+    @property
+    def num_bits(self) -> float:
+        """Information of a latent, sum of log2 K over the layers (Section 3.2, "Efficient Data Compression")."""
+        return float(torch.tensor(self.num_nodes, dtype=torch.float64).log2().sum())
+
+    @property
+    def node_weights(self) -> list[nn.Parameter]:
+        """The [K, C, F] weights whose rows Split-and-Prune moves; layer l uses that at ``layer_weights[l]``."""
+        return [ddl.weight for ddl in self.ddls]
+
+    @property
+    def device(self) -> torch.device:
+        return self.ddls[0].weight.device
+
+    def layer_modules(self, layer: int) -> list[nn.Module]:
+        """The modules that a layer runs through."""
+        raise NotImplementedError
+
+    # The pass.
+
+    def walk(
+        self,
+        sampler: samplers.Sampler,
+        batch_size: int,
+        condition: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
+    ) -> Iterator[Selection]:
+        """The layers one by one, each a ``Selection``: one question to ``sampler`` per layer, nothing else differs
+        between training, generation, reconstruction and guided generation. ``condition`` is image-like,
+        [B, condition_channels, h, w]; ``augment_labels`` [B, augment_dim] are training's.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        sampler: samplers.Sampler,
+        batch_size: int,
+        condition: torch.Tensor | None = None,
+        keep: bool = False,
+        augment_labels: torch.Tensor | None = None,
+    ) -> Output:
+        """The whole pass. ``keep``: also return the selected image and the distances of every layer (training)."""
+        codes, dropped, selected, distances = [], [], [], []
+        image = None
+        for image, choice in ((s.image, s.choice) for s in self.walk(sampler, batch_size, condition, augment_labels)):
+            if choice.parents is not None:
+                codes = [c[choice.parents] for c in codes]
+            codes.append(choice.codes)
+            dropped.append(choice.dropped)
+            if keep:
+                selected.append(image)
+                distances.append(choice.distances)
+        dropped = torch.stack(dropped, 1) if all(d is not None for d in dropped) else None
+        return Output(image, torch.stack(codes, 1), selected, distances, dropped)
+
+    # Three lines of Python.
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num: int | None = None,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        condition: torch.Tensor | None = None,
+        guide=None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: uniform choices, or those of
+        ``guide``, a ``guides.Guide``, several, or a ``guided.Guidance``.
+
+        Returns images [B, C, H, W] and codes [B, L] int64. A seed names one image, whatever the batch around it.
+        """
+        if seeds is None:
+            seeds = range(seed, seed + (1 if num is None else num))
+        if guide is not None:
+            return guided.sample(self, guide, list(seeds), condition)
+        codes = samplers.uniform_codes(self.num_nodes, list(seeds)).to(self.device)
+        return self.decode(codes, condition), codes
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """The latent of images [B, C, H, W] in [-1, 1]: codes [B, L] int64 of the nearest candidates (Eq. 3)."""
+        expected = [self.img_channels, *self.img_resolution]
+        if list(images.shape[1:]) != expected:
+            raise ValueError(f'this network encodes images of shape {expected}, not {list(images.shape[1:])}')
+        images = images.to(self.device)
+        return self(samplers.nearest(images), len(images), condition).codes
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """The images [B, C, H, W] that codes [B, L] int64 name; one candidate per layer is rendered."""
+        codes = self.check_codes(codes).to(self.device)
+        return self(samplers.given(codes), len(codes), condition).images
+
+    @torch.no_grad()
+    def branches(self, prefixes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """What hangs under nodes of the tree (Fig. 1b): all K candidates [B, K, C, h, w] of the layer after the codes
+        ``prefixes`` [B, l], 0 <= l < L. The image of a node is a branch of its parent."""
+        codes = self.check_codes(prefixes, prefix=True).to(self.device)
+        l = codes.shape[1]
+        if l == self.num_layers:
+            raise ValueError(f'codes of all {l} layers name a leaf of the tree; it has no children')
+        sampler = samplers.given(torch.cat([codes, codes.new_zeros(len(codes), 1)], 1))
+        selection = next(itertools.islice(self.walk(sampler, len(codes), condition), l, None))
+        return next(selection.candidates.chunks(self.num_nodes[l]))[1]
+
+    def check_codes(self, codes: torch.Tensor, prefix: bool = False) -> torch.Tensor:
+        """``codes`` as int64, or a ValueError that names the first entry outside [B, L] x 0..K-1. ``prefix``: fewer
+        layers will do."""
+        codes = torch.as_tensor(codes)
+        right = codes.ndim == 2 and (codes.shape[1] == self.num_layers or prefix and codes.shape[1] < self.num_layers)
+        if not right or codes.is_floating_point():
+            layers = f'{self.num_layers} or fewer' if prefix else self.num_layers
+            raise ValueError(f'codes of this network are integers [B, {layers}], not {list(codes.shape)} {codes.dtype}')
+        num_nodes = torch.tensor(self.num_nodes[: codes.shape[1]], device=codes.device)
+        wrong = ((codes < 0) | (codes >= num_nodes)).nonzero()
+        if len(wrong):
+            b, l = wrong[0].tolist()
+            raise ValueError(f'code {codes[b, l]} of image {b}, layer {l}, is outside 0..{num_nodes[l] - 1}')
+        return codes.long()
+
+    def check_condition(self, condition: torch.Tensor | None) -> None:
+        """ValueError where a condition is missing or too much."""
+        if (condition is not None) != (self.condition_channels > 0):
+            raise ValueError(
+                f'this network has {self.condition_channels} condition channels, and the condition given is '
+                f'{None if condition is None else tuple(condition.shape)}'
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls: type[SomeNetwork], path: str, ema: float | str | None = None, device: str | torch.device = 'cpu'
+    ) -> SomeNetwork:
+        """The network of a snapshot file, in evaluation mode: one of this class; ``Network`` takes any. ``ema``: which
+        averaged weights; None takes the first kept copy if there is one, 'none' the raw weights."""
+        net = persistence.load_network(path, ema=ema)
+        if not isinstance(net, cls):
+            made = type(net).__name__
+            raise ValueError(
+                f'{path} holds a {made}, not a {cls.__name__}: take {made}.from_pretrained or Network.from_pretrained'
+            )
+        return net.to(device).eval()

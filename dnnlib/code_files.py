@@ -1,0 +1,60 @@
+"""Latents on disk: codes [N, L] as .npz, .npy or text, and with them, in .npz, what they are the codes of."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .util import atomic_write, local_path
+
+
+class CodeFile(NamedTuple):
+    """codes: [N, L] int64. names: of the images, [N], or None. labels: class numbers [N] int64, or None. num_nodes: K
+    of each layer, [L], or None. data: path of the images, or None."""
+
+    codes: np.ndarray
+    names: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    num_nodes: np.ndarray | None = None
+    data: str | None = None
+
+
+def read_code_file(path: str) -> CodeFile:
+    """What ``write_code_file`` wrote, or codes alone; ValueError in one line where there are none."""
+    more = {}
+    try:
+        if path.endswith('.npz'):
+            with np.load(local_path(path), allow_pickle=False) as archive:
+                codes = archive['codes']
+                more = {key: archive[key] for key in CodeFile._fields[1:] if key in archive}
+        elif path.endswith('.npy'):
+            codes = np.load(local_path(path), allow_pickle=False)
+        else:
+            codes = np.loadtxt(local_path(path), dtype=np.int64, ndmin=2)
+    except KeyError:
+        raise ValueError(f"{path} has no array named 'codes'") from None
+    except ValueError as e:
+        raise ValueError(f'{path} holds no codes (integers, one image per line): {e}') from None
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f'{path} holds {codes.dtype}, not integers')
+    if 'data' in more:
+        more['data'] = str(more['data'])
+    return CodeFile(codes.astype(np.int64), **more)
+
+
+def write_code_file(path: str, file: CodeFile) -> None:
+    """As .npz with all that is known, codes in the smallest type, whole or not at all."""
+    codes = file.codes.astype(np.min_scalar_type(int(file.codes.max(initial=0))))
+    more = {key: value for key, value in file._asdict().items() if key != 'codes' and value is not None}
+    with atomic_write(path) as f:
+        np.savez_compressed(f, codes=codes, **more)
+
+
+def write_codes(path: str, codes: np.ndarray) -> None:
+    """Codes [N, L] alone: .npz or .npy by their endings, else text."""
+    with atomic_write(path) as f:
+        if path.endswith('.npz'):
+            np.savez(f, codes=codes)
+        elif path.endswith('.npy'):
+            np.save(f, codes)
+        else:
+            np.savetxt(f, codes, fmt='%d')
