@@ -168,6 +168,14 @@ def test_dry_run_prints_the_plain_dict_and_makes_nothing(tiny_zip, tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
+@pytest.mark.parametrize('name', train.PRESETS)
+def test_every_preset_is_made_of_options_that_exist(tiny_zip, name):
+    preset = train.PRESETS[name]
+    assert preset.keys() <= {parameter.name for parameter in train.main.params}
+    loop = json.loads(run_train(f'--data={tiny_zip}', f'--preset={name}', '-n'))
+    assert loop['batch_size'] == preset['batch'] and loop['total_nimg'] == round(preset['duration'] * 1e6)
+
+
 def test_without_a_preset_it_is_the_papers_network(tmp_path):
     zip32 = write_zip(tmp_path / 'c.zip', 2, (3, 32, 32))
     kwargs = json.loads(run_train(f'--outdir={tmp_path}', f'--data={zip32}', '-n'))['network_kwargs']
