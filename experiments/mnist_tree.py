@@ -1,0 +1,157 @@
+"""Table 3: the latents of a DDN as a decision tree on MNIST, and what else the same codes know.
+
+    python latents.py encode --network=NET --data=datasets/mnist-train.zip --dest=train.npz
+    python latents.py encode --network=NET --data=datasets/mnist-test.zip --dest=test.npz
+    python experiments/mnist_tree.py --train=train.npz --test=test.npz --outdir=experiments/results/mnist_tree
+
+Of the training set, 128, 1,024, 10,000 and 50,000 images get their labels (at random; the mean of several draws). The
+tree: labelled images vote at all nodes they are under, a node without votes inherits from its nearest ancestor with any
+(Appendix C). Beside it, which the paper did not try: the k nearest neighbours by common prefix, and logistic regression
+on the codes, each one-hot. --train and --test can be given several times, for several networks.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+
+import click
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from ddn_networks.codes import vote
+from dnnlib.code_files import CodeFile, read_code_file
+from dnnlib.util import atomic_write
+
+SIZES = (128, 1024, 10_000, 50_000)
+PAPER = {  # (K, L) -> accuracy in % at SIZES, Table 3
+    (2, 10): (65.9, 77.3, 85.8, 86.9),
+    (8, 3): (69.0, 81.1, 87.6, 88.0),
+    (8, 5): (67.5, 79.1, 87.5, 90.5),
+    (8, 10): (58.6, 75.3, 84.9, 89.0),
+    (64, 10): (52.5, 70.4, 80.9, 86.3),
+}
+
+
+class Logistic:
+    """Multinomial logistic regression on codes [N, L], each one-hot: its loss is the mean cross entropy plus
+    ``l2 / 2 |weights|^2 / N`` (the prior of scikit-learn at C = 1 / l2; the bias is free)."""
+
+    def __init__(self, num_nodes: list[int], num_classes: int, l2: float = 1.0):
+        ends = torch.tensor(num_nodes).cumsum(0)
+        self.offsets = ends - torch.tensor(num_nodes)  # [L]
+        self.weight = torch.zeros(int(ends[-1]), num_classes, dtype=torch.float64)  # [sum K, classes]
+        self.bias = torch.zeros(num_classes, dtype=torch.float64)
+        self.l2 = l2
+
+    def logits(self, codes: torch.Tensor) -> torch.Tensor:
+        return F.embedding_bag(codes + self.offsets, self.weight, mode='sum') + self.bias  # [N, classes]
+
+    def loss(self, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        prior = 0.5 * self.l2 * self.weight.square().sum() / len(codes)
+        return F.cross_entropy(self.logits(codes), labels) + prior
+
+    def fit_(self, codes: torch.Tensor, labels: torch.Tensor, steps: int = 200) -> 'Logistic':
+        """Minimise with L-BFGS, all of the data at once."""
+        parameters = [self.weight.requires_grad_(), self.bias.requires_grad_()]
+        optimizer = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn='strong_wolfe', tolerance_grad=1e-6)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = self.loss(codes, labels)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        return self
+
+    @torch.no_grad()
+    def predict(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.logits(codes).argmax(1)
+
+
+def accuracies(train: CodeFile, test: CodeFile, size: int, draws: int, k: int) -> dict[str, float]:
+    """Mean accuracy in % over draws of ``size`` labelled images, for each method."""
+    codes, labels = torch.from_numpy(train.codes), torch.from_numpy(train.labels)
+    queries, truth = torch.from_numpy(test.codes), torch.from_numpy(test.labels)
+    classes = int(max(labels.max(), truth.max())) + 1
+    num_nodes = train.num_nodes.tolist()
+    found = {'tree': [], f'{k}-nn': [], 'logistic': []}
+    for draw in range(draws):
+        rows = torch.randperm(len(codes), generator=torch.Generator().manual_seed(draw))[:size]
+        known = codes[rows], labels[rows]
+        made = (
+            vote(*known, queries, classes),
+            vote(*known, queries, classes, min_votes=k),
+            Logistic(num_nodes, classes).fit_(*known).predict(queries),
+        )
+        for name, classes_found in zip(found, made, strict=True):
+            found[name].append(100 * (classes_found == truth).double().mean().item())
+    return {name: statistics.mean(values) for name, values in found.items()}
+
+
+def checked(path: str) -> CodeFile:
+    file = read_code_file(path)
+    if file.labels is None or file.num_nodes is None:
+        raise ValueError(f'{path} has no labels: make it with `latents.py encode` from a dataset with class labels')
+    return file
+
+
+def compare(train: CodeFile, test: CodeFile, sizes: list[int], draws: int, k: int) -> list[dict]:
+    """A row for each method: accuracy at each number of labels, and the paper's where it has such a network."""
+    K, L = int(max(train.num_nodes)), len(train.num_nodes)
+    if list(train.num_nodes) != list(test.num_nodes):
+        raise ValueError('codes for training and test are of different networks')
+    columns = {}
+    for size in sizes:
+        if size > len(train.codes):
+            raise ValueError(f'{size} labels are asked for, and there are {len(train.codes)} training images')
+        columns[size] = accuracies(train, test, size, draws if size < 50_000 else 1, k)
+    rows = [{'K': K, 'L': L, 'method': m, **{str(s): columns[s][m] for s in sizes}} for m in columns[sizes[0]]]
+    if (K, L) in PAPER:
+        paper = dict(zip(SIZES, PAPER[K, L], strict=True))
+        rows.append({'K': K, 'L': L, 'method': 'paper (tree)', **{str(s): paper.get(s) for s in sizes}})
+    return rows
+
+
+def as_table(rows: list[dict]) -> str:
+    keys = list(rows[0])
+    lines = [keys, ['---'] * len(keys)]
+    lines += [[f'{v:.1f}' if isinstance(v, float) else '' if v is None else str(v) for v in r.values()] for r in rows]
+    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+
+
+@click.command(help=__doc__.split('\n\n')[0], context_settings={'show_default': True})
+@click.option('--train', metavar='NPZ', required=True, multiple=True, help='Codes of the training set')
+@click.option('--test', metavar='NPZ', required=True, multiple=True, help='Codes of the test set')
+@click.option('--sizes', metavar='LIST', default=','.join(map(str, SIZES)), help='Numbers of labelled images')
+@click.option('--draws', metavar='INT', type=click.IntRange(min=1), default=5, help='Draws of them, below 50,000')
+@click.option('--k', metavar='INT', type=click.IntRange(min=2), default=5, help='Neighbours')
+@click.option('--outdir', metavar='DIR', help='Write mnist_tree.md and mnist_tree.json there')
+def main(train, test, sizes, draws, k, outdir) -> None:
+    try:
+        if len(train) != len(test):
+            raise ValueError(f'{len(train)} --train and {len(test)} --test: they come in pairs')
+        numbers = [int(part) for part in sizes.split(',')]
+        rows, start = [], time.time()
+        for a, b in zip(train, test, strict=True):
+            rows += compare(checked(a), checked(b), numbers, draws, k)
+            print(f'{a}: done after {time.time() - start:.0f} s', file=sys.stderr)
+        text = as_table(rows)
+        print(text)
+        if outdir:
+            os.makedirs(outdir, exist_ok=True)
+            facts = {'train': train, 'test': test, 'draws': draws, 'k': k, 'rows': rows}
+            with atomic_write(os.path.join(outdir, 'mnist_tree.json'), 'w') as f:
+                json.dump(facts, f, indent=2)
+            with atomic_write(os.path.join(outdir, 'mnist_tree.md'), 'w') as f:
+                f.write(f'# Table 3: accuracy on the test set in %, by number of labelled images\n\n{text}\n')
+    except (ValueError, OSError) as e:
+        raise click.ClickException(' '.join(str(e).split())) from None
+
+
+if __name__ == '__main__':
+    main()

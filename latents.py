@@ -1,0 +1,463 @@
+"""Look into the latents of a Discrete Distribution Network: L integers an image, a path through a tree with K branches.
+
+\b
+  # the latents of a dataset, with names and labels; everything below reads such a file
+  python latents.py encode --network=NET --data=datasets/mnist.zip --dest=codes.npz
+  python latents.py decode --network=NET --codes=codes.npz --outdir=out
+\b
+  # a node of the tree: its image, its children, how many images are under each, and some of them
+  python latents.py tree --network=NET --codes=codes.npz --node=3,1 --sheet=node.png
+\b
+  # which images are like images 0 to 7? which groups do the first two layers make?
+  python latents.py nearest --codes=codes.npz --rows=0-7 --sheet=nearest.png
+  python latents.py cluster --codes=codes.npz --depth=2 --sheet=clusters.png
+\b
+  # coarse layers of some images with fine layers of others; from one image to another, a layer at a time
+  python latents.py swap --network=NET --codes=codes.npz --coarse=0-7 --fine=8-15 --layers=4 --sheet=swap.png
+  python latents.py walk --network=NET --codes=codes.npz --rows=0,5,9 --sheet=walk.png
+\b
+  # where K is a power of two, a latent is a string of bits (K = 2: one per layer)
+  python latents.py encode --network=NET --data=face.zip --dest=codes.npz --bits=bits.txt
+  python latents.py decode --network=NET --bits=1101001110 --outdir=out
+
+Each command has a --help. NET is a network-snapshot-*.safetensors of any kind of network, as a path or URL.
+"""
+
+import functools
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from ddn_networks import Network, codes
+from dnnlib.code_files import CodeFile, read_code_file, write_code_file
+from dnnlib.images import ImageArchive, read_labels, to_float, to_image, to_uint8
+from dnnlib.sheets import comfortable_scale, image_grid, save_png
+from dnnlib.util import atomic_write
+
+CAPTION = 12  # pixels of a line of text
+
+
+class Ints(click.ParamType):
+    """'0-3,7' as [0, 1, 2, 3, 7]."""
+
+    name = 'list'
+
+    def convert(self, value, param, ctx):
+        found = []
+        for part in filter(None, value.split(',')):
+            match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+            if match is None:
+                self.fail(f'{part!r} is no number and no range; give for example 0-7 or 1,5,9-12', param, ctx)
+            found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        return found
+
+
+# --------------------------------------------------------------------------------------------------------------- sheets
+
+
+class Tile(NamedTuple):
+    """A picture of a sheet, uint8 [C, H, W], with a line of text above it."""
+
+    pixels: np.ndarray
+    caption: str = ''
+
+
+def draw_sheet(rows: Sequence[Sequence[Tile]], path: str) -> None:
+    """Rows of tiles as one PNG; an empty row is a gap."""
+    first = next(tile for row in rows for tile in row)
+    _, H, W = first.pixels.shape
+    scale = comfortable_scale(W)
+    height, width = H * scale + CAPTION + 4, W * scale + 4
+    tops = np.cumsum([0] + [height if row else CAPTION for row in rows])
+    sheet = Image.new('RGB', (width * max(map(len, rows)), int(tops[-1])), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for row, top in zip(rows, tops, strict=False):
+        for column, tile in enumerate(row):
+            picture = to_image(tile.pixels).resize((W * scale, H * scale), Image.NEAREST)
+            sheet.paste(picture, (column * width + 2, int(top) + CAPTION))
+            draw.text((column * width + 2, int(top)), tile.caption, fill='black')
+    save_png(sheet, path)
+    click.echo(f'Sheet: {path}')
+
+
+def in_rows(tiles: Sequence[Tile], columns: int = 16) -> list[list[Tile]]:
+    return [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+
+
+# ------------------------------------------------------------------------------------------------------- what they need
+
+
+def load_network(path: str, ema: str | None, device: str) -> Network:
+    net = Network.from_pretrained(path, ema=ema, device=device)
+    if net.condition_channels:
+        raise ValueError(f'{path} needs a condition beside the codes; latents.py gives none')
+    return net
+
+
+def load_codes(path: str, net: Network | None = None) -> tuple[CodeFile, torch.Tensor]:
+    """A file of codes and its codes [N, L] as a tensor, which must fit the network, if there is one."""
+    file = read_code_file(path)
+    table = torch.from_numpy(file.codes)
+    if net is not None:
+        table = net.check_codes(table)
+    if not len(table):
+        raise ValueError(f'{path} holds no codes')
+    return file, table
+
+
+def rows_of(table: torch.Tensor, rows: Sequence[int], path: str) -> torch.Tensor:
+    """``table[rows]``, or a ValueError that says how many there are."""
+    wrong = [row for row in rows if row >= len(table)]
+    if wrong or not rows:
+        raise ValueError(f'{path} holds rows 0-{len(table) - 1}; {wrong[0] if wrong else "none"} was asked for')
+    return table[list(rows)]
+
+
+class Pictures:
+    """The images that codes are the codes of: from --data, or the archive that the file of codes names."""
+
+    def __init__(self, file: CodeFile, data: str | None):
+        path = data or file.data
+        if path is None:
+            raise ValueError('this file of codes does not say of which images: give --data')
+        self.archive = ImageArchive(path)
+        known = {name: i for i, name in enumerate(self.archive.names())}
+        names = list(self.archive.names())[: len(file.codes)] if file.names is None else file.names.tolist()
+        missing = [name for name in names if name not in known]
+        if missing or len(names) != len(file.codes):
+            raise ValueError(f'{path} does not hold {missing[0] if missing else "as many images as there are codes"}')
+        self.places = [known[name] for name in names]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.archive.image(self.places[row])
+
+
+def decode(net: Network, table: torch.Tensor, batch: int = 64) -> np.ndarray:
+    """uint8 [N, C, H, W], with progress."""
+    parts = table.split(batch)
+    bar = tqdm(parts, desc='decode', unit='batch', delay=2, leave=False)
+    return np.concatenate([to_uint8(net.decode(part)).cpu().numpy() for part in bar])
+
+
+def one_line(command):
+    """Errors of input as one line."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError) as e:
+            raise click.ClickException(' '.join(str(e).split())) from None
+
+    return wrapped
+
+
+def options(*names: str):
+    """The options that several commands share, by name."""
+    known = {
+        'network': click.option('--network', metavar='FILE|URL', required=True, help='Network snapshot'),
+        'ema': click.option('--ema', metavar='LABEL', help="Averaged weights, or 'none'  [default: the first]"),
+        'device': click.option('--device', default='cpu', help='cuda, mps or cpu'),
+        'codes': click.option('--codes', 'codes_file', metavar='FILE', required=True, help='From `latents.py encode`'),
+        'data': click.option('--data', metavar='ZIP|DIR', help='Their images  [default: what the file of codes names]'),
+        'sheet': click.option('--sheet', metavar='FILE', required=True, help='Picture to write (.png)'),
+    }
+
+    def decorate(command):
+        for name in reversed(names):
+            command = known[name](command)
+        return command
+
+    return decorate
+
+
+NET = ('network', 'ema', 'device')
+
+
+@click.group(help=__doc__, context_settings={'show_default': True, 'max_content_width': 110})
+def main() -> None:
+    pass
+
+
+# ----------------------------------------------------------------------------------------------------- codes and images
+
+
+@main.command('encode')
+@options(*NET)
+@click.option('--data', metavar='ZIP|DIR', required=True, help='Images of the shape that the network makes')
+@click.option('--dest', metavar='NPZ', required=True, help='Where to write codes, names and labels')
+@click.option('--bits', metavar='FILE', help='Write the codes as strings of bits too, one image per line')
+@click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='The first ones only')
+@click.option('--batch', metavar='INT', type=click.IntRange(min=1), default=128, help='Images at once')
+@one_line
+def encode_command(network, ema, device, data, dest, bits, max_images, batch) -> None:
+    """The latents of all images of a dataset: at each layer the number of the candidate nearest to the image.
+
+    The file holds codes [N, L], names, labels where the dataset has class labels, and K of each layer; NumPy reads it.
+    """
+    if not dest.endswith('.npz'):
+        raise ValueError(f'--dest={dest}: the file of codes, names and labels is an .npz')
+    net = load_network(network, ema, device)
+    archive = ImageArchive(data)
+    labels = read_labels(archive)
+    count = min(len(archive), max_images or len(archive))
+    expected = (net.img_channels, *net.img_resolution)
+    found, error = [], 0.0
+    with tqdm(total=count, desc='encode', unit='img') as bar:
+        for start in range(0, count, batch):
+            rows = range(start, min(start + batch, count))
+            pixels = [archive.image(i) for i in rows]
+            for i, image in zip(rows, pixels, strict=True):
+                if image.shape != expected:
+                    raise ValueError(f'{archive.title(i)} is {list(image.shape)}, the network encodes {list(expected)}')
+            images = to_float(torch.from_numpy(np.stack(pixels))).to(net.device)
+            found.append(net.encode(images))
+            error += (net.decode(found[-1]).clamp(-1, 1) - images).square().mean().item() * len(rows)
+            bar.update(len(rows))
+    table = torch.cat(found).cpu()
+    file = CodeFile(
+        table.numpy(),
+        np.array(archive.names()[:count]),
+        labels.values[:count] if labels is not None and labels.values.ndim == 1 else None,
+        np.array(net.num_nodes),
+        os.path.abspath(data) if os.path.exists(data) else data,
+    )
+    os.makedirs(os.path.dirname(dest) or '.', exist_ok=True)
+    write_code_file(dest, file)
+    if bits:
+        texts = codes.to_bits(table, net.num_nodes)
+        with atomic_write(bits, 'w') as f:
+            f.write('\n'.join(texts) + '\n')
+    distinct = len(table.unique(dim=0))
+    click.echo(
+        f'{count} images, {net.num_bits:g} bits each, {distinct} distinct latents, '
+        f'PSNR {10 * np.log10(4 / max(error / count, 1e-12)):.2f} dB: {dest}'
+    )
+
+
+@main.command('decode')
+@options(*NET)
+@click.option('--codes', 'codes_file', metavar='FILE', help='Codes: .npz, .npy or text')
+@click.option('--bits', metavar='STRING|FILE', multiple=True, help='Or strings of 0 and 1, or a file of them')
+@click.option('--outdir', metavar='DIR', required=True, help='Where to write the images')
+@click.option('--sheet', metavar='FILE', help='One picture of the first 1024 too (.png)')
+@one_line
+def decode_command(network, ema, device, codes_file, bits, outdir, sheet) -> None:
+    """The images that latents name, under the names that the file of codes has for them."""
+    net = load_network(network, ema, device)
+    if bool(codes_file) == bool(bits):
+        raise ValueError('--codes and --bits each say what to draw: give one')
+    file = CodeFile(np.zeros((0, net.num_layers)))
+    if codes_file:
+        file, table = load_codes(codes_file, net)
+    else:
+        texts = []
+        for text in bits:
+            texts += pathlib.Path(text).read_text().split() if os.path.isfile(text) else [text]
+        table = codes.from_bits(texts, net.num_nodes)
+    names = [f'{i:06d}' for i in range(len(table))]
+    if file.names is not None:
+        names = [os.path.splitext(name)[0] for name in file.names.tolist()]
+    images = decode(net, table)
+    for name, image in zip(names, images, strict=True):
+        target = os.path.join(outdir, f'{name}.png')
+        if os.path.relpath(target, outdir).startswith('..'):
+            raise ValueError(f'{codes_file} names an image {name!r}, which lies outside of {outdir}')
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        to_image(image).save(target)
+    click.echo(f'{len(images)} images: {outdir}')
+    if sheet:
+        save_png(image_grid(images[:1024], 16), sheet, comfortable_scale(images.shape[3]))
+        click.echo(f'Sheet: {sheet}')
+
+
+# ------------------------------------------------------------------------------------------------------------- the tree
+
+
+@main.command('tree')
+@options(*NET, 'codes', 'data', 'sheet')
+@click.option('--node', metavar='CODES', type=Ints(), default='', help='Its codes from the root on: 3,1')
+@click.option('--shown', metavar='INT', type=click.IntRange(min=0), default=32, help='Images under it to show')
+@click.option('--children', metavar='INT', type=click.IntRange(min=1), default=64, help='Show the fullest of them')
+@one_line
+def tree_command(network, ema, device, codes_file, data, sheet, node, shown, children) -> None:
+    """A node of the tree: the image that stands for it, its children with the number of images under each, and images.
+
+    The sheet has the node, its children from the fullest on, and images under it. The root stands for nothing: its
+    picture is the mean of its children. The same numbers are printed as a table.
+    """
+    net = load_network(network, ema, device)
+    file, table = load_codes(codes_file, net)
+    prefix = net.check_codes(torch.tensor([node], dtype=torch.int64), prefix=True)
+    below = codes.under(table, node)
+    name = ','.join(map(str, node)) or 'root'
+    branches = net.branches(prefix)[0] if len(node) < net.num_layers else None
+    image = net.branches(prefix[:, :-1])[0, node[-1]] if node else branches.mean(0)
+    H, W = net.img_resolution
+    rows = [[Tile(_full_size(image[None], H, W)[0], f'{name}: {len(below)}')], []]
+    if branches is not None:
+        counts = table[below, len(node)].bincount(minlength=len(branches))
+        order = counts.argsort(descending=True, stable=True)[:children]
+        pictures = _full_size(branches[order], H, W)
+        tiles = [Tile(p, f'{k}: {counts[k]}') for k, p in zip(order.tolist(), pictures, strict=True)]
+        rows += [*in_rows(tiles), []]
+        click.echo(f'{"child":>6}  {"images":>7}  {"share":>6}  most of class')
+        for k in order.tolist():
+            inside = below[table[below, len(node)] == k].numpy()
+            share = len(inside) / max(1, len(below))
+            click.echo(f'{k:>6}  {len(inside):>7}  {share:>6.1%}  {_majority(file.labels, inside)}')
+        click.echo(f'{int((counts == 0).sum())} of {len(branches)} children have no image under them')
+    if shown and len(below):
+        pictures = Pictures(file, data)
+        rows += in_rows([Tile(pictures[r], str(r)) for r in below[:shown].tolist()])
+    draw_sheet(rows, sheet)
+
+
+def _full_size(images: torch.Tensor, H: int, W: int) -> np.ndarray:
+    images = torch.nn.functional.interpolate(images, size=(H, W), mode='nearest')
+    return to_uint8(images).cpu().numpy()
+
+
+def _majority(labels: np.ndarray | None, rows: np.ndarray) -> str:
+    if labels is None or not len(rows):
+        return '-'
+    counts = np.bincount(labels[rows])
+    return f'{counts.argmax()} ({counts.max() / len(rows):.0%})'
+
+
+@main.command('nearest')
+@options('codes', 'data', 'sheet')
+@click.option('--rows', metavar='LIST', type=Ints(), default='0-7', help='Which images to ask for')
+@click.option('--query-codes', metavar='FILE', help='They are of this file of codes  [default: of --codes itself]')
+@click.option('--query-data', metavar='ZIP|DIR', help='Their images  [default: what that file names]')
+@click.option('--num', metavar='INT', type=click.IntRange(min=1), default=12, help='Neighbours of each')
+@one_line
+def nearest_command(codes_file, data, sheet, rows, query_codes, query_data, num) -> None:
+    """Images whose latents are nearest: two rows for each image asked for, itself first.
+
+    Upper row: the longest common prefix, that is, the deepest node of the tree that both are under. Lower row: the
+    fewest layers that differ (Hamming distance). Captions say how many layers, and the row of the file.
+    """
+    file, table = load_codes(codes_file)
+    query_file, query_table = load_codes(query_codes) if query_codes else (file, table)
+    if query_table.shape[1] != table.shape[1]:
+        raise ValueError(f'{query_codes} has {query_table.shape[1]} layers, {codes_file} has {table.shape[1]}')
+    queries = rows_of(query_table, rows, query_codes or codes_file)
+    pictures = Pictures(file, data)
+    asked = Pictures(query_file, query_data) if query_codes else pictures
+    lines = []
+    for row, query in zip(rows, queries, strict=True):
+        for by, of in (('prefix', codes.common_prefix), ('hamming', codes.hamming)):
+            found = codes.nearest(query[None], table, num + 1, by)[0].tolist()
+            found = [r for r in found if query_codes or r != row][:num]
+            far = of(query[None], table[found])[0].tolist()
+            word = 'same' if by == 'prefix' else 'differ'
+            tiles = [Tile(pictures[r], f'{n} {word} #{r}') for r, n in zip(found, far, strict=True)]
+            lines.append([Tile(asked[row], f'{by} #{row}'), *tiles])
+            click.echo(f'#{row} {by}: ' + ' '.join(f'#{r} ({n} {word})' for r, n in zip(found, far, strict=True)))
+        lines.append([])
+    draw_sheet(lines, sheet)
+
+
+@main.command('cluster')
+@options('codes', 'data', 'sheet')
+@click.option('--depth', metavar='INT', type=click.IntRange(min=1), default=1, help='Layers that must agree')
+@click.option('--clusters', metavar='INT', type=click.IntRange(min=1), default=32, help='Show the fullest of them')
+@click.option('--shown', metavar='INT', type=click.IntRange(min=1), default=12, help='Images of each')
+@click.option('--dest', metavar='NPZ', help='Write arrays cluster [N], prefixes, counts')
+@one_line
+def cluster_command(codes_file, data, sheet, depth, clusters, shown, dest) -> None:
+    """Groups of images that agree in the first layers: the nodes of the tree at a depth, one row each, fullest first.
+
+    With class labels, says how pure they are: the share of images that are of their group's commonest class.
+    """
+    file, table = load_codes(codes_file)
+    if depth > table.shape[1]:
+        raise ValueError(f'--depth={depth}: these codes have {table.shape[1]} layers')
+    prefixes, counts, at = codes.groups(table, depth)
+    pictures = Pictures(file, data)
+    rows = []
+    for g in range(min(clusters, len(prefixes))):
+        name = ','.join(map(str, prefixes[g].tolist()))
+        inside = (at == g).nonzero()[:, 0]
+        captions = [f'{name}: {counts[g]}', *(f'#{r}' for r in inside[1:shown].tolist())]
+        rows.append([Tile(pictures[r], c) for r, c in zip(inside[:shown].tolist(), captions, strict=True)])
+        click.echo(f'{name:>12}  {counts[g]:>7}  {_majority(file.labels, inside.numpy())}')
+    click.echo(f'{len(prefixes)} groups at depth {depth}, the largest holds {counts[0] / len(table):.1%}')
+    if file.labels is not None:
+        pure = sum(np.bincount(file.labels[(at == g).numpy()]).max() for g in range(len(prefixes))) / len(table)
+        click.echo(f'purity {pure:.1%}')
+    if dest:
+        with atomic_write(dest) as f:
+            np.savez_compressed(f, cluster=at.numpy(), prefixes=prefixes.numpy(), counts=counts.numpy())
+    draw_sheet(rows, sheet)
+
+
+# -------------------------------------------------------------------------------------------------------------- editing
+
+
+@main.command('swap')
+@options(*NET, 'codes', 'sheet')
+@click.option('--coarse', metavar='LIST', type=Ints(), default='0-7', help='Rows of codes: images that give the plan')
+@click.option('--fine', metavar='LIST', type=Ints(), default='8-15', help='Rows of codes: images that give the rest')
+@click.option('--layers', metavar='INT', type=click.IntRange(min=0), help='Layers of the first  [default: half]')
+@one_line
+def swap_command(network, ema, device, codes_file, sheet, coarse, fine, layers) -> None:
+    """A grid of the coarse layers of some images (first column) with the fine layers of others (first row).
+
+    Coarse layers say what it is and where; fine layers are choices made for another picture, and mean something
+    different under each.
+    """
+    net = load_network(network, ema, device)
+    _, table = load_codes(codes_file, net)
+    layers = net.num_layers // 2 if layers is None else layers
+    if layers > net.num_layers:
+        raise ValueError(f'--layers={layers}: this network has {net.num_layers} layers')
+    a, b = rows_of(table, coarse, codes_file), rows_of(table, fine, codes_file)
+    mixed = codes.swap(a, b, layers)  # [A, B, L]
+    images = decode(net, torch.cat([a, b, mixed.flatten(0, 1)]))
+    firsts, tops, grid = np.split(images, [len(a), len(a) + len(b)])
+    blank = Tile(np.full_like(firsts[0], 255), f'{layers}|{net.num_layers - layers}')
+    rows = [[blank, *(Tile(p, f'fine #{r}') for p, r in zip(tops, fine, strict=True))]]
+    for i, row in enumerate(coarse):
+        rows.append([Tile(firsts[i], f'coarse #{row}'), *map(Tile, grid[i * len(b) : (i + 1) * len(b)])])
+    draw_sheet(rows, sheet)
+
+
+@main.command('walk')
+@options(*NET, 'codes', 'sheet')
+@click.option('--rows', metavar='LIST', type=Ints(), default='0,1', help='Rows of codes: from each to the next')
+@click.option('--frames', metavar='INT', type=click.IntRange(min=2), default=12, help='Most pictures in a row')
+@one_line
+def walk_command(network, ema, device, codes_file, sheet, rows, frames) -> None:
+    """From one image to the next, one layer that differs at a time: two rows a pair.
+
+    Upper row: the finest layer changes first, so the picture keeps its plan to the end. Lower row: the coarsest first.
+    Captions say how many layers have changed.
+    """
+    net = load_network(network, ema, device)
+    _, table = load_codes(codes_file, net)
+    if len(rows) < 2:
+        raise ValueError('--rows: a walk needs two images or more')
+    stops = rows_of(table, rows, codes_file)
+    lines = []
+    for start, end in zip(stops[:-1], stops[1:], strict=True):
+        for coarse_first in (False, True):
+            steps = codes.path(start, end, coarse_first)
+            kept = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
+            images = decode(net, steps[kept])
+            lines.append([Tile(p, f'{n} of {len(steps) - 1}') for p, n in zip(images, kept, strict=True)])
+        lines.append([])
+    draw_sheet(lines, sheet)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,321 @@
+"""Latents as data: codes compared, mixed and voted with slow obvious oracles; latents.py and the figures as run."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import write_zip
+from PIL import Image
+
+import latents
+from ddn_networks import DDN, RecurrentDDN, codes
+from dnnlib.code_files import CodeFile, read_code_file, write_code_file
+from torch_utils import persistence
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'experiments'))
+import latent_tree
+import mnist_tree
+
+
+def random_codes(N: int, L: int, K: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(K, (N, L), generator=torch.Generator().manual_seed(seed))
+
+
+def prefix_of(a: list[int], b: list[int]) -> int:
+    return next((l for l, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+
+
+# Comparing, editing, bits.
+
+
+def test_prefix_and_hamming_by_hand():
+    a, b = random_codes(6, 5, 2), random_codes(9, 5, 2, seed=1)
+    prefix, differ = codes.common_prefix(a, b), codes.hamming(a, b)
+    for i, x in enumerate(a.tolist()):
+        for j, y in enumerate(b.tolist()):
+            assert prefix[i, j] == prefix_of(x, y)
+            assert differ[i, j] == sum(p != q for p, q in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize('by', ['prefix', 'hamming'])
+def test_nearest_by_sorting(by):
+    table, queries = random_codes(40, 4, 2), random_codes(70, 4, 2, seed=1)
+    found = codes.nearest(queries, table, 7, by)
+
+    def far(query: list[int], row: int) -> tuple:
+        prefix = -prefix_of(query, table[row].tolist())
+        differ = sum(p != q for p, q in zip(query, table[row].tolist(), strict=True))
+        return (prefix, differ, row) if by == 'prefix' else (differ, prefix, row)
+
+    for query, rows in zip(queries.tolist(), found.tolist(), strict=True):
+        assert rows == sorted(range(40), key=lambda r, q=query: far(q, r))[:7]
+
+
+def test_swap_and_path():
+    a, b = random_codes(2, 5, 4), random_codes(3, 5, 4, seed=1)
+    for n in range(6):
+        mixed = codes.swap(a, b, n)
+        for i in range(2):
+            for j in range(3):
+                assert mixed[i, j].tolist() == a[i, :n].tolist() + b[j, n:].tolist()
+    start, end = torch.tensor([0, 1, 2, 3]), torch.tensor([1, 1, 0, 0])
+    assert codes.path(start, end).tolist() == [[0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 0, 0], [1, 1, 0, 0]]
+    assert codes.path(start, end, True).tolist() == [[0, 1, 2, 3], [1, 1, 2, 3], [1, 1, 0, 3], [1, 1, 0, 0]]
+    assert codes.path(start, start).tolist() == [start.tolist()]
+
+
+def test_bits_there_and_back():
+    assert codes.to_bits(torch.tensor([[1, 0, 1], [0, 0, 1]]), [2, 2, 2]) == ['101', '001']
+    assert codes.to_bits(torch.tensor([[5, 1, 2]]), [8, 2, 4]) == ['101110']
+    K = [8, 2, 4, 64]
+    table = torch.stack([random_codes(20, 1, k, seed=k)[:, 0] for k in K], 1)
+    texts = codes.to_bits(table, K)
+    assert {len(t) for t in texts} == {3 + 1 + 2 + 6}
+    assert torch.equal(codes.from_bits(texts, K), table)
+    assert codes.from_bits([], K).shape == (0, 4)
+    for bad in ('10', '1020', '1111111111111'):
+        with pytest.raises(ValueError, match='string 1 should be 4 characters'):
+            codes.from_bits(['1010', bad], [2] * 4)
+    with pytest.raises(ValueError, match='layer 1 has K = 6'):
+        codes.to_bits(torch.tensor([[0, 5]]), [2, 6])
+
+
+# The tree.
+
+
+def test_groups_and_under_count_everything_once():
+    table = random_codes(60, 4, 3)
+    for depth in range(1, 5):
+        prefixes, counts, at = codes.groups(table, depth)
+        want = Counter(tuple(row[:depth]) for row in table.tolist())
+        assert {tuple(p): c for p, c in zip(prefixes.tolist(), counts.tolist(), strict=True)} == want
+        assert counts.tolist() == sorted(counts.tolist(), reverse=True) and counts.sum() == 60
+        assert all(prefixes[g].tolist() == row[:depth] for g, row in zip(at.tolist(), table.tolist(), strict=True))
+        for prefix in prefixes.tolist():
+            inside = [i for i, row in enumerate(table.tolist()) if row[:depth] == prefix]
+            assert codes.under(table, prefix).tolist() == inside
+    assert len(codes.under(table, [])) == 60
+
+
+def voted(table, labels, query, classes, min_votes) -> int:
+    """The decision tree, slowly: the votes of every node on the way, deepest first."""
+    on_the_way = []
+    for depth in range(len(query) + 1):
+        inside = [y for row, y in zip(table, labels, strict=True) if row[:depth] == query[:depth]]
+        if depth == 0 or len(inside) >= min_votes:
+            on_the_way.append([inside.count(c) for c in range(classes)])
+    best = range(classes)
+    for votes in reversed(on_the_way):  # ties are left to the ancestors, as long as they are ties there
+        most = max(votes[c] for c in best)
+        best = [c for c in best if votes[c] == most]
+    return best[0]
+
+
+@pytest.mark.parametrize('min_votes', [1, 2, 5])
+@pytest.mark.parametrize('N, L, K, classes', [(1, 3, 2, 2), (12, 3, 2, 3), (80, 4, 3, 4), (30, 1, 8, 3)])
+def test_votes_against_a_slow_tree(N, L, K, classes, min_votes):
+    table, queries = random_codes(N, L, K), random_codes(50, L, K, seed=1)
+    labels = random_codes(N, 1, classes, seed=2)[:, 0]
+    found = codes.vote(table, labels, queries, classes, min_votes)
+    want = [voted(table.tolist(), labels.tolist(), q, classes, min_votes) for q in queries.tolist()]
+    assert found.tolist() == want
+
+
+def test_votes_of_a_table_made_by_hand():
+    table = torch.tensor([[0, 0], [0, 1], [0, 1], [1, 0]])
+    labels = torch.tensor([2, 1, 1, 0])
+    queries = torch.tensor([[0, 0], [0, 1], [0, 7], [1, 1], [5, 5]])
+    # own leaf, own leaf, inherits 2-1-1 from 0, inherits 0 from 1, inherits from the root
+    assert codes.vote(table, labels, queries, 3).tolist() == [2, 1, 1, 0, 1]
+    assert codes.vote(table, labels, queries[:0], 3).shape == (0,)
+    large = torch.full((2, 40), 511)  # paths longer than an integer holds
+    assert codes.vote(large, torch.tensor([1, 1]), large, 2).tolist() == [1, 1]
+
+
+def test_logistic_regression_finds_the_minimum():
+    table, labels = random_codes(60, 3, 4), random_codes(60, 1, 3, seed=5)[:, 0]
+    model = mnist_tree.Logistic([4, 4, 4], 3).fit_(table, labels)
+    dense = torch.cat([torch.nn.functional.one_hot(table[:, l], 4) for l in range(3)], 1).double()
+    weight, bias = model.weight.detach().requires_grad_(), model.bias.detach().requires_grad_()
+    logits = dense @ weight + bias
+    torch.testing.assert_close(logits, model.logits(table))
+    loss = torch.nn.functional.cross_entropy(logits, labels) + 0.5 * weight.square().sum() / 60
+    assert all(g.abs().max() < 1e-5 for g in torch.autograd.grad(loss, [weight, bias]))
+    assert torch.equal(model.predict(table), logits.argmax(1))
+
+
+# The scripts.
+
+
+def run(command, *args, expect: int = 0) -> str:
+    result = CliRunner().invoke(command, [str(a) for a in args])
+    assert result.exit_code == expect, result.output + repr(result.exception)
+    return result.output
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    """A network with K = 8, L = 3, a dataset and its codes, a network with K = 2."""
+    folder = tmp_path_factory.mktemp('latents')
+    torch.manual_seed(0)
+    small = {'base_width': 2, 'multipliers': [1, 2], 'num_blocks': 1, 'features': 8}
+    persistence.save_network(str(folder / 'net.safetensors'), RecurrentDDN(8, 1, 8, 3, **small))
+    persistence.save_network(str(folder / 'bits.safetensors'), RecurrentDDN(8, 1, 2, 6, **small))
+    persistence.save_network(str(folder / 'single.safetensors'), DDN(8, 1, [8, 8], [1, 1], [3, 4]))
+    write_zip(folder / 'data.zip', 20, (1, 8, 8))
+    run(latents.main, 'encode', f'--network={folder}/net.safetensors', f'--data={folder}/data.zip',
+        f'--dest={folder}/codes.npz', '--batch=7')  # fmt: skip
+    return folder
+
+
+def test_encode_keeps_codes_names_and_labels(folder):
+    file = read_code_file(str(folder / 'codes.npz'))
+    assert file.codes.shape == (20, 3) and file.codes.dtype == np.int64 and file.num_nodes.tolist() == [8] * 3
+    assert file.names.tolist() == [f'00000/img{i:08d}.png' for i in range(20)]
+    assert file.labels.tolist() == [i % 3 for i in range(20)] and file.data == str(folder / 'data.zip')
+    pictures = latents.Pictures(file, None)
+    net = RecurrentDDN.from_pretrained(str(folder / 'net.safetensors'))
+    images = torch.stack([torch.from_numpy(pictures[i]) for i in range(20)]) / 127.5 - 1
+    assert torch.equal(net.encode(images), torch.from_numpy(file.codes))
+
+
+def test_decode_and_bits(folder, tmp_path):
+    net = f'--network={folder}/bits.safetensors'
+    run(latents.main, 'encode', net, f'--data={folder}/data.zip', f'--dest={tmp_path}/c.npz',
+        f'--bits={tmp_path}/b.txt', '--max-images=5')  # fmt: skip
+    texts = (tmp_path / 'b.txt').read_text().split()
+    table = read_code_file(str(tmp_path / 'c.npz')).codes
+    assert [[int(c) for c in t] for t in texts] == table.tolist() and len(texts) == 5
+    run(latents.main, 'decode', net, f'--codes={tmp_path}/c.npz', f'--outdir={tmp_path}/a')
+    run(latents.main, 'decode', net, f'--bits={tmp_path}/b.txt', f'--outdir={tmp_path}/b', f'--sheet={tmp_path}/s.png')
+    run(latents.main, 'decode', net, f'--bits={texts[2]}', f'--outdir={tmp_path}/c')
+    first = np.asarray(Image.open(tmp_path / 'a' / '00000' / 'img00000002.png'))
+    assert np.array_equal(first, np.asarray(Image.open(tmp_path / 'b' / '000002.png')))
+    assert np.array_equal(first, np.asarray(Image.open(tmp_path / 'c' / '000000.png')))
+
+
+def test_tree_tells_of_a_node(folder, tmp_path):
+    table = read_code_file(str(folder / 'codes.npz')).codes
+    common = [f'--network={folder}/net.safetensors', f'--codes={folder}/codes.npz', f'--sheet={tmp_path}/t.png']
+    out = run(latents.main, 'tree', *common)
+    counts = np.bincount(table[:, 0], minlength=8)
+    for k in range(8):
+        assert f'\n{k:>6}  {counts[k]:>7}  {counts[k] / 20:>6.1%}' in out
+    top = int(counts.argmax())
+    out = run(latents.main, 'tree', *common, f'--node={top}', '--shown=2')
+    inside = np.bincount(table[table[:, 0] == top][:, 1], minlength=8)
+    assert f'{(inside == 0).sum()} of 8 children have no image' in out
+    leaf = ','.join(map(str, table[0]))
+    run(latents.main, 'tree', *common, f'--node={leaf}')
+    assert Image.open(tmp_path / 't.png').size[0] > 64
+
+
+def test_nearest_cluster_swap_and_walk_draw(folder, tmp_path):
+    table = torch.from_numpy(read_code_file(str(folder / 'codes.npz')).codes)
+    of = f'--codes={folder}/codes.npz'
+    net = f'--network={folder}/net.safetensors'
+    out = run(latents.main, 'nearest', of, '--rows=3', '--num=4', f'--sheet={tmp_path}/n.png')
+    want = [r for r in codes.nearest(table[3:4], table, 5)[0].tolist() if r != 3][:4]
+    far = codes.common_prefix(table[3:4], table)[0]
+    assert '#3 prefix: ' + ' '.join(f'#{r} ({far[r]} same)' for r in want) in out
+    run(latents.main, 'nearest', of, f'--query-codes={folder}/codes.npz', '--rows=0-1', f'--sheet={tmp_path}/q.png')
+    out = run(latents.main, 'cluster', of, '--depth=1', f'--sheet={tmp_path}/c.png', f'--dest={tmp_path}/c.npz')
+    with np.load(tmp_path / 'c.npz') as found:
+        assert np.array_equal(found['prefixes'][found['cluster'], 0], table[:, 0].numpy())
+    majority = sum(Counter((i % 3) for i in range(20) if table[i, 0] == k).most_common(1)[0][1]
+                   for k in set(table[:, 0].tolist()))  # fmt: skip
+    assert f'purity {majority / 20:.1%}' in out
+    run(latents.main, 'swap', net, of, '--coarse=0-2', '--fine=3,4', '--layers=1', f'--sheet={tmp_path}/s.png')
+    assert Image.open(tmp_path / 's.png').size == (3 * 68, 4 * (64 + 16))
+    run(latents.main, 'walk', net, of, '--rows=0,1,2', f'--sheet={tmp_path}/w.png')
+    for name in 'nqcsw':
+        assert np.asarray(Image.open(tmp_path / f'{name}.png')).std() > 0
+
+
+BAD = {
+    'dest': (['encode', 'NET', '--data=DIR/data.zip', '--dest=x.txt'], '.npz'),
+    'row': (['swap', 'NET', 'CODES', '--coarse=99', '--sheet=x.png'], '0-19; 99'),
+    'one': (['walk', 'NET', 'CODES', '--rows=1', '--sheet=x.png'], 'two images'),
+    'node': (['tree', 'NET', 'CODES', '--node=9', '--sheet=x.png'], 'layer 0'),
+    'deep': (['tree', 'NET', 'CODES', '--node=1,1,1,1', '--sheet=x.png'], '3 or fewer'),
+    'depth': (['cluster', 'CODES', '--depth=4', '--sheet=x.png'], '3 layers'),
+    'codes': (['cluster', '--codes=nowhere.npz', '--sheet=x.png'], 'nowhere.npz'),
+    'other': (['walk', '--network=DIR/bits.safetensors', 'CODES', '--sheet=x.png'], '[B, 6]'),
+    'both': (['decode', 'NET', '--outdir=x'], 'give one'),
+    'bits': (['decode', 'NET', '--bits=01', '--outdir=x'], '9 characters'),
+    'k': (['decode', '--network=DIR/single.safetensors', '--bits=01', '--outdir=x'], 'K = 3'),
+    'layers': (['swap', 'NET', 'CODES', '--layers=4', '--sheet=x.png'], '3 layers'),
+}
+
+
+@pytest.mark.parametrize('args, words', BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line(folder, args, words):
+    known = {'NET': f'--network={folder}/net.safetensors', 'CODES': f'--codes={folder}/codes.npz'}
+    args = [known.get(a, a.replace('DIR', str(folder))) for a in args]
+    errors = [line for line in run(latents.main, *args, expect=1).splitlines() if line.startswith('Error:')]
+    assert len(errors) == 1 and words in errors[0], errors
+
+
+def test_names_cannot_lead_out_of_the_folder(folder, tmp_path):
+    write_code_file(str(tmp_path / 'c.npz'), CodeFile(np.zeros((1, 3), int), np.array(['../../evil.png'])))
+    out = run(latents.main, 'decode', f'--network={folder}/net.safetensors', f'--codes={tmp_path}/c.npz',
+              f'--outdir={tmp_path}/a/b', expect=1)  # fmt: skip
+    assert 'outside' in out and not (tmp_path / 'evil.png').exists()
+
+
+@pytest.mark.parametrize('K, side', [(8, 3), (2, 2), (3, 2), (9, 4), (15, 4), (16, 5)])
+def test_cells_of_a_grid(K, side):
+    cells = latent_tree.cells(K)
+    assert latent_tree.side(K) == side and cells[0] == (0, 0)
+    assert len(set(cells)) == K and (side // 2, side // 2) not in cells
+    assert all(0 <= r < side and 0 <= c < side for r, c in cells)
+
+
+@pytest.mark.parametrize('name', ['net', 'single'])
+def test_the_tree_grows_every_image(folder, name):
+    path = str(folder / f'{name}.safetensors')
+    picture, net = latent_tree.tree_of(path, None, None, 8)
+    levels = latent_tree.grow(net, net.num_layers)
+    paths = torch.cartesian_prod(*(torch.arange(k) for k in net.num_nodes))
+    decoded = ((net.decode(paths) + 1) * 127.5).round().clamp(0, 255).numpy()
+    assert len(levels[-1]) == len(paths) and np.abs(levels[-1].astype(float) - decoded).max() <= 1
+    mean = ((net.decode(paths).mean(0) + 1) * 127.5).clamp(0, 255).numpy()
+    assert np.abs(levels[0][0].astype(float) - mean).max() <= 1
+    shapes = [len(level) for level in levels]
+    assert shapes == [1, *np.cumprod(net.num_nodes).tolist()]
+    pixels = np.asarray(picture).reshape(-1, 3)
+    blue = (pixels == latent_tree.COLORS[1]).all(1).sum()
+    green = (pixels == latent_tree.COLORS[2]).all(1).sum()
+    assert blue > 0 and (green > 0) == (net.num_layers > 2)  # the last layer has no border
+
+
+def test_the_figure_and_the_film(folder, tmp_path):
+    run_dir = tmp_path / 'run'
+    run_dir.mkdir()
+    for n in (10, 20):
+        (run_dir / f'network-snapshot-{n:09d}.safetensors').write_bytes((folder / 'single.safetensors').read_bytes())
+    run(latent_tree.main, f'--network={folder}/single.safetensors', f'--out={tmp_path}/t.png', '--leaf=8',
+        f'--run={run_dir}', f'--film={tmp_path}/t.gif', '--width=100')  # fmt: skip
+    with Image.open(tmp_path / 't.gif') as film:
+        assert film.n_frames in (1, 2) and film.width == 100  # two frames alike may be one, shown longer
+    network = f'--network={folder}/bits.safetensors'
+    assert '--depth=9' in run(latent_tree.main, network, '--depth=9', f'--out={tmp_path}/x.png', expect=1)
+    assert 'no network-snapshot' in run(latent_tree.main, f'--run={tmp_path}', f'--film={tmp_path}/y.gif', expect=1)
+
+
+def test_table_3_on_codes_that_know_the_class(tmp_path):
+    """Class = first code: all methods find it; the paper's row stands beside a network of its size."""
+    table = random_codes(300, 3, 8)
+    for name, rows in (('train', table[:200]), ('test', table[200:])):
+        file = CodeFile(rows.numpy(), None, rows[:, 0].numpy(), np.array([8, 8, 8]))
+        write_code_file(str(tmp_path / f'{name}.npz'), file)
+    out = run(mnist_tree.main, f'--train={tmp_path}/train.npz', f'--test={tmp_path}/test.npz', '--sizes=128,200',
+              '--draws=2', f'--outdir={tmp_path}/out')  # fmt: skip
+    assert '| 8 | 3 | tree | 100.0 | 100.0 |' in out and '| 8 | 3 | logistic |' in out
+    assert '| 8 | 3 | paper (tree) | 69.0 |  |' in out and (tmp_path / 'out' / 'mnist_tree.md').exists()
+    out = run(mnist_tree.main, f'--train={tmp_path}/train.npz', f'--test={tmp_path}/test.npz', expect=1)
+    assert 'Error: 1024 labels are asked for, and there are 200' in out
