@@ -494,6 +494,15 @@ def shared_options(name: str) -> Callable:
     return decorate
 
 
+def chosen(rows: Sequence[Row], only: str | None) -> list[Row]:
+    """The rows whose names hold one of the words of 'K=8,leak'. Raises click.UsageError where none does."""
+    words = [word.strip().lower() for word in (only or '').split(',')]
+    found = [row for row in rows if any(word in row.name.lower() for word in words)]
+    if not found:
+        raise click.UsageError(f'--only={only}: no row is named so; there are {", ".join(row.name for row in rows)}')
+    return found
+
+
 def ticks(duration: float, number: int = 10) -> dict[str, Any]:
     """Options for so many lines of progress and training states, and one snapshot, the last."""
     return {'duration': duration, 'tick': f'{duration * 1000 / number:g}', 'snap': number * 10, 'dump': 1}

@@ -74,18 +74,21 @@ def verdicts(results: list[Result]) -> list[str]:
 @click.option('--held-out', metavar='ZIP', help='Digits for reconstruction  [default: the other 2,000]')
 @click.option('--seeds', type=ablation.Numbers(), default='0', show_default=True, metavar='LIST',
               help='Train every row with each of these: 0,1,2')
+@click.option('--only', metavar='LIST', help='Only rows whose names hold one of these words: neither,split')
 @click.option('--num', type=click.IntRange(min=2), default=5000, show_default=True, help='Samples of the distance')
 @click.option('--num-reconstructed', type=click.IntRange(min=2), default=2000, show_default=True,
               help='Digits to reconstruct, of training and of held-out ones')
 @ablation.shared_options('mnist_ablation')
-def main(data, held_out, seeds, num, num_reconstructed, folder: Path, into: Path, machine, more, duration, detector):
+def main(
+    data, held_out, seeds, only, num, num_reconstructed, folder: Path, into: Path, machine, more, duration, detector
+):  # fmt: skip
     if bool(data) != bool(held_out):
         raise click.UsageError('give --data and --held-out, or neither for the built-in digits')
     if not data:
         data, held_out = ablation.digits(folder)
     scoring = ablation.check(ablation.Scoring(data, held_out, detector or 'lenet', num, num_reconstructed))
     base = {**OPTIONS, **ablation.ticks(duration or 0.03), 'data': scoring.data, **more}
-    rows = [Row(row.name, {**base, **row.options}) for row in ROWS]
+    rows = ablation.chosen([Row(row.name, {**base, **row.options}) for row in ROWS], only)
     results = list(ablation.work(rows, seeds, folder, scoring, machine))
     text = '\n\n'.join([
         'Fig. 10 of the paper: MNIST, K = 8, no Learning Residual. ' + ablation.budget(results)

@@ -151,10 +151,7 @@ def main(
         held = [len(ImageArchive(path)) for path in (data, held_out)]
         scoring = scoring._replace(num_reconstructed=min(*held, 10_000))
     base = {**setup.options, **ablation.ticks(duration or setup.duration), 'data': scoring.data, **more}
-    words = [word.lower() for word in only.split(',')] if only else ['']
-    rows = [row for row in rows_of(setup, base) if any(word in row.name.lower() for word in words)]
-    if not rows:
-        raise click.UsageError(f'--only={only}: no row is named so; there are {", ".join(PAPER)}')
+    rows = ablation.chosen(rows_of(setup, base), only)
     results = list(ablation.work(rows, seeds, folder, scoring, machine))
     scaled = f' K is {", ".join(map(str, setup.ks))} in the places of 512, 64, 8, 2.' * (setup_name == 'digits')
     text = '\n\n'.join([
