@@ -20,19 +20,20 @@ MNIST = {
 
 PRESETS = {
     'mnist-cpu': {
-        'channels': '32,32,32,32,32,32',
+        'channels': '32,32,32,32,24,16',
         'blocks': '1,2,3,4,4,3',
         'nodes': '64',
-        'batch': 64,
+        'batch': 32,
+        'chain_dropout': 0.1,
         'lr': 2e-3,
         'lr_ramp': 0.002,
         'lr_decay': 'cosine',
         'beta2': 0.99,
-        'duration': 0.1,
+        'duration': 0.17,
         'ema': '0.004',
         'tick': 5.0,
-        'snap': 10,
-        'dump': 10,
+        'snap': 8,
+        'dump': 8,
         'seed': 0,
     },
     # Table 3, Figs 6, 10, 18. Batch, learning rate and duration are ours: the paper does not say.
