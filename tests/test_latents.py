@@ -211,7 +211,7 @@ def test_tree_tells_of_a_node(folder, tmp_path):
     assert f'{(inside == 0).sum()} of 8 children have no image' in out
     leaf = ','.join(map(str, table[0]))
     run(latents.main, 'tree', *common, f'--node={leaf}')
-    assert Image.open(tmp_path / 't.png').size[0] > 64
+    assert np.asarray(Image.open(tmp_path / 't.png')).shape[1] > 64
 
 
 def test_nearest_cluster_swap_and_walk_draw(folder, tmp_path):
@@ -230,7 +230,7 @@ def test_nearest_cluster_swap_and_walk_draw(folder, tmp_path):
                    for k in set(table[:, 0].tolist()))  # fmt: skip
     assert f'purity {majority / 20:.1%}' in out
     run(latents.main, 'swap', net, of, '--coarse=0-2', '--fine=3,4', '--layers=1', f'--sheet={tmp_path}/s.png')
-    assert Image.open(tmp_path / 's.png').size == (3 * 68, 4 * (64 + 16))
+    assert np.asarray(Image.open(tmp_path / 's.png')).shape == (4 * (64 + 16), 3 * 68, 3)
     run(latents.main, 'walk', net, of, '--rows=0,1,2', f'--sheet={tmp_path}/w.png')
     for name in 'nqcsw':
         assert np.asarray(Image.open(tmp_path / f'{name}.png')).std() > 0
