@@ -1,11 +1,23 @@
 """What several tests need: tiny datasets and runs."""
 
 import json
+import os
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+# One thread everywhere: tests that compare bits compare runs in this process with runs in others, and sums depend on the
+# number of threads. It is also faster for networks this small.
+os.environ['OMP_NUM_THREADS'] = '1'
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
 
 
 def write_zip(path, count: int, shape: tuple[int, int, int], seed: int = 0, labels: bool = True) -> str:

@@ -76,14 +76,14 @@ def test_ten_steps_stop_ten_steps_are_twenty_bit_for_bit(tiny_zip, tmp_path, mor
 
 
 def test_rounds_of_accumulation_change_nothing_but_rounding(tiny_zip, tmp_path):
-    common = [f'--data={tiny_zip}', *TINY_RUN, '--duration=0.000160', '--nosubdir']
+    common = [f'--data={tiny_zip}', *TINY_RUN, '--nodes=24', '--lr=0.003', '--duration=0.000160', '--nosubdir']
     run_train(f'--outdir={tmp_path / "a"}', *common)
     run_train(f'--outdir={tmp_path / "b"}', *common, '--batch-gpu=4')
     a, b = final(tmp_path / 'a'), final(tmp_path / 'b')
     assert torch.equal(a['balance/counts'], b['balance/counts'])
     assert a['balance/num_splits'].sum() > 10
     for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
 
 
 def start(*args: str) -> subprocess.Popen:
@@ -117,6 +117,7 @@ import torch
 from training import checkpoint
 from torch_utils import persistence
 
+torch.set_num_threads(1)  # a fork has no threads of its parent's pool
 folder, rng = sys.argv[2], random.Random(0)
 tensors = {'x': torch.zeros(200_000)}
 for round in range(50):
