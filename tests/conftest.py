@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-# One thread everywhere: tests that compare bits compare runs in this process with runs in others, and sums depend on the
-# number of threads. It is also faster for networks this small.
+# One thread everywhere: some tests compare bits of runs in this process with those of runs in others, and sums depend
+# on the number of threads. It is also faster for networks this small.
 os.environ['OMP_NUM_THREADS'] = '1'
 torch.set_num_threads(1)
 
