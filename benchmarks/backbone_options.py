@@ -40,8 +40,7 @@ def variants(config: str, num_nodes: int, compiled: bool, device: str) -> dict[s
         formats = {'contiguous': torch.contiguous_format, 'channels last': torch.channels_last}
         net.to(device, memory_format=formats[layout])
         if compile_:
-            for block in net.blocks:
-                block.compile()
+            contestants.compile_(net.blocks)
         made[f'{layout}, {precision}{", compiled" if compile_ else ""}'] = net, precision
     return made
 

@@ -3,7 +3,8 @@
 All contestants of a comparison run in turn, round after round, so that whatever else the machine does hits everybody
 alike. A time is the median over rounds; a ratio is the median of the ratios within a round. On a machine that others
 use, two threads that wait for each other measure the others: take one thread (OMP_NUM_THREADS=1) and its own CPU
-seconds (--clock=cpu).
+seconds (--clock=cpu). MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 keep glibc from giving memory
+back to the system after each block and asking for it anew, which costs everybody up to a tenth.
 """
 
 import gc
@@ -124,6 +125,7 @@ def machine(device: str = 'cpu', clock: str = 'wall') -> dict[str, Any]:
         'threads': torch.get_num_threads(),
         'load': round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else None,
         'clock': clock,
+        'malloc': {name: value for name, value in os.environ.items() if name.startswith('MALLOC_')},
         'torch': torch.__version__,
         'python': platform.python_version(),
         'revision': misc.git_revision(),
@@ -137,10 +139,11 @@ def machine(device: str = 'cpu', clock: str = 'wall') -> dict[str, Any]:
 def in_words(facts: Mapping[str, Any]) -> str:
     """``machine`` as one line."""
     gpu = f'{facts["gpu"]}; ' if 'gpu' in facts else ''
+    malloc = ''.join(f', {name}={value}' for name, value in facts['malloc'].items())
     return (
         f'{gpu}{facts["cpu"]}, {facts["isa"]}, {facts["threads"]} threads on {facts["cores"]} cores, load '
-        f'{facts["load"]} at the start, {facts["clock"]} seconds; PyTorch {facts["torch"]}, Python {facts["python"]}; '
-        f'{facts["revision"]}, {facts["date"]}'
+        f'{facts["load"]} at the start, {facts["clock"]} seconds{malloc}; PyTorch {facts["torch"]}, '
+        f'Python {facts["python"]}; {facts["revision"]}, {facts["date"]}'
     )
 
 

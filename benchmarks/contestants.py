@@ -71,6 +71,16 @@ def load_guided_sampler() -> type[nn.Module] | None:
         return None
 
 
+def compile_(blocks: nn.ModuleList) -> None:
+    """torch.compile every block in place. They share their code, and each size and width of it is a variant: with the
+    default limit of 8 variants, the largest scales would silently not be compiled."""
+    for name in ('recompile_limit', 'cache_size_limit'):  # the name in newer and in older PyTorch
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, 64)
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
 def blocks_in(precision: str, device: torch.device) -> torch.autocast:
     """The training loop's context for 'fp32' or 'bf16' blocks."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == 'bf16')
@@ -87,7 +97,7 @@ class Backbone(nn.Module):
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """The features of the last block, [B, C_L, H, W]."""
-        x = self.start.expand(batch_size, self.start.shape[1], *self.specs[0].size)
+        x = self.start.repeat(batch_size, 1, *self.specs[0].size)  # [B, C_0, h, w]
         for spec, block in zip(self.specs, self.blocks, strict=True):
             x = block(x, spec.size)
         return x
@@ -193,8 +203,7 @@ def compare(
         images = smooth_images(next(net for net in nets.values() if isinstance(net, DDN)), B).to(device)
         for compiled in (False, True) if device.startswith('cuda') else (False,):
             if compiled:
-                for block in nets['backbone'].blocks:  # everybody's
-                    block.compile()
+                compile_(nets['backbone'].blocks)  # everybody's
             for precision in precisions.split(','):
                 calls = {name: make(name, net, images, precision) for name, net in nets.items()}
                 seconds = interleaved(calls, 2 if quick else repeats, device=device, clock=clock)
