@@ -90,11 +90,14 @@ def share(net: CifarResNet, images: torch.Tensor, index: torch.Tensor) -> torch.
     return torch.stack([right[index == c].float().mean() for c in range(10)])
 
 
+WEIGHTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..', 'shared', 'weights')
+
+
 @click.command(help=__doc__, context_settings={'show_default': True})
 @click.option('--network', help='Snapshot of an unconditional CIFAR-10 network')
 @click.option('--data', default='datasets/cifar10-train.zip', help='What to train on without one')
 @click.option('--train-kimg', type=float, default=50)
-@click.option('--weights', default='/work/shared/weights', help='Folder of resnet20 and resnet56')
+@click.option('--weights', default=WEIGHTS, help='Folder of resnet20 and resnet56')
 @click.option('--outdir', default='experiments/out')
 @click.option('--per-class', type=int, default=10)
 @click.option('--pool', type=int, default=1000, help='Unguided samples of which the guide picks the best')
