@@ -25,6 +25,7 @@ class DDN(Network):
         img_resolution: H = W, or (H, W); any size. Scale s has H and W halved (rounded up) S - 1 - s times.
         img_channels: C, 1 (grey), 3 (RGB) or 4 (RGBA).
         channels, num_blocks, num_nodes: one number per scale, coarse to fine: feature channels, blocks (= DDLs), K.
+            With as many scales as the resolution halves the first is 1x1, as published; with fewer it is larger.
         learning_residual: candidates are added to the image selected before, resized bilinearly (Section 3.3).
         leak_choice: see ``DDL``.
         dropout: inside the blocks, in training mode only.
@@ -70,8 +71,12 @@ class DDN(Network):
             for size, c, n, k in zip(sizes, channels, num_blocks, num_nodes, strict=True)
             for _ in range(n)
         ]
-        start = torch.linspace(-1, 1, channels[0])[None, :, None, None]
-        self.register_buffer('start', start, persistent=False)  # [1, C, 1, 1], the constant the network begins with
+        # The constant that the network begins with. At 1x1 it is the published one; a larger first scale learns where
+        # it is, since to convolutions all places of a constant image are alike.
+        if sizes[0] == (1, 1):
+            self.register_buffer('start', torch.linspace(-1, 1, channels[0]).view(1, -1, 1, 1), persistent=False)
+        else:
+            self.start = nn.Parameter(torch.randn(1, channels[0], *sizes[0]))  # [1, C_0, h, w]
         self.blocks = nn.ModuleList()
         self.ddls = nn.ModuleList()
         self.layer_weights = []  # which block and DDL each layer goes through
@@ -99,7 +104,7 @@ class DDN(Network):
         self.check_condition(condition)
         # Repeated, not expanded: the channels-last strides that a clone of it would have at 1x1, without a gradient,
         # make PyTorch 2.13's group norm read past its end in the backward pass.
-        x = self.start.repeat(batch_size, 1, *self.specs[0].size)  # [B, C_0, h, w]
+        x = self.start.repeat(batch_size, 1, 1, 1)  # [B, C_0, h, w]
         image = leak = conditioned = None
         for layer, (spec, use) in enumerate(zip(self.specs, self.layer_weights, strict=True)):
             block, ddl = self.blocks[use], self.ddls[use]
