@@ -18,7 +18,37 @@ MNIST = {
     'ema': '0.05',
 }
 
+# Small networks for one core of a CPU, which begin at 8x8; the duration is what takes it about 22 minutes.
+SMALL = {
+    'batch': 32,
+    'lr': 2e-3,
+    'lr_ramp': 0.002,
+    'lr_decay': 'cosine',
+    'beta2': 0.99,
+    'chain_dropout': 0.05,
+    'ema': '0.004',
+    'snap': 2,
+    'dump': 2,
+    'seed': 0,
+}
+
 PRESETS = {
+    'cifar10-cpu': {
+        **SMALL,
+        'channels': '64,32,16',
+        'blocks': '5,5,4',
+        'nodes': '128,64,64',
+        'duration': 0.18,
+        'tick': 15.0,
+    },
+    'faces64-cpu': {
+        **SMALL,
+        'channels': '64,48,24,12',
+        'blocks': '4,5,4,3',
+        'nodes': '128,128,64,64',
+        'duration': 0.07,
+        'tick': 5.0,
+    },
     'mnist-cpu': {
         'channels': '32,32,32,32,24,16',
         'blocks': '1,2,3,4,4,3',
