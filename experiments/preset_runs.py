@@ -1,0 +1,116 @@
+"""What runs of the CPU presets did on real data: falling loss, dead nodes, PSNR per tick, and the pictures to look at.
+
+    python train.py --preset=faces64-cpu --outdir=runs/faces64-cpu --nosubdir --data=faces64-train.zip \\
+        --val-data=faces64-test.zip --workers=0
+    python experiments/preset_runs.py runs/faces64-cpu runs/cifar10-cpu --outdir=experiments/results/presets
+
+Each RUN is a run folder of train.py; its name is that of the pictures, the newest of which are copied.
+"""
+
+import glob
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import numpy as np
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
+
+from dnnlib.util import atomic_write
+from training.report import mean_or_none, read_stats
+
+SHEETS = ('samples', 'reconstructions')
+
+
+def ticks(stats: Sequence[dict[str, Any]], batch: int, most: int) -> list[dict[str, Any]]:
+    """The figures of at most ``most`` ticks, evenly spread, the first and the last among them."""
+    chosen = sorted({round(i) for i in np.linspace(0, len(stats) - 1, min(most, len(stats)))})
+    rows = []
+    for s in (stats[i] for i in chosen):
+        dead = mean_or_none(s['dead'])
+        rows.append({
+            'images': s['nimg'], 'steps': s['nimg'] // batch, 'loss': s['loss'], 'last layer': s['loss_layers'][-1],
+            'val PSNR, dB': s['val_psnr'], 'dead nodes, %': None if dead is None else 100 * dead,
+            'usage entropy': float(np.mean(s['usage_entropy'])), 'images/s': s['images_per_sec'],
+        })  # fmt: skip
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as Markdown; what is not known is a dash."""
+    cells = [list(rows[0]), ['---'] * len(rows[0]), *([_cell(v) for v in row.values()] for row in rows)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in cells)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return '-'
+    return f'{value:.4g}' if isinstance(value, float) else f'{value:,}'
+
+
+def read_run(run: str, most: int) -> dict[str, Any]:
+    """Facts and ticks of a run folder; ClickException where it is none."""
+    path, stats = os.path.join(run, 'training_options.json'), read_stats(run)
+    if not os.path.exists(path) or not stats:
+        raise click.ClickException(f'{run} is no run folder of train.py with a finished tick')
+    with open(path) as f:
+        options = json.load(f)
+    loop = options['loop']
+    kwargs = loop['network_kwargs']
+    return {
+        'name': os.path.basename(os.path.abspath(run)),
+        'preset': options['preset'],
+        'data': os.path.basename(loop['dataset_kwargs']['path']),
+        'validation': os.path.basename(loop['val_data'] or loop['dataset_kwargs']['path']),
+        'network': {key: kwargs[key] for key in ('channels', 'num_blocks', 'num_nodes') if key in kwargs},
+        'seconds': stats[-1]['seconds'],
+        'ticks': ticks(stats, loop['batch_size'], most),
+    }
+
+
+def in_words(run: dict[str, Any]) -> list[str]:
+    """A run as Markdown."""
+    first, last = run['ticks'][0], run['ticks'][-1]
+    names = ', '.join(f'{key} {value}' for key, value in run['network'].items())
+    return [
+        f'## {run["name"]}',
+        f'Preset {run["preset"]}, data {run["data"]}, validation {run["validation"]}; {names}; '
+        f'{last["images"]:,} images in {run["seconds"] / 60:.1f} minutes. '
+        f'Loss {first["loss"]:.4f} to {last["loss"]:.4f}.',
+        table(run['ticks']),
+        *(f'![{sheet}]({run["name"]}-{sheet}.png)' for sheet in run['sheets']),
+    ]
+
+
+@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.argument('runs', metavar='RUN...', nargs=-1, required=True)
+@click.option('--outdir', metavar='DIR', help='Write presets.json, presets.md and the newest sheets of each run here')
+@click.option('--ticks', 'most', metavar='INT', type=click.IntRange(min=2), default=12, help='Rows per run')
+def main(runs, outdir, most):
+    read = [read_run(run, most) for run in runs]
+    for run, folder in zip(read, runs, strict=True):
+        run['sheets'] = {}
+        for sheet in SHEETS:
+            found = sorted(glob.glob(os.path.join(folder, f'{sheet}-*.png')))
+            if not found:  # it has not come to a snapshot
+                continue
+            run['sheets'][sheet] = os.path.basename(found[-1])
+            if outdir:
+                os.makedirs(outdir, exist_ok=True)
+                shutil.copyfile(found[-1], os.path.join(outdir, f'{run["name"]}-{sheet}.png'))
+    text = '\n\n'.join(['# Presets on real data', *(part for run in read for part in in_words(run))]) + '\n'
+    print(text)
+    if outdir:
+        os.makedirs(outdir, exist_ok=True)
+        with atomic_write(os.path.join(outdir, 'presets.md'), 'w') as f:
+            f.write(text)
+        with atomic_write(os.path.join(outdir, 'presets.json'), 'w') as f:
+            json.dump(read, f, indent=2)
+
+
+if __name__ == '__main__':
+    main()

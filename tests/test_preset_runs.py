@@ -1,0 +1,52 @@
+"""The table of preset runs, against a real tiny run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import write_zip
+
+import train as train_script
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'experiments'))
+
+import preset_runs
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_zip(tmp_path / 'a.zip', 24, (3, 8, 8), 0, labels=False)
+    args = [f'--data={tmp_path / "a.zip"}', f'--outdir={tmp_path / "tiny"}', '--nosubdir', '--device=cpu',
+            '--workers=0', '--channels=8,8', '--blocks=1,1', '--nodes=4', '--batch=16', '--duration=0.00016',
+            '--tick=0.016', '--ema=0.0001', '--seed=0']  # fmt: skip
+    outcome = CliRunner().invoke(train_script.main, args)
+    assert outcome.exit_code == 0, outcome.output
+    return tmp_path / 'tiny'
+
+
+def test_a_run_becomes_a_table_with_its_pictures(run, tmp_path):
+    outdir = tmp_path / 'results'
+    outcome = CliRunner().invoke(preset_runs.main, [str(run), f'--outdir={outdir}', '--ticks=4'])
+    assert outcome.exit_code == 0, outcome.output
+    ticks = [json.loads(line) for line in (run / 'stats.jsonl').read_text().splitlines()]
+    written = json.loads((outdir / 'presets.json').read_text())[0]
+    assert [row['images'] for row in written['ticks']] == [16, 64, 112, 160]
+    for row in written['ticks']:
+        tick = next(t for t in ticks if t['nimg'] == row['images'])
+        assert row['steps'] == row['images'] // 16 and row['loss'] == tick['loss'] == pytest.approx(
+            sum(tick['loss_layers']) / 2
+        )
+    assert written['ticks'][0]['dead nodes, %'] is None  # 16 images tell nothing about 4 nodes
+    assert written['ticks'][-1]['dead nodes, %'] is not None
+    text = (outdir / 'presets.md').read_text()
+    assert text.strip() in outcome.output and '## tiny' in text and 'a.zip' in text and '| 160 | 10 |' in text
+    for sheet in preset_runs.SHEETS:
+        newest = sorted(run.glob(f'{sheet}-*.png'))[-1]
+        assert (outdir / f'tiny-{sheet}.png').read_bytes() == newest.read_bytes() and f'tiny-{sheet}.png' in text
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    outcome = CliRunner().invoke(preset_runs.main, [str(tmp_path)])
+    assert outcome.exit_code == 1 and f'{tmp_path} is no run folder' in outcome.output
