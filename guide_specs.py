@@ -184,7 +184,9 @@ def _torchscript(path: str, device: torch.device, options: Mapping[str, str]) ->
         raise ValueError(f'{path}: no such file; a network for guiding is a TorchScript file (torch.jit.save)')
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', DeprecationWarning)  # TorchScript is what classifiers on disk still are
+            # TorchScript is what classifiers on disk still are; that it is deprecated helps nobody here.
+            warnings.filterwarnings('ignore', message='.*torch.jit', category=DeprecationWarning)
+            warnings.filterwarnings('ignore', message='.*torch.jit', category=FutureWarning)
             net = torch.jit.load(path, map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f'{path} is no TorchScript file: {str(error).splitlines()[0]}') from error
@@ -224,7 +226,10 @@ def _python(value: str, options: Mapping[str, str], device: torch.device) -> tup
         raise ValueError(f'{value}: expected FILE.py:FUNCTION, with a file that exists')
     spec = importlib.util.spec_from_file_location('user_guide', path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises
+        raise ValueError(f'{path} does not load: {type(error).__name__}: {error}') from error
     if not callable(getattr(module, name, None)):
         raise ValueError(f'{path} has no function {name}')
     fn = getattr(module, name)
@@ -252,7 +257,10 @@ def _clip(value: str, options: Mapping[str, str], device: torch.device) -> tuple
     if model not in open_clip.list_models():
         raise ValueError(f'open_clip has no model {model}; see open_clip.list_models()')
     pretrained = None if pretrained == 'none' else pretrained
-    net = open_clip.create_model(model, pretrained=pretrained, device=device).eval().requires_grad_(False)
+    try:
+        net = open_clip.create_model(model, pretrained=pretrained, device=device).eval().requires_grad_(False)
+    except Exception as error:  # of a download, of a file, or of a tag that there is not; of many classes
+        raise ValueError(f'clip: model={model},pretrained={pretrained} did not load: {error}') from error
     guide = clip_guide(value, net, open_clip.get_tokenizer(model), **at_once(options))
     return [], lambda index, shape: guide
 

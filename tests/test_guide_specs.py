@@ -1,6 +1,7 @@
 """``--guide``: from words and files to guides."""
 
 import importlib.util
+import json
 import warnings
 
 import numpy as np
@@ -110,7 +111,7 @@ class Squares(torch.nn.Module):
 
 def script(net: torch.nn.Module, path) -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)
+        warnings.simplefilter('ignore')  # DeprecationWarning to PyTorch 2.13, FutureWarning later
         torch.jit.save(torch.jit.script(net), str(path))
     return str(path)
 
@@ -140,6 +141,9 @@ def test_python_functions_come_from_a_file(tmp_path):
     green = guide_specs.parse(f'python:{file}:green,numpy=1')
     same(green, black_boxes.python(lambda x: x[..., 1].mean((1, 2)), numpy=True))
     assert green.build([], SHAPE).name == 'python green'
+    file.write_text('import nothing_of_this_name')
+    with pytest.raises(ValueError, match='mine.py does not load: ModuleNotFoundError: No module'):
+        guide_specs.parse(f'python:{file}:red')
 
 
 def test_splitting():
@@ -216,6 +220,31 @@ def test_clip_with_a_small_random_model():
         found = net.encode_image(((images + 1) / 2 - mean) / std, normalize=True)
         text = net.encode_text(open_clip.tokenize(['a smiling woman']), normalize=True)
     torch.testing.assert_close(guide(candidates, 0)[0], 1 - (found @ text.t())[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_clip_by_words_loads_a_file_of_weights(tmp_path):
+    try:
+        import open_clip
+    except ImportError as error:
+        pytest.skip(f'open_clip is not installed ({error})')
+    config = {
+        'embed_dim': 16,
+        'vision_cfg': {'image_size': 16, 'layers': 1, 'width': 32, 'patch_size': 8, 'head_width': 16},
+        'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 16, 'heads': 2, 'layers': 1},
+    }
+    (tmp_path / 'ddn-tiny.json').write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / 'ddn-tiny.json')
+    torch.manual_seed(0)
+    net = open_clip.CLIP(**config).eval()
+    torch.save(net.state_dict(), tmp_path / 'weights.pt')
+    text = f'clip:a smiling, old woman,model=ddn-tiny,pretrained={tmp_path / "weights.pt"},at_once=2,weight=0.5'
+    spec = guide_specs.parse(text)
+    same(spec, guide_specs.clip_guide('a smiling, old woman', net, open_clip.get_tokenizer('ddn-tiny')))
+    assert spec.build([], SHAPE).weight == 0.5 and spec.names == []
+    with pytest.raises(ValueError, match='--guide clip:.*open_clip has no model ddn-none'):
+        guide_specs.parse('clip:a face,model=ddn-none')
+    with pytest.raises(ValueError, match='--guide clip:.*model=ddn-tiny,pretrained=not-a-tag did not load'):
+        guide_specs.parse('clip:a face,model=ddn-tiny,pretrained=not-a-tag')
 
 
 def test_clip_without_open_clip_says_what_to_install():
