@@ -27,6 +27,7 @@ import torch.distributed as dist
 TIMEOUT = 600.0  # seconds that a rank may let the others wait
 INTERVAL = 1.0  # seconds between two signs of life
 GRACE = 30.0  # the process group's own timeout comes this much later: it cannot tell who is missing
+CONNECT = 30.0  # seconds that reaching the store may take at least
 
 _OPS = {'sum': dist.ReduceOp.SUM, 'min': dist.ReduceOp.MIN, 'max': dist.ReduceOp.MAX} if dist.is_available() else {}
 
@@ -118,8 +119,12 @@ def init(device_type: str | None = None, timeout_s: float = TIMEOUT) -> None:
     hosted = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'  # torchrun itself serves the store
     timeout = datetime.timedelta(seconds=timeout_s)
     attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
-    store = dist.TCPStore(host, port, is_master=rank == 0 and not hosted, timeout=timeout, wait_for_workers=False)
-    own = dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)  # for the thread alone
+    # A busy machine may need seconds to reach even itself: to connect gets its time, whatever ranks get to come.
+    connecting = max(timeout, datetime.timedelta(seconds=CONNECT))
+    store = dist.TCPStore(host, port, is_master=rank == 0 and not hosted, timeout=connecting, wait_for_workers=False)
+    own = dist.TCPStore(host, port, is_master=False, timeout=connecting, wait_for_workers=False)  # for the thread alone
+    store.set_timeout(timeout)
+    own.set_timeout(timeout)
     watch = _Watch(dist.PrefixStore(f'ddn-watch-{attempt}', own), rank, world, timeout_s)
     watch.publish()
     try:
