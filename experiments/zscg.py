@@ -4,14 +4,18 @@ B images. The best of n: n unguided samples of the same network, of which the gu
 as many as the guide judged candidates for one guided image (or what --pool allows, which is then said).
 """
 
+import glob
 import json
 import os
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import click
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from ddn_networks import DDN, Candidates, guided
 from ddn_networks.guides import Guide
@@ -33,16 +37,35 @@ class Task(NamedTuple):
     baseline: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
-def pictures(path: str, num: int, net: DDN, first: int = 0) -> torch.Tensor:
-    """[num, C, H, W] in [-1, 1] of a zip or folder of pictures that have the network's shape."""
+def trained(preset: str, data: str, outdir: str, more: Sequence[str] = ()) -> str:
+    """The last snapshot of a network that train.py trains now; minutes on a CPU with the presets that end in -cpu."""
+    if not os.path.exists(data):
+        raise click.ClickException(f'{data}: no such data to train on; give --network, or --train-data')
+    root = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
+    command = [sys.executable, os.path.join(root, 'train.py'), f'--preset={preset}', f'--outdir={outdir}', '--nosubdir',
+               f'--data={data}', *more]  # fmt: skip
+    if subprocess.run(command).returncode:
+        raise click.ClickException('training failed: ' + ' '.join(command))
+    return sorted(glob.glob(os.path.join(outdir, 'network-snapshot-*.safetensors')))[-1]
+
+
+def pictures(path: str, num: int, net: DDN, spread: bool = False) -> torch.Tensor:
+    """[num, C, H, W] in [-1, 1] of a zip or folder of pictures that have the network's shape: the first ones, or with
+    ``spread`` those at ``places``."""
     archive = ImageArchive(path)
-    if first + num > len(archive):
-        raise click.ClickException(f'{path} holds {len(archive)} images, {first + num} are needed')
-    images = to_float(torch.from_numpy(np.stack([archive.image(i) for i in range(first, first + num)])))
+    if num > len(archive):
+        raise click.ClickException(f'{path} holds {len(archive)} images, {num} are needed')
+    chosen = places(num, len(archive)) if spread else range(num)
+    images = to_float(torch.from_numpy(np.stack([archive.image(i) for i in chosen])))
     if list(images.shape[1:]) != [net.img_channels, *net.img_resolution]:
         made = [net.img_channels, *net.img_resolution]
         raise click.ClickException(f'{path} holds images {list(images.shape[1:])}, the network makes {made}')
     return images
+
+
+def places(num: int, of: int) -> list[int]:
+    """``num`` indices evenly over ``of``: of a dataset in the order of its classes, all classes alike."""
+    return [i * of // num for i in range(num)]
 
 
 def finished(guide: Guide, images: torch.Tensor) -> torch.Tensor:
@@ -69,6 +92,14 @@ def as_saved(images: torch.Tensor) -> torch.Tensor:
     return to_float(to_uint8(images))
 
 
+def ways(net: DDN, task: Task, originals: torch.Tensor, guidances: dict[str, guided.Guidance]) -> dict:
+    """Way -> images [B, C, H, W] guided for the originals. Beams are left out where a guide is a costly black box."""
+    guide = task.guide(originals)
+    asked = {name: g for name, g in guidances.items() if g.beam == 1 or not guide.full_size}
+    made = {name: net.sample(len(originals), guide=g._replace(guides=[guide]))[0] for name, g in asked.items()}
+    return {name: as_saved(images) for name, images in made.items()}
+
+
 def compare(
     net: DDN,
     task: Task,
@@ -76,12 +107,11 @@ def compare(
     pool: torch.Tensor,
     guidances: dict[str, guided.Guidance],
     perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-    shown: int = 8,
-) -> tuple[list[dict], torch.Tensor]:
-    """Rows of figures and a sheet [rows * shown, C, H, W]: original, condition, one row per way."""
+) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """Rows of figures, and the images [B, C, H, W] of every way."""
     B = len(originals)
     guide = task.guide(originals)
-    made = {name: as_saved(net.sample(B, guide=g._replace(guides=[guide]))[0]) for name, g in guidances.items()}
+    made = ways(net, task, originals, guidances)
     made['unguided'] = pool[:B]
     if task.baseline is not None:
         made['baseline'] = as_saved(task.baseline(originals))
@@ -93,8 +123,35 @@ def compare(
         if perceptual is not None:
             row['lpips'] = perceptual(images, originals).mean().item()
         rows.append(row)
-    sheet = [originals, pixels_of(task.condition(originals), originals), *made.values()]
-    return rows, torch.cat([images[:shown] for images in sheet])
+    return rows, made
+
+
+class Sheet(NamedTuple):
+    """A picture: rows of as many images [n, C, H, W], by their names."""
+
+    rows: dict[str, torch.Tensor]
+
+    def draw(self) -> Image.Image:
+        """The grid of all rows, each with its name at its left."""
+        images = torch.cat(list(self.rows.values()))
+        n, W = len(images) // len(self.rows), images.shape[3]
+        scale = comfortable_scale(W)
+        grid = image_grid(images, n)
+        grid = grid.resize((grid.width * scale, grid.height * scale), Image.NEAREST).convert('RGB')
+        font = ImageFont.load_default(12)
+        left = 8 + max(round(font.getlength(name)) for name in self.rows)
+        page = Image.new('RGB', (left + grid.width, grid.height), 'white')
+        page.paste(grid, (left, 0))
+        for r, name in enumerate(self.rows):
+            y = (r + 0.5) * grid.height / len(self.rows)
+            ImageDraw.Draw(page).text((4, y), name, 'black', font, anchor='lm')
+        return page
+
+
+def compared(task: Task, originals: torch.Tensor, made: dict[str, torch.Tensor], shown: int = 8) -> Sheet:
+    """Originals, what the guide knew of them, one row per way."""
+    rows = {'original': originals, 'known': pixels_of(task.condition(originals), originals), **made}
+    return Sheet({name: images[:shown] for name, images in rows.items()})
 
 
 def pixels_of(condition: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -104,25 +161,34 @@ def pixels_of(condition: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Rows of figures as Markdown."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [' | '.join(keys), ' | '.join(['---'] * len(keys))]
+    """Rows of figures, all with the same keys, as Markdown."""
+    lines = [' | '.join(rows[0]), ' | '.join(['---'] * len(rows[0]))]
     for row in rows:
-        cells = (row.get(key, '') for key in keys)
-        lines.append(' | '.join(f'{cell:.4g}' if isinstance(cell, float) else str(cell) for cell in cells))
+        lines.append(' | '.join(f'{cell:.4g}' if isinstance(cell, float) else str(cell) for cell in row.values()))
     return '\n'.join(f'| {line} |' for line in lines)
 
 
-def write(outdir: str, name: str, facts: dict, rows: list[dict], sheets: dict[str, tuple[torch.Tensor, int]]) -> None:
-    """outdir/name.json, .md and one PNG per sheet (images, columns)."""
+def write(outdir: str, name: str, facts: dict, rows: list[dict], sheets: dict[str, Sheet]) -> None:
+    """outdir/name.json, .md and one PNG per sheet."""
     os.makedirs(outdir, exist_ok=True)
-    for sheet, (images, columns) in sheets.items():
-        path = os.path.join(outdir, f'{name}-{sheet}.png')
-        save_png(image_grid(images, columns), path, comfortable_scale(images.shape[3]))
+    for which, sheet in sheets.items():
+        path = os.path.join(outdir, f'{name}-{which}.png')
+        save_png(sheet.draw(), path)
         print(path)
     with atomic_write(os.path.join(outdir, f'{name}.json'), 'w') as f:
         json.dump({'facts': facts, 'rows': rows}, f, indent=2)
-    text = '\n'.join([f'# {name}', '', *(f'* {key}: {value}' for key, value in facts.items()), '', table(rows), ''])
+    tables = [table([row for row in rows if list(row) == keys]) for keys in _unlike(list(row) for row in rows)]
+    text = '\n'.join([f'# {name}', '', *(f'* {key}: {value}' for key, value in facts.items())])
+    text = '\n\n'.join([text, *tables]) + '\n'
     with atomic_write(os.path.join(outdir, f'{name}.md'), 'w') as f:
         f.write(text)
     print(text)
+
+
+def _unlike(items: Iterable) -> list:
+    """Items without repetitions, in order."""
+    seen = []
+    for item in items:
+        if item not in seen:
+            seen.append(item)
+    return seen

@@ -46,7 +46,7 @@ def tasks() -> list[zscg.Task]:
 
 
 def classes(net: DDN, lenet, judge, per_class: int) -> tuple[list[dict], torch.Tensor]:
-    """Figures of the class guide in several ways; the sheet has one row per class."""
+    """Figures of the class guide in several ways, and the images of the first way, class by class."""
     index = torch.arange(10).repeat_interleave(per_class)
     calls = sum(net.num_nodes)
     ways = {
@@ -111,14 +111,14 @@ def main(network, data, reference, lenet, outdir, num, per_class, pool):
     truth = torch.from_numpy(read_labels(ImageArchive(data)).values[:num])
     drawn = zscg.unguided(net, pool or sum(net.num_nodes), seed=10**6)
     ways = {'top 2': Guidance([]), 'top 1': Guidance([], top_k(1)), 'beam 4': Guidance([], beam=4)}
-    rows, sheets = classes(net, lenet, judge, per_class)
-    sheets = {'classes': (sheets, per_class)}
+    rows, guided_digits = classes(net, lenet, judge, per_class)
+    sheets = {'classes': zscg.Sheet({str(c): part for c, part in enumerate(guided_digits.split(per_class))})}
     for task in tasks():
-        figures, sheet = zscg.compare(net, task, originals, drawn, ways)
+        figures, made = zscg.compare(net, task, originals, drawn, ways)
         rows += figures
-        sheets[task.name.replace(' ', '-')] = (sheet, 8)
+        sheets[task.name.replace(' ', '-')] = zscg.compared(task, originals, made)
     facts = {
-        'network': f'{network}, L = {net.num_layers}, K = {max(net.num_nodes)}, {net.num_bits:.0f} bits',
+        'network': f'{os.path.basename(network)}, L = {net.num_layers}, K = {max(net.num_nodes)}, {net.num_bits:.0f} bits',
         'judge on the held-out digits': f'{(judge(originals) == truth).float().mean().item():.3f} of {num}',
         'guide calls per image': sum(net.num_nodes),
         'pool': len(drawn),

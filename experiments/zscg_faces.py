@@ -1,10 +1,16 @@
-"""One unconditional face network, many tasks (Fig. 2; several conditions at once as in Fig. 16), on held-out faces.
+"""One unconditional face network, many tasks (Fig. 2; several conditions at once as in Figs 15, 16), on held-out faces.
 
     python experiments/zscg_faces.py --network=NET --data=datasets/faces64-test.zip --outdir=experiments/out
+
+Without --network one is trained first (preset faces64-cpu). Figures are of --num faces of --data; the sheets show
+--portraits, which may be published. Figs 15 and 16 steer by CLIP, whose weights are not at hand: two conditions on
+pixels stand for them here. Guiding by a text: docs/guiding.md.
 """
 
 import os
 import sys
+import time
+from collections.abc import Sequence
 
 import click
 import torch
@@ -17,7 +23,10 @@ import zscg
 
 from ddn_networks import DDN, black_boxes, guides, pixel_maps
 from ddn_networks.guided import Guidance, by_distance, top_k
+from dnnlib.images import ImageArchive, to_float
 from metrics.detectors import load_lpips
+
+PORTRAITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'assets', 'faces')
 
 
 def noisy(x: torch.Tensor) -> torch.Tensor:
@@ -49,17 +58,18 @@ def box_mask(x: torch.Tensor, top: float, bottom: float, left: float, right: flo
 
 
 def stroked(x: torch.Tensor) -> torch.Tensor:
-    """[B, 4, H, W] RGBA: a grid of dots in the picture's colours, transparent between, as a user might dab them."""
+    """[B, 4, H, W] RGBA: 8 x 8 dabs in the picture's colours, transparent between, as a user might set them."""
     H, W = x.shape[2:]
-    alpha = torch.full((len(x), 1, H, W), -1.0)
-    alpha[:, :, H // 16 :: H // 8, W // 16 :: W // 8] = 1.0
-    return torch.cat([x, alpha], 1)
+    rows, columns = (torch.arange(side) * 32 // side % 4 == 1 for side in (H, W))
+    alpha = (rows[:, None] & columns).float() * 2 - 1
+    return torch.cat([x, alpha.expand(len(x), 1, H, W)], 1)
 
 
 def dabs(x: torch.Tensor) -> torch.Tensor:
-    """The colours of those dots alone."""
-    H, W = x.shape[2:]
-    return x[:, :, H // 16 :: H // 8, W // 16 :: W // 8]
+    """[B, C, 8, 8] the mean colours of those dabs alone."""
+    rgba = stroked(x)
+    known = (rgba[:, 3:] + 1) / 2
+    return low(x * known, 8) / low(known, 8)
 
 
 def tasks(features) -> list[zscg.Task]:
@@ -100,50 +110,104 @@ def tasks(features) -> list[zscg.Task]:
     ]  # fmt: skip
 
 
-def together(net: DDN, originals: torch.Tensor) -> tuple[list[dict], torch.Tensor]:
+SEEDS = 4  # pictures of each portrait on the sheet of tasks
+
+
+def together(net: DDN, originals: torch.Tensor) -> list[dict]:
     """Two conditions at once: the left half's pixels and the whole at 8x8, by ranks and by distances (Appendix B)."""
     known = box_mask(originals, 0.0, 1.0, 0.5, 1.0)
     both = [guides.inpaint(originals, known), guides.superres(low(originals, 8))]
-    ways = {'inpaint alone': Guidance(both[:1]), 'superres alone': Guidance(both[1:]), 'both, ranks': Guidance(both),
+    ways = {'inpaint alone': Guidance(both[:1]), 'SR8 alone': Guidance(both[1:]), 'both, ranks': Guidance(both),
             'both, distances': Guidance(both, combine=by_distance)}  # fmt: skip
-    rows, sheet = [], [originals * known]
+    rows = []
     for name, guidance in ways.items():
         images = zscg.as_saved(net.sample(len(originals), guide=guidance)[0])
         figures = [zscg.finished(guide, images).mean().item() for guide in both]
         rows.append({'task': 'left half + SR8', 'way': name, 'to the half': figures[0], 'to 8x8': figures[1],
                      'psnr': zscg.psnr(images, originals, peak=2.0).mean().item()})  # fmt: skip
-        sheet.append(images)
-    return rows, torch.cat([images[:8] for images in sheet])
+    return rows
 
 
-@click.command(help=__doc__, context_settings={'show_default': True})
-@click.option('--network', required=True, help='Snapshot of an unconditional face network')
+def balance(net: DDN, originals: torch.Tensor, seeds: int = 1) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """Two conditions that contradict each other, by their weights (Fig. 16): the upper half of one face, and 8x8 pixels
+    of the next. Rows of figures, and the images [B * seeds, C, H, W] of each weight."""
+    below = box_mask(originals, 0.5, 1.0, 0.0, 1.0)
+    others = originals.roll(-1, 0)
+    rows, made = [], {}
+    for weight in (1.0, 0.75, 0.5, 0.25, 0.0):
+        both = [guides.inpaint(originals, below, weight), guides.superres(low(others, 8), 1 - weight)]
+        guidance = Guidance([guide for guide in both if guide.weight])
+        images = zscg.as_saved(net.sample(len(originals) * seeds, guide=guidance)[0])
+        way = f'weights {weight:.2f} and {1 - weight:.2f}'
+        figures = [zscg.finished(guide, images).mean().item() for guide in both]
+        rows.append({'task': "one's upper half + another's SR8", 'way': way,
+                     'to the half': figures[0], 'to 8x8': figures[1]})  # fmt: skip
+        made[way.removeprefix('weights ')] = images
+    return rows, made
+
+
+def drawn_tasks(net: DDN, portraits: torch.Tensor, every: Sequence[zscg.Task]) -> zscg.Sheet:
+    """Fig. 2: a row per task; of each portrait what is known of it, and pictures of several seeds (top 2)."""
+    rows = {}
+    for task in every:
+        known = zscg.pixels_of(task.condition(portraits), portraits)
+        images = zscg.as_saved(net.sample(len(portraits) * SEEDS, guide=task.guide(portraits))[0])
+        each = zip(known, images.split(SEEDS), strict=True)
+        rows[task.name] = torch.cat([torch.cat([k[None], some]) for k, some in each])
+    return zscg.Sheet(rows)
+
+
+def portraits_of(path: str, net: DDN) -> torch.Tensor:
+    """[n, C, H, W] of all pictures of a folder, fitted to the network."""
+    archive = ImageArchive(path)
+    images = [to_float(torch.from_numpy(archive.image(i)))[None] for i in range(len(archive))]
+    fitted = [pixel_maps.to_channels(pixel_maps.fit(x, net.img_resolution), net.img_channels) for x in images]
+    return torch.cat(fitted)
+
+
+@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.option('--network', help='Snapshot of an unconditional face network')
+@click.option('--train-data', default='datasets/faces64-train.zip', help='What to train preset faces64-cpu on without')
 @click.option('--data', required=True, help='Held-out faces of its resolution, zip or folder')
+@click.option('--portraits', default=PORTRAITS, help='What the sheets show')
 @click.option('--outdir', default='experiments/out')
-@click.option('--num', type=int, default=16, help='Held-out faces')
-@click.option('--pool', type=int, default=512, help='Unguided samples of which the guide picks the best per face')
+@click.option('--num', type=int, default=32, help='Held-out faces')
+@click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')
 @click.option('--task', 'only', multiple=True, help='Only these tasks')
-def main(network, data, outdir, num, pool, only):
+def main(network, train_data, data, portraits, outdir, num, pool, only):
+    network = network or zscg.trained('faces64-cpu', train_data, os.path.join(outdir, 'faces-network'))
     net, lpips = DDN.from_pretrained(network), load_lpips()
-    originals = zscg.pictures(data, num, net)
-    drawn = zscg.unguided(net, pool, seed=10**6, batch=16)
+    originals, shown = zscg.pictures(data, num, net), portraits_of(portraits, net)
+    calls = sum(net.num_nodes)
+    drawn = zscg.unguided(net, pool or calls, seed=10**6, batch=16)
     measure = lpips if min(net.img_resolution) >= 31 else None
-    ways = {'top 2': Guidance([]), 'top 1': Guidance([], top_k(1))}
-    rows, sheets = [], {}
-    for task in tasks(lambda x: lpips.activations(x)[:3]):
-        if only and task.name not in only:
-            continue
-        figures, sheet = zscg.compare(net, task, originals, drawn, ways, measure)
-        print(task.name, figures[0], flush=True)
+    ways = {'top 2': Guidance([]), 'top 1': Guidance([], top_k(1)), 'beam 4': Guidance([], beam=4)}
+    every = [task for task in tasks(lambda x: lpips.activations(x)[:3]) if not only or task.name in only]
+    rows = []
+    for task in every:
+        start = time.perf_counter()
+        figures, _ = zscg.compare(net, task, originals, drawn, ways, measure)
+        print(f'{task.name}, {time.perf_counter() - start:.0f} s: {figures[0]}', flush=True)
         rows += figures
-        sheets[task.name.replace(' ', '-')] = (sheet, min(8, num))
+    sheets = {'tasks': drawn_tasks(net, shown, every)}
+    for task in every:
+        if task.name == 'SR8':
+            compared = zscg.ways(net, task, shown, ways) | {'unguided': drawn[: len(shown)]}
+            compared['bicubic'] = zscg.as_saved(task.baseline(shown))
+            best = zscg.best_of(lambda i, task=task: task.guide(shown[i : i + 1]), drawn, len(shown))
+            sheets['SR8'] = zscg.compared(task, shown, compared | {f'best of {len(drawn)}': best})
     if not only:
-        figures, sheet = together(net, originals)
+        rows += together(net, originals)
+        figures, _ = balance(net, originals)
         rows += figures
-        sheets['together'] = (sheet, min(8, num))
-    facts = {'network': f'{network}, L = {net.num_layers}, K = {max(net.num_nodes)}, {net.num_bits:.0f} bits',
-             'faces': f'{num} of {data}', 'pool': f'{pool}; the guide judges {sum(net.num_nodes)} candidates an image'}
-    zscg.write(outdir, 'zscg-faces', facts, rows, sheets)  # fmt: skip
+        _, made = balance(net, shown, SEEDS)
+        sheets['balance'] = zscg.Sheet(made)
+    facts = {'network': f'{os.path.basename(network)}, L = {net.num_layers}, K = {max(net.num_nodes)}, {net.num_bits:.0f} bits',
+             'faces': f'{num} of {os.path.basename(data)}, held out; the sheets show {os.path.basename(portraits)}',
+             'guide calls per image': calls, 'pool': len(drawn), 'psnr': 'dB, to the original',
+             'consistency': 'the distance that the guide measures of the finished image; a unit of its own per task',
+             }  # fmt: skip
+    zscg.write(outdir, 'zscg-faces', facts, rows, sheets)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,146 @@
+"""The scripts of Figs 2, 7, 15 and 16: their parts against obvious ways, and tiny runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import write_zip
+from PIL import Image
+
+from ddn_networks import DDN, guides
+from ddn_networks.guided import Guidance
+from metrics.lpips import LPIPS
+from torch_utils import persistence
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'experiments'))
+
+import zscg
+import zscg_cifar_classes
+import zscg_faces
+
+
+def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.fixture
+def net(tmp_path):
+    """A random network for 32x32 RGB, and its snapshot."""
+    torch.manual_seed(0)
+    net = DDN(32, 3, [8, 8], [2, 1], [6, 4]).eval()
+    path = str(tmp_path / 'net.safetensors')
+    persistence.save_network(path, net, {}, {})
+    return net, path
+
+
+def test_finished_images_are_judged_as_they_are():
+    images, target = uniform(3, 3, 8, 8), uniform(3, 3, 8, 8, seed=1)
+    expected = (images - target).square().mean((1, 2, 3))
+    torch.testing.assert_close(zscg.finished(guides.l2(target), images), expected)
+
+
+def test_best_of_is_the_nearest_for_each_target():
+    pool, targets = uniform(300, 1, 4, 4), uniform(5, 1, 4, 4, seed=1)
+    best = zscg.best_of(lambda i: guides.l2(targets[i : i + 1]), pool, 5)
+    for target, chosen in zip(targets, best, strict=True):
+        nearest = min(range(300), key=lambda i: (pool[i] - target).square().sum().item())
+        assert torch.equal(chosen, pool[nearest])
+
+
+def test_compare_measures_each_way(net):
+    net, _ = net
+    originals = uniform(4, 3, 32, 32, seed=2)
+    pool = zscg.unguided(net, 9, seed=100, batch=4)
+    again = torch.cat([zscg.unguided(net, 1, seed=100 + i) for i in range(9)])
+    torch.testing.assert_close(pool, again, rtol=0, atol=2 / 255 + 1e-6)
+    task = zscg.Task('SR4', lambda x: guides.superres(zscg_faces.low(x, 4)), lambda x: zscg_faces.low(x, 4),
+                     lambda x: x.mean((2, 3), keepdim=True).expand_as(x))  # fmt: skip
+    ways = {'top 2': Guidance([]), 'beam 2': Guidance([], beam=2)}
+    rows, made = zscg.compare(net, task, originals, pool, ways, lambda x, y: (x - y).abs().mean((1, 2, 3)))
+    assert [row['way'] for row in rows] == list(made) == ['top 2', 'beam 2', 'unguided', 'baseline', 'best of 9']
+    for row in rows:
+        images = made[row['way']]
+        pooled = torch.nn.functional.avg_pool2d(images - originals, 8)
+        assert row['consistency'] == pytest.approx(pooled.square().mean().item(), rel=1e-4)
+        error = (images.clamp(-1, 1) - originals).square().mean((1, 2, 3))
+        assert row['psnr'] == pytest.approx((10 * (4 / error).log10()).mean().item(), rel=1e-4)
+        assert row['lpips'] == pytest.approx((images - originals).abs().mean().item(), rel=1e-4)
+    assert rows[1]['consistency'] < rows[2]['consistency']
+    sheet = zscg.compared(task, originals, made, shown=3)
+    assert list(sheet.rows)[:3] == ['original', 'known', 'top 2']
+    assert all(images.shape == (3, 3, 32, 32) for images in sheet.rows.values())
+    page = sheet.draw()
+    assert page.height == 2 * (7 * 33 + 1) and page.width > 2 * (3 * 33 + 1)
+
+
+def test_dabs_are_the_colours_under_the_strokes():
+    x = uniform(2, 3, 64, 64)
+    rgba = zscg_faces.stroked(x)
+    assert torch.equal(rgba[:, :3], x) and (rgba[:, 3] == 1).float().mean() == 1 / 16
+    by_hand = torch.stack([x[:, :, i, j] for i in (2, 3) for j in (2, 3)]).mean(0)
+    torch.testing.assert_close(zscg_faces.dabs(x)[:, :, 0, 0], by_hand)
+
+
+def random_resnet(path: Path, depth: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    state = zscg_cifar_classes.CifarResNet(depth).state_dict()
+    torch.save({'state_dict': {f'module.{name}': value for name, value in state.items()}}, path)
+
+
+def test_best_each_takes_the_likeliest_of_its_part(tmp_path):
+    random_resnet(tmp_path / 'a.th', 20, 1)
+    judge = zscg_cifar_classes.load_resnet(str(tmp_path / 'a.th'), 20)
+    pool = uniform(9, 3, 32, 32)
+    best = zscg_cifar_classes.best_each(judge, pool, 3)
+    likely = judge(pool).softmax(1)
+    for c in range(10):
+        for part in range(3):
+            chosen = part * 3 + int(likely[part * 3 : part * 3 + 3, c].argmax())
+            assert torch.equal(best[c * 3 + part], pool[chosen])
+
+
+def test_cifar_classes_run(net, tmp_path):
+    random_resnet(tmp_path / 'akamaster_resnet20-12fca82f.th', 20, 1)
+    random_resnet(tmp_path / 'akamaster_resnet56-4bfd9763.th', 56, 2)
+    args = [f'--network={net[1]}', f'--weights={tmp_path}', f'--outdir={tmp_path / "out"}', '--per-class=2']
+    outcome = CliRunner().invoke(zscg_cifar_classes.main, args, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    rows = json.loads((tmp_path / 'out' / 'zscg-cifar-classes.json').read_text())['rows']
+    calls = {row['way']: row['guide calls per image'] for row in rows}
+    assert calls['top 2'] == calls['top 1'] == 16 == calls['best of 16'] and calls['unguided'] == 0
+    assert calls['top 2, every 2'] == 10 and calls['top 2, every 4'] == 6
+    assert calls['top 2, layers 0-1 (16x16)'] == 12 and calls['top 2, layers 2-2 (32x32)'] == 4
+    assert all(0 <= row['read by resnet56 (judge)'] <= 1 for row in rows)
+    assert (tmp_path / 'out' / 'zscg-cifar-classes-guided.png').exists()
+
+
+def test_faces_run_every_task(net, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    lpips = LPIPS().eval()
+    monkeypatch.setattr(zscg_faces, 'load_lpips', lambda: lpips)
+    data = write_zip(tmp_path / 'faces.zip', 3, (3, 32, 32), labels=False)
+    args = [f'--network={net[1]}', f'--data={data}', f'--outdir={tmp_path / "out"}', '--num=2', '--pool=3']
+    outcome = CliRunner().invoke(zscg_faces.main, args, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    written = json.loads((tmp_path / 'out' / 'zscg-faces.json').read_text())
+    tasks = {row['task'] for row in written['rows']}
+    assert {'SR4', 'inpaint eyes', 'colorization', 'denoise', '1 bit', 'strokes', 'edges', 'style'} < tasks
+    assert 'left half + SR8' in tasks and "one's upper half + another's SR8" in tasks
+    text = (tmp_path / 'out' / 'zscg-faces.md').read_text()
+    assert sum(line.startswith('| ---') for line in text.splitlines()) == 3  # tables of unlike columns
+    for sheet in ('tasks', 'SR8', 'balance'):
+        with Image.open(tmp_path / 'out' / f'zscg-faces-{sheet}.png') as picture:
+            assert picture.width > 64
+
+
+def test_what_is_missing_is_named(net, tmp_path):
+    with pytest.raises(Exception, match='no such data to train on; give --network'):
+        zscg.trained('faces64-cpu', str(tmp_path / 'none.zip'), str(tmp_path))
+    data = write_zip(tmp_path / 'a.zip', 3, (1, 8, 8), labels=False)
+    with pytest.raises(Exception, match='holds 3 images, 4 are needed'):
+        zscg.pictures(data, 4, net[0])
+    with pytest.raises(Exception, match=r'holds images \[1, 8, 8\], the network makes \[3, 32, 32\]'):
+        zscg.pictures(data, 3, net[0])
