@@ -49,6 +49,11 @@ def trained(preset: str, data: str, outdir: str, more: Sequence[str] = ()) -> st
     return sorted(glob.glob(os.path.join(outdir, 'network-snapshot-*.safetensors')))[-1]
 
 
+def in_words(net: DDN, path: str) -> str:
+    """A network and its snapshot's name."""
+    return f'{os.path.basename(path)}, L = {net.num_layers}, K = {max(net.num_nodes)}, {net.num_bits:.0f} bits'
+
+
 def pictures(path: str, num: int, net: DDN, spread: bool = False) -> torch.Tensor:
     """[num, C, H, W] in [-1, 1] of a zip or folder of pictures that have the network's shape: the first ones, or with
     ``spread`` those at ``places``."""

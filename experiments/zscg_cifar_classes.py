@@ -143,7 +143,7 @@ def main(network, train_data, data, weights, outdir, per_class, pool):
         rows.append({'way': name, 'guide calls per image': calls, 'read by resnet20 (guide)': by_guide.mean().item(),
                      'read by resnet56 (judge)': by_judge.mean().item(), 's per image': seconds,
                      **dict(zip(NAMES, by_judge.tolist(), strict=True))})  # fmt: skip
-    facts = {'network': f'{os.path.basename(network)}, L = {net.num_layers}, K = {max(net.num_nodes)}, {net.num_bits:.0f} bits',
+    facts = {'network': zscg.in_words(net, network),
              'images per class': f'{per_class}; one of top 1',
              'class columns': 'share that resnet56 reads as the class'}  # fmt: skip
     if data:

@@ -118,7 +118,7 @@ def main(network, data, reference, lenet, outdir, num, per_class, pool):
         rows += figures
         sheets[task.name.replace(' ', '-')] = zscg.compared(task, originals, made)
     facts = {
-        'network': f'{os.path.basename(network)}, L = {net.num_layers}, K = {max(net.num_nodes)}, {net.num_bits:.0f} bits',
+        'network': zscg.in_words(net, network),
         'judge on the held-out digits': f'{(judge(originals) == truth).float().mean().item():.3f} of {num}',
         'guide calls per image': sum(net.num_nodes),
         'pool': len(drawn),
