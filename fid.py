@@ -35,6 +35,7 @@ from metrics.lpips import LPIPS, MIN_SIZE
 from metrics.reconstruction import WINDOW, psnr, ssim
 from metrics.reference import FEW, Collector, Statistics, compare, load_statistics, save_statistics, short_number
 from torch_utils import distributed as dist
+from torch_utils import persistence
 from training.dataset import ImageFolderDataset
 
 NUM = 50_000  # images of an FID, unless said
@@ -92,7 +93,7 @@ def load_network(path: str, ema: str | None, device: torch.device) -> tuple[torc
     if getattr(net, 'condition_channels', 0):
         raise ValueError(f'{path} needs a condition: make its pictures with generate.py and give them with --images')
     kept = getattr(net, 'snapshot_meta', {}).get('emas') or ['none']
-    about = {'network': str(path), 'sha256': file_sha256(util.local_path(path)), 'ema': ema or kept[0]}
+    about = {'network': str(path), 'sha256': file_sha256(persistence.network_path(path)), 'ema': ema or kept[0]}
     return net, about
 
 

@@ -106,6 +106,21 @@ def test_a_missing_file(tmp_path):
         DDN.from_pretrained(str(tmp_path / 'nowhere.safetensors'))
 
 
+def test_a_bare_name_is_a_network_that_comes_with_the_code(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(persistence, 'PRETRAINED', tmp_path / 'pretrained')
+    (tmp_path / 'pretrained' / 'here').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / 'pretrained')
+    with pytest.raises(OSError, match='no such file: mnist; and no network of that name comes with the code: none'):
+        DDN.from_pretrained('mnist')
+    persistence.save_network('mnist.safetensors', net)
+    monkeypatch.chdir('here')
+    assert torch.equal(DDN.from_pretrained('mnist').ddls[0].weight, net.ddls[0].weight)
+    with pytest.raises(OSError, match='no such file: faces; and no network of that name comes with the code: mnist$'):
+        DDN.from_pretrained('faces')
+    persistence.save_network('mnist', DDN(**{**CONFIG, 'num_nodes': [2, 2]}))  # a file here comes first
+    assert DDN.from_pretrained('mnist').num_nodes == [2, 2, 2]
+
+
 def test_safetensors_of_somebody_else(tmp_path):
     path = str(tmp_path / 'other.safetensors')
     save_file({'w': torch.zeros(2)}, path)

@@ -10,7 +10,9 @@ import functools
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from dnnlib.util import atomic_write, local_path
 
 # What a snapshot may name.
 ALLOWED_CLASSES = ('ddn_networks.network.DDN', 'ddn_networks.recurrent.RecurrentDDN')
+PRETRAINED = Path(__file__).resolve().parents[1] / 'pretrained'  # trained networks that come with the checkout
 
 
 def persistent_class(cls: type) -> type:
@@ -69,9 +72,25 @@ def save_tensors(path: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[s
         save_file(whole, f.name, metadata={'ddn': json.dumps(meta)})
 
 
+def network_path(network: str) -> Path:
+    """Where a network is on this machine: a path, a URL's download, or a bare name of one in ``pretrained/``: 'mnist'.
+
+    A file of that name in the current folder comes first. OSError in one line if there is none.
+    """
+    text = str(network)
+    if not re.fullmatch(r'[\w-]+', text) or Path(text).is_file():
+        return local_path(text)
+    path = PRETRAINED / f'{text}.safetensors'
+    if not path.is_file():
+        known = ', '.join(sorted(p.stem for p in PRETRAINED.glob('*.safetensors'))) or 'none'
+        raise FileNotFoundError(f'no such file: {text}; and no network of that name comes with the code: {known}')
+    return path
+
+
 def load_tensors(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What ``save_tensors`` wrote, from a path or URL; ValueError or OSError in one line if it is not that."""
-    local = local_path(path)
+    """What ``save_tensors`` wrote, from what ``network_path`` finds; ValueError or OSError in one line if it is not
+    that."""
+    local = network_path(path)
     try:
         with safe_open(local, 'pt') as f:
             meta = dict(json.loads((f.metadata() or {})['ddn']))
