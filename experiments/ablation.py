@@ -24,7 +24,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import spearmanr
 
-from ddn_networks import DDN
+from ddn_networks import Network
 from dnnlib.images import ImageArchive, to_float
 from dnnlib.sheets import image_grid
 from dnnlib.util import atomic_write, format_time
@@ -290,7 +290,7 @@ def work(
 
 def shape(network: str) -> dict[str, Any]:
     """Layers, nodes, bits and parameters of a snapshot's network."""
-    net = DDN.from_pretrained(network)
+    net = Network.from_pretrained(network)
     return {
         'layers': net.num_layers,
         'nodes': max(net.num_nodes),
@@ -372,7 +372,7 @@ def title_of(result: Result) -> str:
 
 def panel(title: str, network: str, pictures: torch.Tensor, samples: int, columns: int, scale: int) -> Image.Image:
     """A titled grid: samples of seeds 0, 1, ..., and below them pictures [N, C, H, W] above their reconstructions."""
-    net = DDN.from_pretrained(network)
+    net = Network.from_pretrained(network)
     parts = [image_grid(net.sample(samples)[0], columns)]
     if len(pictures):
         pairs = zip(pictures.split(columns), net.decode(net.encode(pictures)).split(columns), strict=True)

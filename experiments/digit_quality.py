@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from ddn_networks import DDN
+from ddn_networks import Network
 from dnnlib.images import ImageArchive, to_float, to_uint8
 from dnnlib.util import atomic_write
 from metrics.detectors import read_state, weights_path
@@ -38,7 +38,7 @@ def probabilities(lenet: LeNet, images: torch.Tensor) -> torch.Tensor:
 @click.option('--out', help='Write the numbers here too (.json)')
 def main(network: str, real: str, num: int, ema: str | None, out: str | None) -> None:
     lenet = LeNet().load_weights_(read_state(weights_path('lenet'))).eval()
-    net = DDN.from_pretrained(network, ema=ema)
+    net = Network.from_pretrained(network, ema=ema)
     samples = torch.cat([net.sample(seeds=part.tolist())[0] for part in torch.arange(num).split(250)])
     archive = ImageArchive(real)
     digits = to_float(torch.stack([torch.from_numpy(archive.image(i)) for i in range(len(archive))]))

@@ -24,7 +24,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import ablation
 from ablation import Result, Row
 
-from ddn_networks import DDN
+from ddn_networks import Network
 
 # Table 1 as printed: VQ-VAE from Vuong et al. (2023), the other baselines from Bond-Taylor et al. (2021).
 PAPER = [
@@ -64,7 +64,7 @@ def main(data, network, num, seed, folder: Path, into: Path, machine, more, dura
     if network is not None:
         if duration or more:
             raise click.UsageError('--network is trained already: it takes no --duration and no options of train.py')
-        net = DDN.from_pretrained(network)
+        net = Network.from_pretrained(network)
         numbers = ablation.score(ablation.absolute(network), scoring, folder, machine, keep_in=folder)
         facts = {'nimg': net.snapshot_meta.get('cur_nimg', 0), **ablation.shape(network)}
         results = [Result(NAME, seed, {}, numbers, facts, network)]
