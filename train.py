@@ -12,6 +12,10 @@ Start with torchrun for several GPUs or machines, with plain python for one devi
   # the paper's recurrent network for digits, 407 k parameters, K = 64, L = 10
   python train.py --preset=mnist-recurrent --outdir=runs --data=datasets/mnist.zip
 \b
+  # told of classes; told of the grey picture, and of nothing one time in ten; see docs/conditions.md
+  python train.py --cond=1 --outdir=runs --data=datasets/cifar10.zip
+  python train.py --condition=color --condition-dropout=0.1 --outdir=runs --data=ffhq-64x64.zip
+\b
   # go on after a stop, exactly
   python train.py --resume=runs/00000-mnist-ddn-batch64
 """
@@ -27,7 +31,7 @@ import click
 import torch
 from click.core import ParameterSource
 
-from ddn_networks import published_config
+from ddn_networks import conditions, published_config
 from dnnlib.util import Logger, atomic_write, remove_unfinished
 from torch_utils import distributed as dist
 from torch_utils import misc
@@ -53,6 +57,44 @@ def int_list(text: str | None, name: str) -> list[int] | None:
     if min(values) < 1:
         raise click.ClickException(f'--{name}={text}: numbers start at 1')
     return values
+
+
+KINDS = ('class', *conditions.OF_THE_IMAGE, 'image')
+
+
+def condition_options(o: dict[str, Any], dataset: ImageFolderDataset) -> tuple[list[str], str | None]:
+    """(names of the network's conditions, the folder or zip of pairs) that --cond and --condition ask for."""
+    asked = []
+    for text in o['condition']:
+        for part in text.split(','):
+            if part.split(':')[0].strip() in KINDS or not asked:
+                asked.append(part.strip())
+            else:  # a comma in the name of a file
+                asked[-1] += f',{part}'
+    if o['cond'] and 'class' not in asked:
+        asked.insert(0, 'class')
+    names, pairs = [], None
+    for text in asked:
+        kind, _, value = text.partition(':')
+        right = {'lowres': value.isdigit(), 'image': bool(value)}.get(kind, not value)
+        if kind not in KINDS or not right:
+            raise click.ClickException(
+                f'--condition={text}: there are class, color, edge, lowres:N, mask and image:PATH'
+            )
+        if kind == 'class':
+            labelled = ImageFolderDataset(o['data'], use_labels=True)
+            text = f'{"class" if labelled.has_class_labels else "vector"}:{labelled.label_dim}'
+        elif kind == 'image':
+            pairs, text = value, f'image:{ImageFolderDataset(value).num_channels}'
+        names.append(text)
+    parts = conditions.parse(names, dataset.num_channels)  # what is wrong with them is said here
+    if pairs and o['augment']:
+        raise click.ClickException('--augment moves images and not their pairs (--condition=image): use one of them')
+    if o['val_pairs'] and not (pairs and o['val_data']):
+        raise click.ClickException('--val-pairs are those of --val-data, with --condition=image:PATH; both are needed')
+    if o['condition_dropout'] and not parts:
+        raise click.ClickException('--condition-dropout needs a --condition that could be left out')
+    return names, pairs
 
 
 def network_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any]:
@@ -124,7 +166,13 @@ def network_options(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str,
     for name in foreign:
         if o[name]:
             raise click.ClickException(f'--{name.replace("_", "-")} does nothing with --arch={o["arch"]}: leave it out')
-    return {'network_class': class_name, 'network_kwargs': kwargs_fn(o, dataset)}
+    kwargs = kwargs_fn(o, dataset)
+    names, pairs = condition_options(o, dataset)
+    told = {}
+    if names:
+        kwargs |= {'conditions': names, 'condition_optional': o['condition_dropout'] > 0}
+        told = {'condition_dropout': o['condition_dropout'], 'pair_data': pairs, 'val_pairs': o['val_pairs']}
+    return {'network_class': class_name, 'network_kwargs': kwargs, **told}
 
 
 def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any]:
@@ -138,9 +186,16 @@ def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any
         halflives = [float(part) * 1e6 for part in o['ema'].split(',')]
     except ValueError:
         raise click.ClickException(f'--ema={o["ema"]}: give half-lives in Mimg, such as 0.5 or 0.5,0.05') from None
+    network = network_options(o, dataset)
+    labelled = any(name.split(':')[0] in conditions.LABELS for name in network['network_kwargs'].get('conditions', ()))
     return {
-        'dataset_kwargs': {'path': o['data'], 'xflip': o['xflip'], 'cache': o['cache']},
-        **network_options(o, dataset),
+        'dataset_kwargs': {
+            'path': o['data'],
+            'xflip': o['xflip'],
+            'cache': o['cache'],
+            **({'use_labels': True} if labelled else {}),
+        },
+        **network,
         'seed': o['seed'] if o['seed'] is not None else secrets.randbelow(2**31),
         'batch_size': o['batch'],
         'batch_gpu': o['batch_gpu'],
@@ -256,11 +311,16 @@ INT_POS = click.IntRange(min=1)
 @click.option('--outdir', metavar='DIR', type=str, help='Where to make the run folder')
 @click.option('--data', metavar='ZIP|DIR', type=str, help='Training images, from dataset_tool.py (a path or URL)')
 @click.option('--preset', type=click.Choice(list(PRESETS)), help='A ready set of options; others on the line win')
-@click.option('--cond', metavar='BOOL', type=bool, default=False, help='Class-conditional network (not built yet)')
+@click.option('--cond', metavar='BOOL', type=bool, default=False, help='The same as --condition=class')
+@click.option('--condition', metavar='LIST', type=str, multiple=True,
+              help='What the network is told: class, color, edge, lowres:N, mask, image:ZIP|DIR; several with commas')
+@click.option('--condition-dropout', metavar='FLOAT', type=click.FloatRange(0, 1, max_open=True), default=0.0,
+              help='Probability of no condition; the network then works without, too')
 @click.option('--arch', type=click.Choice(list(NETWORKS)), default='ddn',
               help='Network: single-shot generator, or one UNet again and again (Fig. 3c)')
 @click.option('--xflip', metavar='BOOL', type=bool, default=False, help='Double the dataset by mirroring')
 @click.option('--val-data', metavar='ZIP|DIR', type=str, help='Images of the validation batch  [default: training]')
+@click.option('--val-pairs', metavar='ZIP|DIR', type=str, help='Their pairs, with --condition=image:PATH')
 # The network.
 @click.option('--max-k', metavar='INT', type=click.IntRange(min=2), help='Largest K  [default: 64 to 32x32, then 512]')
 @click.option('--max-blocks', metavar='INT', type=INT_POS, help='Most blocks a scale  [default: 32 to 32x32, then 64]')
@@ -319,8 +379,6 @@ INT_POS = click.IntRange(min=1)
 # fmt: on
 @click.pass_context
 def main(ctx: click.Context, **o: Any) -> None:
-    if o['cond']:
-        raise click.ClickException('--cond=1: class-conditional networks are not built yet; labels are ignored now')
     given = {k for k in o if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
     run_dir = state = None
     old = {}

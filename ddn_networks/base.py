@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from ddn_networks import guided, samplers
+from ddn_networks import conditions, guided, samplers
 from ddn_networks.ddl import Selection
 from torch_utils import persistence
 
@@ -62,6 +62,8 @@ class Network(nn.Module):
     Attributes of every network:
         img_resolution, img_channels: (H, W) and C of the images.
         condition_channels, augment_dim: channels of an image-like condition and labels of the augment pipe, 0 for none.
+        conditions, condition_optional: what the condition is made of (``conditions.Part``), if the network knows it,
+            and whether it also works without.
         grad_checkpoint: recompute features in the backward pass; training only.
         specs: a ``LayerSpec`` per layer.
         blocks, ddls: the modules; several layers may use the same one.
@@ -72,6 +74,8 @@ class Network(nn.Module):
     img_channels: int
     condition_channels: int
     augment_dim: int
+    conditions: list[conditions.Part]
+    condition_optional: bool
     grad_checkpoint: bool
     specs: list[LayerSpec]
     blocks: nn.ModuleList
@@ -119,7 +123,7 @@ class Network(nn.Module):
     ) -> Iterator[Selection]:
         """The layers one by one, each a ``Selection``: one question to ``sampler`` per layer, nothing else differs
         between training, generation, reconstruction and guided generation. ``condition`` is image-like,
-        [B, condition_channels, h, w]; ``augment_labels`` [B, augment_dim] are training's.
+        [B or 1, condition_channels, h, w]; ``augment_labels`` [B, augment_dim] are training's.
         """
         raise NotImplementedError
 
@@ -157,12 +161,14 @@ class Network(nn.Module):
         guide=None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: uniform choices, or those of
-        ``guide``, a ``guides.Guide``, several, or a ``guided.Guidance``.
+        ``guide``, a ``guides.Guide``, several, or a ``guided.Guidance``. A conditional network takes a ``condition``
+        (``make_condition``) of one row for all, or one row per image, which then also says how many.
 
         Returns images [B, C, H, W] and codes [B, L] int64. A seed names one image, whatever the batch around it.
         """
         if seeds is None:
-            seeds = range(seed, seed + (1 if num is None else num))
+            num = num if num is not None else 1 if condition is None else len(condition)
+            seeds = range(seed, seed + num)
         if guide is not None:
             return guided.sample(self, guide, list(seeds), condition)
         codes = samplers.uniform_codes(self.num_nodes, list(seeds)).to(self.device)
@@ -210,12 +216,49 @@ class Network(nn.Module):
             raise ValueError(f'code {codes[b, l]} of image {b}, layer {l}, is outside 0..{num_nodes[l] - 1}')
         return codes.long()
 
-    def check_condition(self, condition: torch.Tensor | None) -> None:
-        """ValueError where a condition is missing or too much."""
-        if (condition is not None) != (self.condition_channels > 0):
+    # Conditions.
+
+    def set_conditions_(self, condition_channels: int, names: Sequence[str], optional: bool) -> None:
+        """What a constructor is told of conditions, as attributes; ``img_channels`` must be set."""
+        if names and condition_channels:
+            raise ValueError(f'conditions {list(names)} say how many channels they take: leave condition_channels out')
+        self.conditions = conditions.parse(names, self.img_channels, optional)
+        self.condition_channels = condition_channels + sum(part.channels for part in self.conditions)
+        self.condition_optional = bool(optional)
+
+    def make_condition(
+        self,
+        labels: conditions.Labels | None = None,
+        images: conditions.Images | None = None,
+        chance: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """The condition [B, condition_channels, H, W] that labels (a class number, several, vectors) and pictures
+        [B, c, h, w] in [-1, 1] make, as ``conditions.make`` says; None for nothing where the condition is optional."""
+        if not self.conditions:
             raise ValueError(
-                f'this network has {self.condition_channels} condition channels, and the condition given is '
-                f'{None if condition is None else tuple(condition.shape)}'
+                f'this network has {self.condition_channels} condition channels of an unnamed kind: make their tensor '
+                'yourself' if self.condition_channels else 'this network was trained without a condition'
+            )  # fmt: skip
+        made = conditions.make(
+            self.conditions, self.img_channels, self.img_resolution, labels, images, chance, self.condition_optional
+        )
+        return None if made is None else made.to(self.device)
+
+    def check_condition(self, condition: torch.Tensor | None, batch_size: int) -> None:
+        """ValueError where a condition is missing, too much or misshapen."""
+        if condition is None and (self.condition_optional or not self.condition_channels):
+            return
+        shape = None if condition is None else tuple(condition.shape)
+        if condition is None or not self.condition_channels or condition.ndim != 4:
+            right = False
+        else:
+            right = shape[0] in (1, batch_size) and shape[1] == self.condition_channels
+        if not right:
+            kinds = f' ({conditions.listed(self.conditions)}; see make_condition)' if self.conditions else ''
+            wanted = f'one [{batch_size} or 1, {self.condition_channels}, H, W]' if self.condition_channels else 'none'
+            raise ValueError(
+                f'this network has {self.condition_channels} condition channels{kinds} and wants {wanted}; the '
+                f'condition given is {shape}'
             )
 
     @classmethod

@@ -30,6 +30,9 @@ class DDN(Network):
         leak_choice: see ``DDL``.
         dropout: inside the blocks, in training mode only.
         condition_channels: channels of an image-like condition, 0 for none; it enters once per scale.
+        conditions: what the condition is made of, by name, such as ['class:10', 'color'] (see ``conditions``); they say
+            how many channels it has.
+        condition_optional: a missing condition counts as zero, which training with condition dropout makes true.
         augment_dim: labels that the augment pipe gives an image in training, 0 for none; they enter like a condition
             and are zero everywhere else.
         repeat_blocks: all blocks of a scale after its first are one, applied again and again with one DDL: Recurrence
@@ -49,6 +52,8 @@ class DDN(Network):
         condition_channels: int = 0,
         augment_dim: int = 0,
         repeat_blocks: bool = False,
+        conditions: Sequence[str] = (),
+        condition_optional: bool = False,
     ):
         super().__init__()
         if not len(channels) == len(num_blocks) == len(num_nodes) > 0 or min(num_blocks) < 1:
@@ -56,13 +61,13 @@ class DDN(Network):
                 'channels, num_blocks and num_nodes need one number per scale and at least one block each, not '
                 f'{list(channels)}, {list(num_blocks)}, {list(num_nodes)}'
             )
-        told = max(img_channels, condition_channels + augment_dim)
+        self.img_channels = img_channels
+        self.set_conditions_(condition_channels, conditions, condition_optional)
+        told = max(img_channels, self.condition_channels + augment_dim)
         if min(channels) < told:
             raise ValueError(f'every scale needs {told} channels or more to be told of image and condition: {channels}')
         self.img_resolution = resolution_pair(img_resolution)
-        self.img_channels = img_channels
         self.learning_residual = learning_residual
-        self.condition_channels = condition_channels
         self.augment_dim = augment_dim
         self.grad_checkpoint = False
         sizes = scale_sizes(self.img_resolution, len(channels))
@@ -101,7 +106,7 @@ class DDN(Network):
         condition: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
     ) -> Iterator[Selection]:
-        self.check_condition(condition)
+        self.check_condition(condition, batch_size)
         # Repeated, not expanded: the channels-last strides that a clone of it would have at 1x1, without a gradient,
         # make PyTorch 2.13's group norm read past its end in the backward pass.
         x = self.start.repeat(batch_size, 1, 1, 1)  # [B, C_0, h, w]

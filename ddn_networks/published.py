@@ -5,7 +5,7 @@ block.conv1, block.skip`` and ``ddo.multi_out_conv1x1.weight`` [K C, F, 1, 1], o
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -43,8 +43,13 @@ def published_config(
     }
 
 
-def from_published(state_dict: Mapping[str, torch.Tensor], img_channels: int = 3) -> DDN:
+def from_published(
+    state_dict: Mapping[str, torch.Tensor], img_channels: int = 3, conditions: Sequence[str] = ()
+) -> DDN:
     """The network of a state dict under the published names, every shape read from the tensors, in evaluation mode.
+
+    A published condition has no parameters, so the tensors do not tell of it: ``conditions`` does, ['class:10'] for the
+    class-conditional networks of MNIST and CIFAR-10, ['color'] or ['edge'] for those of Fig. 8.
 
     Raises ValueError naming the first tensor that is missing, unknown or misshapen.
     """
@@ -80,6 +85,7 @@ def from_published(state_dict: Mapping[str, torch.Tensor], img_channels: int = 3
         num_blocks=num_blocks,
         num_nodes=[state_dict[b[_NODES]].shape[0] // img_channels for b in first],
         leak_choice=2 * state_dict[first[0][_NODES]].shape[1] == channels[0],
+        conditions=conditions,
     )
     own = net.state_dict()
     for l, block in enumerate(order):

@@ -96,7 +96,7 @@ class RecurrentDDN(Network):
         learning_residual: candidates are added to the image selected before (Section 3.3).
         leak_choice: see ``DDL``.
         dropout: inside the blocks, in training mode only.
-        condition_channels, augment_dim: see ``DDN``; every step sees them.
+        condition_channels, augment_dim, conditions, condition_optional: see ``DDN``; every step sees the condition.
     """
 
     def __init__(
@@ -116,6 +116,8 @@ class RecurrentDDN(Network):
         dropout: float = 0.0,
         condition_channels: int = 0,
         augment_dim: int = 0,
+        conditions: Sequence[str] = (),
+        condition_optional: bool = False,
     ):
         super().__init__()
         if min(base_width, num_blocks, features, *multipliers) < 1:
@@ -125,9 +127,9 @@ class RecurrentDDN(Network):
             )
         self.img_resolution = resolution_pair(img_resolution)
         self.img_channels = img_channels
+        self.set_conditions_(condition_channels, conditions, condition_optional)
         self.learning_residual = learning_residual
         self.carry_features = carry_features
-        self.condition_channels = condition_channels
         self.augment_dim = augment_dim
         self.grad_checkpoint = False
         self.num_layers = num_layers
@@ -137,7 +139,7 @@ class RecurrentDDN(Network):
             img_channels,
             img_channels if leak_choice else 0,
             base_width if carry_features else 0,
-            condition_channels,
+            self.condition_channels,
             augment_dim,
         ]
         position = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in self.img_resolution), indexing='ij')
@@ -185,7 +187,7 @@ class RecurrentDDN(Network):
         condition: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
     ) -> Iterator[Selection]:
-        self.check_condition(condition)
+        self.check_condition(condition, batch_size)
         image = leak = hidden = None
         for step in range(self.num_layers):
             x = self._told(batch_size, image, leak, hidden, condition, augment_labels)  # [B, 2 + C + ..., H, W]

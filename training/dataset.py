@@ -21,6 +21,7 @@ __all__ = [
     "BadImageError",
     "BatchStream",
     "ImageFolderDataset",
+    "PairedDataset",
     "batch_indices",
     "data_iterator",
     "to_float",
@@ -174,6 +175,50 @@ class ImageFolderDataset(torch.utils.data.Dataset):
             )
 
 
+class PairedDataset(torch.utils.data.Dataset):
+    """Images with another picture each, to be conditioned on: `dataset[i]` is `(image, label, pair)`.
+
+    The pair of an image is the picture of the same name, without its extension; a mirrored image has a mirrored pair.
+    All pairs have one shape, which need not be that of the images; `path` may hold more pictures than are asked for.
+
+    Args:
+        images: what to pair.
+        path: folder, zip, or URL of a zip of the pairs.
+        cache: as for the images.
+
+    Raises:
+        ValueError: an image without a pair, or two, by name.
+    """
+
+    def __init__(self, images: ImageFolderDataset, path: str | os.PathLike, cache: bool = False):
+        self.images, self.pairs = images, ImageFolderDataset(path, cache=cache)
+        found: dict[str, int] = {}
+        for index in range(len(self.pairs)):
+            stem = os.path.splitext(self.pairs.image_name(index))[0]
+            if stem in found:
+                raise ValueError(f"{path} has two pictures named {stem}: which one is the pair of that image?")
+            found[stem] = index
+        self._pair_of = np.empty(len(images._files), dtype=np.int64)  # [N]
+        for position in range(len(self._pair_of)):
+            name = images.image_name(position)
+            index = found.get(os.path.splitext(name)[0])
+            if index is None:
+                raise ValueError(f"{path} has no picture for {name} of {images.archive.path}; pairs have equal names")
+            self._pair_of[position] = index
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return (*self.images[index], self.get_pair(index))
+
+    def get_pair(self, index: int) -> np.ndarray:
+        """uint8 [C', h, w], the caller's own copy. Raises BadImageError."""
+        position, flipped = self.images._position(index)
+        pair = self.pairs.get_image(self._pair_of[position])
+        return pair[:, :, ::-1].copy() if flipped else pair
+
+
 def _shape_words(shape: tuple[int, ...]) -> str:
     return f"{shape[2]}x{shape[1]} with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
 
@@ -284,14 +329,15 @@ def data_iterator(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     prefetch_factor: int = 2,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[torch.Tensor, ...]]:
     """Load the micro-batches of `stream`, for ever: (images uint8 [batch_gpu, C, H, W], labels) on the CPU.
 
-    Labels are int64 [batch_gpu] or float32 [batch_gpu, D]. Memory is pinned when `device` is a CUDA device. Touches no
-    global random state. Closing the iterator, or dropping it, ends its workers.
+    Labels are int64 [batch_gpu] or float32 [batch_gpu, D]; a `PairedDataset` adds pairs uint8 [batch_gpu, C', h, w].
+    Memory is pinned when `device` is a CUDA device. Touches no global random state. Closing the iterator, or dropping
+    it, ends its workers.
 
     Args:
-        dataset: an `ImageFolderDataset`, or any dataset of (array, label).
+        dataset: an `ImageFolderDataset`, or any dataset of (array, label, ...).
         stream: the micro-batches.
         device: where the caller will move them.
         num_workers: processes that load; 0 loads in this one, when asked.
@@ -312,21 +358,21 @@ def data_iterator(
     return _iterate(loader)
 
 
-def _iterate(loader: torch.utils.data.DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _iterate(loader: torch.utils.data.DataLoader) -> Iterator[tuple[torch.Tensor, ...]]:
     with warnings.catch_warnings():
         # Python >= 3.12 warns of any fork beside threads; these workers use no lock that another thread could hold.
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
         batches = iter(loader)
     while True:
         try:
-            images, labels = next(batches)
+            batch = next(batches)
         except BadImageError as error:
             bad = str(error)
             # torch keeps the error in a frame of its own traceback: a cycle, in which the workers would live on until
             # some garbage collection, which then waits 5 seconds for each.
             error.__traceback__ = None
             break
-        yield images, labels
+        yield batch
     del batches
     # A worker's error comes with its traceback as text; the user needs its last line.
     line = bad.strip().splitlines()[-1]

@@ -27,9 +27,10 @@ def saved_bytes_per_image(net: ddn_networks.Network, autocast_dtype: torch.dtype
 
     images = torch.rand(2, net.img_channels, *net.img_resolution, device=net.device) * 2 - 1
     target = samplers.target_pyramid(images)
+    condition = images.new_zeros(2, net.condition_channels, *net.img_resolution) if net.condition_channels else None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with torch.autocast(net.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-            selected = net(samplers.nearest_to(target), len(images), keep=True).selected
+            selected = net(samplers.nearest_to(target), len(images), condition, keep=True).selected
         layer_losses(selected, target)
     return sum(seen.values()) // len(images)
 

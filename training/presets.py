@@ -79,4 +79,7 @@ PRESETS = {
     'faces64-no-chain-dropout': {**FACES64, 'chain_dropout': 0.0},
     'faces64-no-learning-residual': {**FACES64, 'learning_residual': False},
     'faces64-no-leak-choice': {**FACES64, 'leak_choice': False},
+    # Colouring at 256x256 (Fig. 8): learning rate, batch and K are published, the duration is the shortest of those.
+    'color256': {'condition': ['color'], 'max_k': 64, 'batch': 512, 'lr': 2e-4, 'duration': 88.0},
+    'cifar10-class': {**CIFAR10, 'condition': ['class']},  # Fig. 5d
 }

@@ -31,6 +31,7 @@ def layer_table(net: Network) -> str:
             continue
         n = layer + 1 - first
         used = {p for i in range(first, layer + 1) for m in net.layer_modules(i) for p in m.parameters()}
+        used |= set(net.parameters(recurse=False)) if first == 0 else set()  # what the network begins with
         params = sum(p.numel() for p in used)
         span = f'{first}-{layer}' if n > 1 else f'{layer}'
         size = f'{spec.size[0]}x{spec.size[1]}'

@@ -19,14 +19,14 @@ import psutil
 import torch
 
 import ddn_networks
-from ddn_networks import samplers
+from ddn_networks import conditions, samplers
 from dnnlib.images import to_float
 from dnnlib.util import format_time
 from torch_utils import distributed as dist
 from torch_utils import misc, persistence, training_stats
 from training import checkpoint, report
 from training.augment import AugmentPipe
-from training.dataset import BatchStream, ImageFolderDataset, data_iterator
+from training.dataset import BatchStream, ImageFolderDataset, PairedDataset, data_iterator
 from training.ema import EMA
 from training.interrupt import StopRequest
 from training.loss import layer_losses, total_loss
@@ -58,6 +58,9 @@ def training_loop(
     chain_dropout: float = 0.05,
     balance: str = 'split-prune',
     augment_kwargs: dict[str, Any] | None = None,
+    condition_dropout: float = 0.0,
+    pair_data: str | None = None,
+    val_pairs: str | None = None,
     precision: str = 'fp32',
     loss_scale: float | None = None,
     on_nan: str = 'stop',
@@ -91,6 +94,8 @@ def training_loop(
         chain_dropout: probability that chance makes a layer's choice (Section 3.3).
         balance: a key of ``BALANCERS``: 'split-prune' (Algorithm 1), 'bias' (Loss-Free Balancing, Appendix E), 'none'.
         augment_kwargs: arguments of ``AugmentPipe``, or None for no augmentation.
+        condition_dropout: probability that an image gets no condition; the conditions are the network's own.
+        pair_data, val_pairs: the pictures of condition 'image:C', of the training and of the validation images.
         precision: 'fp32', 'bf16' or 'fp16' of the blocks; distances, images, losses and counts stay float32 or wider.
         loss_scale: the first scale of the loss with fp16; it then adapts. None for 65536.
         on_nan: 'stop' or 'skip' a step whose loss or gradient is not finite.
@@ -116,12 +121,17 @@ def training_loop(
     # Data.
     dataset = ImageFolderDataset(**dataset_kwargs)
     image_shape = (dataset.num_channels, *dataset.resolution)  # (C, H, W)
-    val_set = dataset if val_data is None else ImageFolderDataset(val_data)
+    val_set = dataset if val_data is None else ImageFolderDataset(val_data, dataset_kwargs.get('use_labels', False))
     if (val_set.num_channels, *val_set.resolution) != image_shape:
         raise ValueError(f'{val_data} has images {val_set.num_channels, *val_set.resolution}, training {image_shape}')
     num_shown = min(GRID[0] * GRID[1], len(val_set))
     shown = [int(i) for i in np.linspace(0, len(val_set) - 1, num_shown)]
-    val_images = to_float(torch.stack([torch.from_numpy(np.asarray(val_set[i][0])) for i in shown])).to(device)
+    loaded = dataset
+    if pair_data is not None:
+        loaded = PairedDataset(dataset, pair_data, dataset.cached)
+        val_set = loaded if val_data is None else PairedDataset(val_set, val_pairs or pair_data)
+    val_batch = [torch.from_numpy(np.stack(x)) for x in zip(*(val_set[i] for i in shown), strict=True)]
+    val_images = to_float(val_batch[0]).to(device)
 
     # Network, optimizer, balance, averages.
     pipe = AugmentPipe(**augment_kwargs) if augment_kwargs else None
@@ -129,6 +139,7 @@ def training_loop(
     net = persistence.rebuild({'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}})
     net = net.to(device, memory_format=torch.channels_last).train()
     net.grad_checkpoint = grad_checkpoint
+    val_condition = _condition(net, val_images, *val_batch[1:]) if net.conditions else None
     if transfer is not None and resume_state is None:
         left = misc.copy_params_and_buffers_(persistence.load_network(transfer).state_dict(), net, allow_missing=True)
         dist.print0(f'Weights from {transfer}' + ''.join(f'\n  left at random: {line}' for line in left))
@@ -161,7 +172,7 @@ def training_loop(
     if rank == 0:
         print(report.layer_table(net), flush=True)
     stream = BatchStream(len(dataset), seed, cur_nimg, batch_size, batch_gpu, rank, world_size)
-    data = data_iterator(dataset, stream, device, num_workers)
+    data = data_iterator(loaded, stream, device, num_workers)
     rounds, B = stream.num_accumulation_rounds, stream.batch_gpu
     dist.print0(
         f'Training on {device.type} x {world_size}: {len(dataset):,} images of {dataset.name}, batch {batch_size}'
@@ -210,7 +221,7 @@ def training_loop(
                 'loss_std': collected['loss'].std,
                 'grad_norm': collected['grad_norm'].mean,
                 'skipped_steps': health.num_skipped,
-                'val_psnr': _validation_psnr(net, ema, val_images),
+                'val_psnr': _validation_psnr(net, ema, val_images, val_condition),
                 **usage.stats(),
                 'splits': balancer.num_splits.tolist(),
                 'lr': learning_rate(cur_nimg, lr, lr_rampup_nimg, lr_decay, total_nimg),
@@ -227,7 +238,7 @@ def training_loop(
             if events is not None:
                 report.write_events(events, stats)
             if done or tick % snapshot_ticks == 0:
-                _write_pictures(run_dir, cur_nimg, net, ema, val_images)
+                _write_pictures(run_dir, cur_nimg, net, ema, val_images, val_condition)
                 persistence.save_network(
                     os.path.join(run_dir, f'network-snapshot-{cur_nimg:09d}.safetensors'),
                     net,
@@ -249,22 +260,27 @@ def training_loop(
             table = samplers.chain_dropout_codes(net.num_nodes, chain_dropout, batch_size, chance)
             table = table.view(world_size, rounds, B, -1)[rank].to(device, non_blocking=True)  # [rounds, B, L]
             changes = pipe.draw(batch_size, chance).view(world_size, rounds, B, -1)[rank] if pipe else None
+            told = None
+            if net.conditions:
+                told = conditions.draw(batch_size, condition_dropout, chance).view(world_size, rounds, B, -1)[rank]
             torch.manual_seed(_step_seed(seed, cur_nimg, rank))
 
             optimizer.zero_grad(set_to_none=True)
             losses.zero_()
             for r in range(rounds):
-                images, _ = next(data)
+                images, *facts = next(data)
                 images = to_float(images.to(device, non_blocking=True))  # [B, C, H, W]
-                labels = None
+                labels = condition = None
                 if pipe is not None:
                     images, labels = pipe.apply(images, changes[r])
+                if told is not None:
+                    condition = _condition(net, images, *facts, chance=told[r])  # [B, c, H, W]
                 target = samplers.target_pyramid(images)
                 sampler = samplers.chain_dropout(samplers.nearest_to(target, balancer.bias), table[r])
                 sync = ddp.no_sync() if world_size > 1 and r < rounds - 1 else contextlib.nullcontext()
                 with sync:
                     with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                        output = ddp(sampler, len(images), keep=True, augment_labels=labels)
+                        output = ddp(sampler, len(images), condition, keep=True, augment_labels=labels)
                     per_layer = layer_losses(output.selected, target)  # [L]
                     scaler.scale(total_loss(per_layer, image_shape) / rounds).backward()
                 losses += per_layer.detach() / rounds
@@ -320,24 +336,80 @@ def _node_weights(net: ddn_networks.Network) -> list[tuple[str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def _averaged(net: ddn_networks.Network, ema: EMA, sampler: samplers.Sampler, num: int) -> Any:
+def _condition(
+    net: ddn_networks.Network,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    pairs: torch.Tensor | None = None,
+    chance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The condition [B, c, H, W] of images that may be augmented, their labels, and uint8 pairs."""
+    sources = dict.fromkeys(conditions.OF_THE_IMAGE, images)
+    if pairs is not None:
+        sources['image'] = to_float(pairs.to(images.device, non_blocking=True))
+    return net.make_condition(
+        labels if conditions.needs_labels(net.conditions) else None,
+        sources if conditions.needs_images(net.conditions) else None,
+        chance,
+    )
+
+
+@torch.no_grad()
+def _averaged(
+    net: ddn_networks.Network, ema: EMA, sampler: samplers.Sampler, num: int, condition: torch.Tensor | None = None
+) -> Any:
     """A pass with the first averaged copy of the weights."""
     training = net.training
     net.eval()
-    output = torch.func.functional_call(net, next(iter(ema.copies.values()), {}), (sampler, num))
+    output = torch.func.functional_call(net, next(iter(ema.copies.values()), {}), (sampler, num, condition))
     net.train(training)
     return output
 
 
-def _validation_psnr(net: ddn_networks.Network, ema: EMA, images: torch.Tensor) -> float:
-    reconstruction = _averaged(net, ema, samplers.nearest(images), len(images)).images
+def _validation_psnr(
+    net: ddn_networks.Network, ema: EMA, images: torch.Tensor, condition: torch.Tensor | None
+) -> float:
+    reconstruction = _averaged(net, ema, samplers.nearest(images), len(images), condition).images
     return report.psnr(reconstruction, images)
 
 
 def _write_pictures(
-    run_dir: str, cur_nimg: int, net: ddn_networks.Network, ema: EMA, val_images: torch.Tensor
+    run_dir: str,
+    cur_nimg: int,
+    net: ddn_networks.Network,
+    ema: EMA,
+    val_images: torch.Tensor,
+    val_condition: torch.Tensor | None,
 ) -> None:
-    codes = samplers.uniform_codes(net.num_nodes, list(range(GRID[0] * GRID[1]))).to(val_images.device)
-    samples = _averaged(net, ema, samplers.given(codes), len(codes)).images
-    reconstructions = _averaged(net, ema, samplers.nearest(val_images), len(val_images)).images
+    reconstructions = _averaged(net, ema, samplers.nearest(val_images), len(val_images), val_condition).images
+    samples = _sample_sheet(net, ema, val_images, val_condition)
     report.write_sheets(run_dir, cur_nimg, samples, val_images, reconstructions, columns=GRID[1])
+
+
+def _sample_sheet(
+    net: ddn_networks.Network, ema: EMA, val_images: torch.Tensor, val_condition: torch.Tensor | None
+) -> torch.Tensor:
+    """Samples. With a condition one row for each of several classes, or for the condition of each of several validation
+    images; where that is a picture, it is on the left, and the image on the right."""
+    rows, columns = GRID
+    condition, shown = None, None
+    if val_condition is not None:
+        kinds = [part.kind for part in net.conditions]
+        if kinds == ['class']:
+            num_classes = net.conditions[0].size
+            rows = min(rows, num_classes)
+            classes = torch.linspace(0, num_classes - 1, rows).long()
+            condition = net.make_condition(classes)
+        else:
+            rows = min(rows, len(val_images))
+            of = torch.linspace(0, len(val_images) - 1, rows).long()
+            condition, originals = val_condition[of], val_images[of]
+            shown = conditions.as_picture(net.conditions, condition, net.img_channels)
+            columns -= 0 if shown is None else 2
+        condition = condition.repeat_interleave(columns, 0)
+    codes = samplers.uniform_codes(net.num_nodes, list(range(rows * columns))).to(val_images.device)
+    samples = _averaged(net, ema, samplers.given(codes), len(codes), condition).images
+    if shown is None:
+        return samples
+    samples = samples.unflatten(0, (rows, columns))
+    return torch.cat([shown[:, None], samples, originals[:, None]], 1).flatten(0, 1)
