@@ -153,7 +153,7 @@ def test_weights_that_do_not_fit_the_description(net, tmp_path):
     spec = persistence.init_spec(net) | {'emas': []}
     missing = dict(list(tensors.items())[1:])
     persistence.save_tensors(path, missing, spec)
-    with pytest.raises(ValueError, match=r'do not fit the network.*Missing key.*blocks\.0\.norm0\.weight'):
+    with pytest.raises(ValueError, match=r'do not fit the network.*Missing key.*start'):
         DDN.from_pretrained(path)
     misshapen = tensors | {'net/ddls.1.weight': torch.zeros(4, 3, 4)}
     persistence.save_tensors(path, misshapen, spec)
