@@ -8,6 +8,9 @@ Of the training set, 128, 1,024, 10,000 and 50,000 images get their labels (at r
 tree: labelled images vote at all nodes they are under, a node without votes inherits from its nearest ancestor with any
 (Appendix C). Beside it, which the paper did not try: the k nearest neighbours by common prefix, and logistic regression
 on the codes, each one-hot. --train and --test can be given several times, for several networks.
+
+To choose between networks without a look at the test set, leave --test out: the last 10,000 training images, which
+never vote (--held-out), are asked in its place.
 """
 
 import json
@@ -100,6 +103,11 @@ def checked(path: str) -> CodeFile:
     return file
 
 
+def part(file: CodeFile, rows: slice) -> CodeFile:
+    """Codes and labels of some rows."""
+    return CodeFile(file.codes[rows], None, file.labels[rows], file.num_nodes)
+
+
 def compare(train: CodeFile, test: CodeFile, sizes: list[int], draws: int, k: int) -> list[dict]:
     """A row for each method: accuracy at each number of labels, and the paper's where it has such a network."""
     K, L = int(max(train.num_nodes)), len(train.num_nodes)
@@ -126,29 +134,37 @@ def as_table(rows: list[dict]) -> str:
 
 @click.command(help=__doc__.split('\n\n')[0], context_settings={'show_default': True})
 @click.option('--train', metavar='NPZ', required=True, multiple=True, help='Codes of the training set')
-@click.option('--test', metavar='NPZ', required=True, multiple=True, help='Codes of the test set')
+@click.option('--test', metavar='NPZ', multiple=True, help='Codes of the test set  [default: ask the held-out rows]')
+@click.option('--held-out', metavar='INT', type=click.IntRange(min=0), default=10_000,
+              help='Training images, the last ones, that never vote')
 @click.option('--sizes', metavar='LIST', default=','.join(map(str, SIZES)), help='Numbers of labelled images')
 @click.option('--draws', metavar='INT', type=click.IntRange(min=1), default=5, help='Draws of them, below 50,000')
 @click.option('--k', metavar='INT', type=click.IntRange(min=2), default=5, help='Neighbours')
 @click.option('--outdir', metavar='DIR', help='Write mnist_tree.md and mnist_tree.json there')
-def main(train, test, sizes, draws, k, outdir) -> None:
+def main(train, test, held_out, sizes, draws, k, outdir) -> None:
     try:
-        if len(train) != len(test):
+        if test and len(train) != len(test):
             raise ValueError(f'{len(train)} --train and {len(test)} --test: they come in pairs')
-        numbers = [int(part) for part in sizes.split(',')]
+        if not (test or held_out):
+            raise ValueError('--held-out=0 and no --test: there is nobody to ask')
+        numbers = [int(size) for size in sizes.split(',')]
         rows, start = [], time.time()
-        for a, b in zip(train, test, strict=True):
-            rows += compare(checked(a), checked(b), numbers, draws, k)
+        for a, b in zip(train, test or [None] * len(train), strict=True):
+            known = checked(a)
+            voters = max(0, len(known.codes) - held_out)
+            asked = checked(b) if b else part(known, slice(voters, None))
+            rows += compare(part(known, slice(voters)), asked, numbers, draws, k)
             print(f'{a}: done after {time.time() - start:.0f} s', file=sys.stderr)
-        text = as_table(rows)
+        text, asked_of = as_table(rows), 'test set' if test else 'held-out training images'
         print(text)
         if outdir:
             os.makedirs(outdir, exist_ok=True)
-            facts = {'train': train, 'test': test, 'draws': draws, 'k': k, 'rows': rows}
+            names = [os.path.basename(path) for path in train]
+            facts = {'codes': names, 'asked': asked_of, 'draws': draws, 'k': k, 'rows': rows}
             with atomic_write(os.path.join(outdir, 'mnist_tree.json'), 'w') as f:
                 json.dump(facts, f, indent=2)
             with atomic_write(os.path.join(outdir, 'mnist_tree.md'), 'w') as f:
-                f.write(f'# Table 3: accuracy on the test set in %, by number of labelled images\n\n{text}\n')
+                f.write(f'# Table 3: accuracy on the {asked_of} in %, by number of labelled images\n\n{text}\n')
     except (ValueError, OSError) as e:
         raise click.ClickException(' '.join(str(e).split())) from None
 

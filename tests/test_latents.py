@@ -314,8 +314,13 @@ def test_table_3_on_codes_that_know_the_class(tmp_path):
         file = CodeFile(rows.numpy(), None, rows[:, 0].numpy(), np.array([8, 8, 8]))
         write_code_file(str(tmp_path / f'{name}.npz'), file)
     out = run(mnist_tree.main, f'--train={tmp_path}/train.npz', f'--test={tmp_path}/test.npz', '--sizes=128,200',
-              '--draws=2', f'--outdir={tmp_path}/out')  # fmt: skip
+              '--held-out=0', '--draws=2', f'--outdir={tmp_path}/out')  # fmt: skip
     assert '| 8 | 3 | tree | 100.0 | 100.0 |' in out and '| 8 | 3 | logistic |' in out
     assert '| 8 | 3 | paper (tree) | 69.0 |  |' in out and (tmp_path / 'out' / 'mnist_tree.md').exists()
-    out = run(mnist_tree.main, f'--train={tmp_path}/train.npz', f'--test={tmp_path}/test.npz', expect=1)
+    out = run(mnist_tree.main, f'--train={tmp_path}/train.npz', f'--test={tmp_path}/test.npz', '--held-out=0', expect=1)
     assert 'Error: 1024 labels are asked for, and there are 200' in out
+    held_out = [f'--train={tmp_path}/train.npz', '--held-out=50']
+    run(mnist_tree.main, *held_out, '--sizes=128,150', f'--outdir={tmp_path}/h')
+    assert '# Table 3: accuracy on the held-out training images' in (tmp_path / 'h' / 'mnist_tree.md').read_text()
+    assert 'there are 150' in run(mnist_tree.main, *held_out, '--sizes=200', expect=1)  # those that vote
+    assert 'nobody to ask' in run(mnist_tree.main, held_out[0], '--held-out=0', expect=1)
