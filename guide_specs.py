@@ -8,6 +8,7 @@ its resolution, area-wise down and bilinearly up; grey and colour convert by lum
 """
 
 import importlib.util
+import math
 import os
 import re
 import warnings
@@ -26,11 +27,13 @@ Build = Callable[[Sequence[int], Size], Guide]  # (which pictures, the network's
 
 
 class Spec(NamedTuple):
-    """One --guide: its text, the names of its pictures (one, n, or none), and what makes the guide of a batch."""
+    """One --guide: its text, the names of its pictures (one, n, or none), and what makes the guide of a batch. Pictures
+    of another option that ask for results in the same way name it."""
 
     text: str
     names: list[str]
     build: Build
+    option: str = '--guide'
 
 
 class Kind(NamedTuple):
@@ -91,22 +94,27 @@ def crop(picture: torch.Tensor, shape: Size) -> torch.Tensor:
 
 
 def number(options: Mapping[str, str], key: str, default: float | None) -> float:
-    """An option as a number; ValueError where it is none, or missing without a default."""
+    """An option as a finite number; ValueError where it is none, or missing without a default."""
     if key not in options:
         if default is None:
             raise ValueError(f'it needs {key}=NUMBER')
         return default
     try:
-        return float(options[key])
+        value = float(options[key])
     except ValueError:
-        raise ValueError(f'{key}={options[key]} is no number') from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f'{key}={options[key]} is no number')
+    return value
 
 
-def whole(options: Mapping[str, str], key: str, default: int | None) -> int:
-    """An option as a whole number."""
+def whole(options: Mapping[str, str], key: str, default: int | None, least: int = 0) -> int:
+    """An option as a whole number of ``least`` or more."""
     value = number(options, key, default)
     if value != int(value):
         raise ValueError(f'{key}={options[key]} is no whole number')
+    if key in options and value < least:
+        raise ValueError(f'{key}={options[key]} is less than {least}')
     return int(value)
 
 
@@ -119,7 +127,7 @@ def flag(options: Mapping[str, str], key: str) -> bool:
 
 
 def at_once(options: Mapping[str, str]) -> dict:
-    return {'max_candidates': whole(options, 'at_once', None)} if 'at_once' in options else {}
+    return {'max_candidates': whole(options, 'at_once', None, 1)} if 'at_once' in options else {}
 
 
 # Making guides.
@@ -147,7 +155,7 @@ def _shrunk(picture: torch.Tensor, size: Size) -> torch.Tensor:
 
 def _superres(value: str, options: Mapping[str, str], device: torch.device) -> tuple[list[str], Build]:
     pictures = Pictures(value)
-    side = whole(options, 'size', 0)
+    side = whole(options, 'size', 0, 1)
 
     def build(index: Sequence[int], shape: Size) -> Guide:
         if side > max(shape):
@@ -175,7 +183,14 @@ def _inpaint(value: str, options: Mapping[str, str], device: torch.device) -> tu
 
 def _strokes(value: str, options: Mapping[str, str], device: torch.device) -> tuple[list[str], Build]:
     pictures = Pictures(value)
-    return pictures.names, lambda index, shape: guides.strokes(pictures.at(index, shape, shape, channels=4).to(device))
+
+    def build(index: Sequence[int], shape: Size) -> Guide:
+        rgba = pictures.at(index, shape, shape, channels=4)
+        if (rgba[:, 3] >= 1).all():
+            raise ValueError('it is opaque everywhere: strokes are painted on a transparent ground; l2 takes a picture')
+        return guides.strokes(rgba.to(device))
+
+    return pictures.names, build
 
 
 def _torchscript(path: str, device: torch.device, options: Mapping[str, str]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -191,10 +206,13 @@ def _torchscript(path: str, device: torch.device, options: Mapping[str, str]) ->
     except RuntimeError as error:
         raise ValueError(f'{path} is no TorchScript file: {str(error).splitlines()[0]}') from error
     mean, std = (
-        torch.tensor([float(x) for x in options.get(key, default).split('/')], device=device).view(1, -1, 1, 1)
-        for key, default in (('mean', '0.5'), ('std', '0.5'))
+        torch.tensor([number({key: x}, key, None) for x in options.get(key, '0.5').split('/')], device=device)
+        for key in ('mean', 'std')
     )
-    side = whole(options, 'size', 0)
+    mean, std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+    if not std.all():
+        raise ValueError(f'std={options["std"]}: pixels are divided by it')
+    side = whole(options, 'size', 0, 1)
 
     def fn(images: torch.Tensor) -> torch.Tensor:
         images = ((images + 1) / 2 - mean) / std
@@ -358,8 +376,8 @@ def target_names(specs: Sequence[Spec]) -> list[str]:
     for spec in several[1:]:
         if len(spec.names) != len(several[0].names):
             raise ValueError(
-                f'--guide {several[0].text} has {len(several[0].names)} pictures and --guide {spec.text} '
-                f'{len(spec.names)}; give as many, or one'
+                f'{several[0].option} {several[0].text} has {len(several[0].names)} pictures and '
+                f'{spec.option} {spec.text} {len(spec.names)}; give as many, or one'
             )
     return several[0].names if several else []
 

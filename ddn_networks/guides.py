@@ -231,6 +231,8 @@ def edges(
     the luma in [-1, 1] exceeds ``threshold``, blending over ``softness``.
     """
     picture_at = pixel_maps.held(pixel_maps.to_channels(pixel_maps.checked(picture), 1))
+    if not softness > 0:
+        raise ValueError(f'edges have a positive softness, not {softness}')
 
     def distances(candidates: Candidates, layer: int) -> torch.Tensor:
         luma = candidates.channels(pixel_maps.grey_matrix(candidates.shape[1]))

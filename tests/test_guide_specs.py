@@ -128,6 +128,9 @@ def test_networks_come_as_torchscript(tmp_path):
     same(spec, black_boxes.classifier(fn, 2))
     assert spec.build([], SHAPE).weight == -2 and spec.names == []
     pixels = noise(8, 8, 3)
+    for text, says in (('std=0', 'std=0: pixels are divided by it'), ('mean=0.5/x', 'mean=x is no number')):
+        with pytest.raises(ValueError, match=says):
+            guide_specs.parse(f'classifier:{file},class=2,{text}')
     face, squares = save(tmp_path / 'face.png', pixels), script(Squares(), tmp_path / 'squares.pt')
     for name, make in (('perceptual', black_boxes.perceptual), ('style', black_boxes.style)):
         same(guide_specs.parse(f'{name}:{face},network={squares}'), make(lambda x: x * x, as_float(pixels)))
@@ -163,6 +166,11 @@ def test_splitting():
     ('superres:none.png', 'none.png: no such file or folder'),
     ('superres:FACE,size=eight', 'size=eight is no number'),
     ('superres:FACE,size=2.5', 'no whole number'),
+    ('superres:FACE,size=0', 'size=0 is less than 1'),
+    ('superres:FACE,size=inf', 'size=inf is no number'),
+    ('l1:FACE,at_once=0', 'at_once=0 is less than 1'),
+    ('strokes:FACE', 'it is opaque everywhere: strokes are painted on a transparent ground'),
+    ('edges:FACE,softness=0', 'positive softness'),
     ('l2:FACE,weight=x', 'weight=x is no number'),
     ('inpaint:FACE', 'needs mask=FILE'),
     ('blur:FACE', 'needs sigma=NUMBER'),
