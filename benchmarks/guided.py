@@ -1,23 +1,22 @@
 """What guiding costs: the 64x64 network of the paper (K = 512, L = 127, 93 M), random weights, with and without guides.
 
-    python benchmarks/guided.py [--batch 2] [--repeats 3] [--clock cpu] [--out guided.json]
+    python benchmarks/guided.py [--batch 2] [--repeats 3] [--clock cpu] [--out benchmarks/results/guided]
 
 Guides that are linear in the pixels never render the K images; the claim is at most 1.5 times the time of unguided
-generation. The table also holds guides that render. Rounds alternate, each figure is the least of its rounds. On a
-machine that others use, ``--clock cpu`` with OMP_NUM_THREADS=1 counts this process's own seconds.
+generation. The table also holds guides that render, whose time is of one round. On a machine that others use, ``--clock
+cpu`` with OMP_NUM_THREADS=1 counts this process's own seconds.
 """
 
-import json
 import os
-import platform
+import statistics
 import sys
-import time
 
 import click
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
+from benchmarks import common
 from ddn_networks import DDN, black_boxes, guided, guides, published_config
 
 BOUND = 1.5
@@ -56,34 +55,35 @@ def cases(batch: int, size: int) -> dict[str, guided.Guidance | None]:
 
 @click.command()
 @click.option('--batch', help='Images at a time', type=click.IntRange(min=1), default=2, show_default=True)
-@click.option('--repeats', help='Rounds; the least counts', type=click.IntRange(min=1), default=3, show_default=True)
+@click.option('--repeats', help='Rounds', type=click.IntRange(min=1), default=3, show_default=True)
 @click.option('--size', help='Resolution', type=int, default=64, show_default=True)
 @click.option('--linear-only', help='Leave out the guides that render', is_flag=True)
 @click.option('--clock', help='Seconds of what', type=click.Choice(['wall', 'cpu']), default='wall', show_default=True)
-@click.option('--out', help='Also write the figures as JSON', type=click.Path())
+@click.option('--out', help='Also write OUT.md and OUT.json', metavar='OUT')
 def main(batch, repeats, size, linear_only, clock, out):
     """Seconds per batch with and without guides."""
-    now = time.perf_counter if clock == 'wall' else time.process_time
     torch.manual_seed(0)
     net = DDN(**published_config(size)).eval()
-    table = {name: g for name, g in cases(batch, size).items() if not (linear_only and name.startswith('*'))}
-    least = dict.fromkeys(table, float('inf'))
-    for round_ in range(repeats):
-        for name, guidance in table.items():
-            if round_ > 0 and name.startswith('*'):
-                continue  # once is enough where nothing is claimed
-            start = now()
-            net.sample(batch, guide=guidance)
-            least[name] = min(least[name], now() - start)
-    where = f'{platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}'
-    print(f'{size}x{size}, K up to {max(net.num_nodes)}, L = {net.num_layers}, batch {batch}, {clock} clock, {where}')
-    print(f'{"guide":32} {"s/batch":>8} {"times unguided":>15}')
-    for name, seconds in least.items():
-        print(f'{name:32} {seconds:8.2f} {seconds / least["unguided"]:15.2f}')
-    if out:
-        with open(out, 'w') as f:
-            json.dump({'where': where, 'clock': clock, 'batch': batch, 'size': size, 'seconds': least}, f, indent=2)
-    slow = [name for name, s in least.items() if not name.startswith('*') and s > BOUND * least['unguided']]
+    calls = {name: lambda g=g: net.sample(batch, guide=g) for name, g in cases(batch, size).items()}
+    facts = common.machine(clock=clock)
+    seconds = common.interleaved({n: c for n, c in calls.items() if not n.startswith('*')}, repeats, clock=clock)
+    if not linear_only:  # once is enough where nothing is claimed
+        some = {n: c for n, c in calls.items() if n.startswith('*')}
+        seconds |= common.interleaved(some, 1, warmup=0, clock=clock)
+    plain = common.medians(seconds)['unguided']
+    rows = []
+    for name, rounds in seconds.items():
+        claimed = not name.startswith('*')
+        times = common.ratio(seconds, name, 'unguided') if claimed else rounds[0] / plain
+        rows.append({'guide': name, 's a batch': statistics.median(rounds), 'times unguided': times})
+    millions = sum(p.numel() for p in net.parameters()) / 1e6
+    caption = (
+        f'{size}x{size}, L = {net.num_layers}, K up to {max(net.num_nodes)}, {millions:.0f} M parameters, '
+        f'batch {batch}, {repeats} rounds. Guides with a * render their candidates; the others do not, and may take '
+        f'{BOUND} times as long as no guide.'
+    )
+    common.report('What guiding costs', facts, {caption: rows}, out)
+    slow = [row['guide'] for row in rows if not row['guide'].startswith('*') and row['times unguided'] > BOUND]
     if slow:
         raise click.ClickException(f'more than {BOUND} times unguided: {", ".join(slow)}')
 
