@@ -206,6 +206,7 @@ def encode_command(network, ema, device, data, dest, bits, max_images, batch) ->
     if not dest.endswith('.npz'):
         raise ValueError(f'--dest={dest}: the file of codes, names and labels is an .npz')
     net = load_network(network, ema, device)
+    net.share_prefixes = True
     archive = ImageArchive(data)
     labels = read_labels(archive)
     count = min(len(archive), max_images or len(archive))

@@ -213,6 +213,7 @@ def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any
         'on_nan': o['on_nan'],
         'compile_blocks': o['compile'],
         'grad_checkpoint': o['grad_checkpoint'],
+        'share_prefixes': o['share_prefixes'],
         'tick_nimg': max(int(o['tick'] * 1000), 1),
         'snapshot_ticks': o['snap'],
         'state_ticks': o['dump'],
@@ -361,6 +362,8 @@ INT_POS = click.IntRange(min=1)
 @click.option('--ls', metavar='FLOAT', type=FLOAT_POS, help='First loss scale of fp16  [default: 65536]')
 @click.option('--compile', metavar='BOOL', type=bool, default=False, help='torch.compile the blocks')
 @click.option('--grad-checkpoint', metavar='BOOL', type=bool, default=False, help='Less memory, a third more time')
+@click.option('--share-prefixes', metavar='BOOL', type=bool, default=False,
+              help='Features once for images that chose alike so far: fast for small K and large batches')
 @click.option('--bench', metavar='BOOL', type=bool, default=True, help='cuDNN benchmarking')
 @click.option('--cache', metavar='BOOL', type=bool, default=True, help='Keep decoded images in shared memory')
 @click.option('--workers', metavar='INT', type=click.IntRange(min=0), default=1, help='Loader processes per rank')

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from ddn_networks import conditions, guided, samplers
+from ddn_networks import conditions, guided, prefixes, samplers
 from ddn_networks.ddl import Selection
 from torch_utils import persistence
 
@@ -65,6 +65,9 @@ class Network(nn.Module):
         conditions, condition_optional: what the condition is made of (``conditions.Part``), if the network knows it,
             and whether it also works without.
         grad_checkpoint: recompute features in the backward pass; training only.
+        share_prefixes: make features once for all images of a batch that made the same choices so far (``prefixes``):
+            the same numbers, faster where B is large against the K of the first layers.
+        dropout: probability of dropping a feature in training.
         specs: a ``LayerSpec`` per layer.
         blocks, ddls: the modules; several layers may use the same one.
         layer_weights: which of ``ddls`` each layer uses, [L].
@@ -77,6 +80,8 @@ class Network(nn.Module):
     conditions: list[conditions.Part]
     condition_optional: bool
     grad_checkpoint: bool
+    share_prefixes: bool
+    dropout: float
     specs: list[LayerSpec]
     blocks: nn.ModuleList
     ddls: nn.ModuleList
@@ -260,6 +265,13 @@ class Network(nn.Module):
                 f'this network has {self.condition_channels} condition channels{kinds} and wants {wanted}; the '
                 f'condition given is {shape}'
             )
+
+    def sharing(
+        self, batch_size: int, condition: torch.Tensor | None, augment_labels: torch.Tensor | None
+    ) -> prefixes.Sharing | None:
+        """Where a pass with ``share_prefixes`` begins; None where every image brings something of its own."""
+        own = condition is not None or augment_labels is not None or self.training and self.dropout > 0
+        return prefixes.start(batch_size, self.device) if self.share_prefixes and not own else None
 
     @classmethod
     def from_pretrained(

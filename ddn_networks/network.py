@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ddn_networks import samplers
+from ddn_networks import prefixes, samplers
 from ddn_networks.base import LayerSpec, Network, resolution_pair, scale_sizes
 from ddn_networks.blocks import ResBlock
 from ddn_networks.ddl import DDL, Selection
@@ -69,7 +69,8 @@ class DDN(Network):
         self.img_resolution = resolution_pair(img_resolution)
         self.learning_residual = learning_residual
         self.augment_dim = augment_dim
-        self.grad_checkpoint = False
+        self.grad_checkpoint = self.share_prefixes = False
+        self.dropout = dropout
         sizes = scale_sizes(self.img_resolution, len(channels))
         self.specs = [
             LayerSpec(size, c, k)
@@ -109,7 +110,8 @@ class DDN(Network):
         self.check_condition(condition, batch_size)
         # Repeated, not expanded: the channels-last strides that a clone of it would have at 1x1, without a gradient,
         # make PyTorch 2.13's group norm read past its end in the backward pass.
-        x = self.start.repeat(batch_size, 1, 1, 1)  # [B, C_0, h, w]
+        shared = self.sharing(batch_size, condition, augment_labels)
+        x = self.start.repeat(batch_size if shared is None else 1, 1, 1, 1)  # [B or U, C_0, h, w]
         image = leak = conditioned = None
         for layer, (spec, use) in enumerate(zip(self.specs, self.layer_weights, strict=True)):
             block, ddl = self.blocks[use], self.ddls[use]
@@ -129,12 +131,17 @@ class DDN(Network):
             if self.grad_checkpoint and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, spec.size, use_reentrant=False)
             else:
-                x = block(x, spec.size)  # [B, C_l, H_l, W_l]
+                x = block(x, spec.size)  # [B or U, C_l, H_l, W_l]
             base = _resize(image, spec.size) if self.learning_residual and image is not None else None
+            if shared is not None:
+                x, base = x[shared.rows], None if base is None else base[shared.rows]  # [B, C_l, H_l, W_l]
             selection = ddl(x, base, sampler, layer)
             if selection.choice.parents is not None:
                 x = x[selection.choice.parents]
             image, leak = selection.image, selection.leak
+            if shared is not None:
+                shared = prefixes.split(shared, selection.choice, spec.num_nodes)
+                x, image, leak = (None if t is None else t[shared.first] for t in (x, image, leak))
             yield selection
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ddn_networks import samplers
+from ddn_networks import prefixes, samplers
 from ddn_networks.base import LayerSpec, Network, resolution_pair, scale_sizes
 from ddn_networks.blocks import ResBlock, num_groups
 from ddn_networks.ddl import DDL, Selection
@@ -131,7 +131,8 @@ class RecurrentDDN(Network):
         self.learning_residual = learning_residual
         self.carry_features = carry_features
         self.augment_dim = augment_dim
-        self.grad_checkpoint = False
+        self.grad_checkpoint = self.share_prefixes = False
+        self.dropout = dropout
         self.num_layers = num_layers
         self.layer_spec = LayerSpec(self.img_resolution, features, num_nodes)
         widths = [base_width * m for m in multipliers]
@@ -188,17 +189,25 @@ class RecurrentDDN(Network):
         augment_labels: torch.Tensor | None = None,
     ) -> Iterator[Selection]:
         self.check_condition(condition, batch_size)
+        shared = self.sharing(batch_size, condition, augment_labels)
         image = leak = hidden = None
         for step in range(self.num_layers):
-            x = self._told(batch_size, image, leak, hidden, condition, augment_labels)  # [B, 2 + C + ..., H, W]
+            num = batch_size if shared is None else len(shared.first)
+            x = self._told(num, image, leak, hidden, condition, augment_labels)  # [B or U, 2 + C + ..., H, W]
             if self.grad_checkpoint and self.training and torch.is_grad_enabled():
                 x, hidden = checkpoint(self._features, x, step, use_reentrant=False)
             else:
-                x, hidden = self._features(x, step)  # [B, F, H, W], [B, base_width, H, W]
-            selection = self.ddls[0](x, image if self.learning_residual else None, sampler, step)
+                x, hidden = self._features(x, step)  # [B or U, F, H, W], [B or U, base_width, H, W]
+            base = image if self.learning_residual else None
+            if shared is not None:
+                x, hidden, base = (None if t is None else t[shared.rows] for t in (x, hidden, base))  # [B, ...]
+            selection = self.ddls[0](x, base, sampler, step)
             if selection.choice.parents is not None:
                 hidden = hidden[selection.choice.parents]
             image, leak = selection.image, selection.leak
+            if shared is not None:
+                shared = prefixes.split(shared, selection.choice, self.layer_spec.num_nodes)
+                image, leak, hidden = (None if t is None else t[shared.first] for t in (image, leak, hidden))
             yield selection
 
     def _told(self, batch_size: int, *seen: torch.Tensor | None) -> torch.Tensor:

@@ -66,6 +66,7 @@ def training_loop(
     on_nan: str = 'stop',
     compile_blocks: bool = False,
     grad_checkpoint: bool = False,
+    share_prefixes: bool = False,
     tick_nimg: int = 50_000,
     snapshot_ticks: int = 50,
     state_ticks: int = 500,
@@ -100,6 +101,8 @@ def training_loop(
         loss_scale: the first scale of the loss with fp16; it then adapts. None for 65536.
         on_nan: 'stop' or 'skip' a step whose loss or gradient is not finite.
         compile_blocks, grad_checkpoint: torch.compile of the blocks; recompute blocks in the backward pass.
+        share_prefixes: make features once for the images of a batch that made the same choices so far: the same
+            numbers, and faster where the batch is large against the K of the first layers.
         tick_nimg: images between two lines of progress; ``snapshot_ticks``, ``state_ticks``: ticks between snapshots
             with pictures, and between training states.
         val_data: images of the validation batch; None takes the training set's.
@@ -138,7 +141,7 @@ def training_loop(
     augment_dim = pipe.label_dim if pipe else 0
     net = persistence.rebuild({'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}})
     net = net.to(device, memory_format=torch.channels_last).train()
-    net.grad_checkpoint = grad_checkpoint
+    net.grad_checkpoint, net.share_prefixes = grad_checkpoint, share_prefixes
     val_condition = _condition(net, val_images, *val_batch[1:]) if net.conditions else None
     if transfer is not None and resume_state is None:
         left = misc.copy_params_and_buffers_(persistence.load_network(transfer).state_dict(), net, allow_missing=True)
