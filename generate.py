@@ -11,6 +11,10 @@
   python generate.py --network=NET --outdir=out --seeds=0-9 --save-codes=codes.txt
   python generate.py --network=NET --outdir=out2 --codes=codes.txt
 \b
+  # of a network that was trained with conditions: ten of each class; grey pictures in colour, each next to its samples
+  python generate.py --network=NET --outdir=out --class=all --seeds=0-9 --grid=out/classes.png
+  python generate.py --network=NET --outdir=out --condition-image=grey/ --seeds=0-5 --grid=out/coloured.png
+\b
   # what no one trained for: 16 faces that look like face.png at 8x8; see --guide help and docs/guiding.md
   python generate.py --network=NET --outdir=out --seeds=0-15 --guide=superres:face.png,size=8
 
@@ -28,10 +32,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import condition_specs
 import guide_specs
-from ddn_networks import Network, RecurrentDDN, guided, samplers
+from ddn_networks import Network, RecurrentDDN, conditions, guided, samplers
 from dnnlib.code_files import read_code_file, write_codes
-from dnnlib.images import ImageArchive, to_float, to_image, to_uint8
+from dnnlib.images import ImageArchive, read_labels, to_float, to_image, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from torch_utils import distributed as dist
 
@@ -39,10 +44,12 @@ GRID_MAX = 1024  # images that a grid shows
 
 
 class Batch(NamedTuple):
-    """Images to make: their file names, their codes [B, L], and the originals [B, C, H, W] they reconstruct, if any."""
+    """Images to make: their file names, their codes [B, L], the condition [B, c, H, W] of a conditional network, and
+    the originals [B, C, H, W] they reconstruct, if any."""
 
     names: list[str]
     codes: torch.Tensor
+    condition: torch.Tensor | None = None
     originals: torch.Tensor | None = None
 
 
@@ -88,21 +95,60 @@ class Seeds(click.ParamType):
         return seeds
 
 
+class Classes(click.ParamType):
+    """'3' or '0-4,7' as a list of class numbers; 'all' as it is."""
+
+    name = 'list'
+
+    def convert(self, value, param, ctx):
+        return value if value == 'all' else Seeds().convert(value, param, ctx)
+
+
+class Numbers(click.ParamType):
+    """'0.5,-1' as [0.5, -1.0]."""
+
+    name = 'list'
+
+    def convert(self, value, param, ctx):
+        try:
+            return [float(part) for part in value.split(',')]
+        except ValueError:
+            self.fail(f'{value!r} is no list of numbers; give for example 0.5,-1', param, ctx)
+
+
 # ----------------------------------------------------------------------------------------------------------- what to do
 
 
-def from_seeds(net: Network, seeds: list[int], subdirs: bool, batch: int) -> Iterator[Batch]:
-    for part in chunks(seeds, batch):
-        names = [os.path.join(f'{s - s % 1000:06d}' if subdirs else '', f'{s:06d}.png') for s in part]
-        yield Batch(names, samplers.uniform_codes(net.num_nodes, part))
-
-
-def from_codes(codes: torch.Tensor, rows: list[int], batch: int) -> Iterator[Batch]:
+def from_seeds(
+    net: Network, rows: list[condition_specs.Row], told: condition_specs.Told, subdirs: bool, batch: int
+) -> Iterator[Batch]:
     for part in chunks(rows, batch):
-        yield Batch([f'{i:06d}.png' for i in part], codes[part])
+        names = [os.path.join(f'{row.seed - row.seed % 1000:06d}' if subdirs else '', row.name) for row in part]
+        codes = samplers.uniform_codes(net.num_nodes, [row.seed for row in part])
+        yield Batch(names, codes, condition_of(told, part))
 
 
-def from_images(net: Network, archive: ImageArchive, rows: list[int], batch: int) -> Iterator[Batch]:
+def condition_of(told: condition_specs.Told, rows: list[condition_specs.Row]) -> torch.Tensor | None:
+    return told.condition([row.label for row in rows], [row.target for row in rows])
+
+
+def from_codes(codes: torch.Tensor, told: condition_specs.Told, rows: list[int], batch: int) -> Iterator[Batch]:
+    told.serve(len(codes))
+    labels = told.labels * len(codes) if len(told.labels) == 1 else told.labels
+    if len(labels) != len(codes):
+        raise ValueError(f'{len(labels)} classes for {len(codes)} codes: give one, or one each')
+    for part in chunks(rows, batch):
+        condition = told.condition([labels[i] for i in part], part)
+        yield Batch([f'{i:06d}.png' for i in part], codes[part], condition)
+
+
+def from_images(
+    net: Network, archive: ImageArchive, told: condition_specs.Told, rows: list[int], batch: int
+) -> Iterator[Batch]:
+    told.serve(len(archive))
+    labels = None
+    if conditions.needs_labels(net.conditions) and told.labels == [None] and (found := read_labels(archive)):
+        labels = torch.from_numpy(found.values)
     expected = (net.img_channels, *net.img_resolution)
     for part in chunks(rows, batch):
         pixels = [archive.image(i) for i in part]
@@ -113,31 +159,64 @@ def from_images(net: Network, archive: ImageArchive, rows: list[int], batch: int
                     f'network makes {expected[2]}x{expected[1]} with {expected[0]}: see dataset_tool.py --resolution'
                 )
         originals = to_float(torch.from_numpy(np.stack(pixels)))
-        yield Batch([f'{os.path.splitext(archive.name(i))[0]}.png' for i in part], net.encode(originals), originals)
+        condition = told.of_images(originals, None if labels is None else labels[part], part)
+        names = [f'{os.path.splitext(archive.name(i))[0]}.png' for i in part]
+        yield Batch(names, net.encode(originals, condition), condition, originals)
 
 
 def from_guides(
-    net: Network, specs: list[guide_specs.Spec], guidance: guided.Guidance, jobs: list[guide_specs.Job], batch: int
+    net: Network,
+    specs: list[guide_specs.Spec],
+    guidance: guided.Guidance,
+    rows: list[condition_specs.Row],
+    told: condition_specs.Told,
+    batch: int,
 ) -> Iterator[Batch]:
-    for part in chunks(jobs, batch):
-        guides = [spec.build([job.target for job in part], net.img_resolution) for spec in specs]
-        codes = guided.sample(net, guidance._replace(guides=guides), [job.seed for job in part])[1]
-        yield Batch([job.name for job in part], codes)
+    for part in chunks(rows, batch):
+        guides = [spec.build([row.target for row in part], net.img_resolution) for spec in specs]
+        condition = condition_of(told, part)
+        codes = guided.sample(net, guidance._replace(guides=guides), [row.seed for row in part], condition)[1]
+        yield Batch([row.name for row in part], codes, condition)
 
 
 def chunks(items: list, size: int) -> list[list]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def shown(batches: list[tuple[np.ndarray, np.ndarray | None]], columns: int) -> np.ndarray:
-    """The images of a grid; reconstructions stand below their originals, row by row."""
-    images = np.concatenate([b[0] for b in batches])[:GRID_MAX]
-    if batches[0][1] is None:
-        return images
-    originals = np.concatenate([b[1] for b in batches])[:GRID_MAX]
+def in_order(parts: list[np.ndarray], count: int) -> np.ndarray:
+    """What each rank made of its rows, row r, r + world, ..., as one array of the first ``count`` rows."""
+    table = np.zeros((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    for r, part in enumerate(parts):
+        table[r :: len(parts)] = part
+    return table[:count]
+
+
+def shown(images: np.ndarray, originals: np.ndarray, columns: int) -> np.ndarray:
+    """The images of a grid of reconstructions below their originals, row by row."""
     white = np.full((-len(images) % columns, *images.shape[1:]), 255, dtype=np.uint8)
     rows = [np.concatenate([x, white]).reshape(-1, columns, *images.shape[1:]) for x in (originals, images)]
     return np.stack(rows, 1).reshape(-1, *images.shape[1:])
+
+
+def image_to_image(
+    images: np.ndarray, rows: list[condition_specs.Row], told: condition_specs.Told, columns: int
+) -> tuple[np.ndarray, int]:
+    """A sheet (images, columns): in each row a condition, up to ``columns`` samples of it, and the picture it was made
+    of, where that says more."""
+    groups: dict[tuple, list[int]] = {}
+    for i, row in enumerate(rows[: len(images)]):
+        groups.setdefault((row.label, row.target), []).append(i)
+    looks = {target: to_uint8(torch.stack(told.looks(target))).numpy() for _, target in groups}
+    more = any((condition != given).any() for condition, given in looks.values())
+    columns = min(columns, max(map(len, groups.values())))
+    white = np.full_like(images[:1], 255)
+    lines = []
+    for (_, target), members in groups.items():
+        condition, given = looks[target][:, None]
+        for part in chunks(members, columns):
+            samples = [images[part], white.repeat(columns - len(part), 0)]
+            lines += [condition, *samples, *([given] if more else [])]
+    return np.concatenate(lines), columns + 1 + more
 
 
 @click.command(help=__doc__, context_settings={'show_default': True, 'max_content_width': 110})
@@ -146,6 +225,9 @@ def shown(batches: list[tuple[np.ndarray, np.ndarray | None]], columns: int) -> 
 @click.option('--seeds', metavar='LIST', type=Seeds(), default='0-63', help='Seeds, such as 0-63 or 1,5,9-12')
 @click.option('--codes', metavar='FILE', help='Draw these latents instead: .npz, .npy or text, [N, L]')
 @click.option('--reconstruct', metavar='ZIP|DIR', help='Encode and decode these images instead')
+@click.option('--class', 'classes', metavar='LIST', type=Classes(), help="Told to the network: 3, 0-4 or 'all'")
+@click.option('--label', metavar='LIST', type=Numbers(), help='Told to a network of vector labels: 0.5,-1')
+@click.option('--condition-image', metavar='[KIND:]PATH', multiple=True, help='Picture, folder or zip told to it')
 @click.option('--guide', metavar='SPEC', type=Guides(), multiple=True, help="Generate by this condition; 'help'")
 @click.option('--top-k', metavar='INT', type=click.IntRange(min=1), default=2, help='Guides: one of the k best')
 @click.option('--temperature', metavar='FLOAT', type=float, help='Guides: sample by exp(-distance / t) instead')
@@ -163,8 +245,8 @@ def shown(batches: list[tuple[np.ndarray, np.ndarray | None]], columns: int) -> 
 @click.option('--device', help='cuda, mps or cpu  [default: the best there is]')
 @click.pass_context
 def main(
-    ctx, network, outdir, seeds, codes, reconstruct, guide, top_k, temperature, beam, combine, guide_every,
-    guide_layers, save_codes, grid, columns, subdirs, steps, batch, ema, device,
+    ctx, network, outdir, seeds, codes, reconstruct, classes, label, condition_image, guide, top_k, temperature, beam,
+    combine, guide_every, guide_layers, save_codes, grid, columns, subdirs, steps, batch, ema, device,
 ) -> None:  # fmt: skip
     if sum(map(bool, (codes, reconstruct, guide))) > 1:
         raise click.ClickException('--codes, --reconstruct and --guide each say what to draw: give one')
@@ -176,49 +258,58 @@ def main(
                     raise ValueError(f'--steps: {network} is not recurrent, its {net.num_layers} layers are fixed')
                 net.num_layers = steps
             rank, world = dist.get_rank(), dist.get_world_size()
+            told = condition_specs.Told(net, classes, label, condition_image)
+            specs = [guide_specs.parse(text, device) for text in guide]
+            seeds_given = ctx.get_parameter_source('seeds') is not click.core.ParameterSource.DEFAULT
+            rows = condition_specs.rows(told, specs, seeds, seeds_given)
             if codes:
                 table = net.check_codes(read_code_file(codes).codes)
-                count, batches = len(table), from_codes(table, list(range(len(table)))[rank::world], batch)
+                count, batches = len(table), from_codes(table, told, list(range(len(table)))[rank::world], batch)
             elif reconstruct:
                 archive = ImageArchive(reconstruct)
                 count = len(archive)
-                batches = from_images(net, archive, list(range(count))[rank::world], batch)
+                batches = from_images(net, archive, told, list(range(count))[rank::world], batch)
             elif guide:
-                specs = [guide_specs.parse(text, device) for text in guide]
-                seeds_given = ctx.get_parameter_source('seeds') is not click.core.ParameterSource.DEFAULT
-                jobs = guide_specs.jobs(specs, seeds, seeds_given)
                 choose = guided.top_k(top_k) if temperature is None else guided.temperature(temperature)
                 by = {'ranks': guided.by_rank, 'distances': guided.by_distance}[combine]
                 guidance = guided.Guidance([], choose, by, beam, guide_every, guide_layers)
-                count, batches = len(jobs), from_guides(net, specs, guidance, jobs[rank::world], batch)
+                count, batches = len(rows), from_guides(net, specs, guidance, rows[rank::world], told, batch)
             else:
-                count, batches = len(seeds), from_seeds(net, seeds[rank::world], subdirs, batch)
+                count, batches = len(rows), from_seeds(net, rows[rank::world], told, subdirs, batch)
             dist.print0(f'{count} images from {network} to {outdir}')
 
-            kept, rows = [], []
+            kept, kept_originals, tables = [], [], []
             bar = tqdm(total=count, unit='img', disable=None if rank == 0 else True)
             for b in batches:
-                images = to_uint8(net.decode(b.codes)).cpu().numpy()  # [B, C, H, W]
+                images = to_uint8(net.decode(b.codes, b.condition)).cpu().numpy()  # [B, C, H, W]
                 for name, image in zip(b.names, images, strict=True):
                     path = os.path.join(outdir, name)
                     os.makedirs(os.path.dirname(path), exist_ok=True)
                     to_image(image).save(path)
                 if save_codes:
-                    rows.append(b.codes.cpu().numpy())
+                    tables.append(b.codes.cpu().numpy())
                 if grid and len(kept) * batch < GRID_MAX:
-                    kept.append((images, None if b.originals is None else to_uint8(b.originals).numpy()))
+                    kept.append(images)
+                    if b.originals is not None:
+                        kept_originals.append(to_uint8(b.originals).numpy())
                 bar.update(len(images) * world)
             bar.close()
 
-            everything = dist.all_gather_object((rows, kept))
+            everything = dist.all_gather_object((tables, kept, kept_originals))
+            tables, kept, kept_originals = (
+                [np.concatenate(part) for part in parts if part] for parts in zip(*everything, strict=True)
+            )
             if rank == 0 and save_codes:
-                ranks = [np.concatenate(r) for r, _ in everything if r]
-                table = np.zeros((count, ranks[0].shape[1]), dtype=np.int64)
-                for r, part in enumerate(ranks):
-                    table[r::world] = part
-                write_codes(save_codes, table)
+                write_codes(save_codes, in_order(tables, count))
             if rank == 0 and grid:
-                pictures = shown([b for _, k in everything for b in k], columns)
+                pictures = in_order(kept, GRID_MAX)
+                asked = ctx.get_parameter_source('columns') is not click.core.ParameterSource.DEFAULT
+                if told.pictures and not codes and not reconstruct:
+                    pictures, columns = image_to_image(pictures, rows, told, columns)
+                elif reconstruct:
+                    pictures = shown(pictures, in_order(kept_originals, GRID_MAX), columns)
+                elif len(told.labels) > 1 and not asked:
+                    columns = len(rows) // len(told.labels)
                 os.makedirs(os.path.dirname(grid) or '.', exist_ok=True)
                 sheet = image_grid(pictures, columns, rows_apart=2 if reconstruct else 0)
                 save_png(sheet, grid, comfortable_scale(net.img_resolution[1]))

@@ -1,0 +1,175 @@
+"""Conditions from words: what ``--class``, ``--label`` and ``--condition-image`` of generate.py say, and their files.
+
+Pictures are read as guides read them: from a file, a folder or a zip, cropped to the middle part that has the network's
+proportions. A folder of n asks for n results.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+import guide_specs
+from ddn_networks import Network, conditions, pixel_maps
+
+KINDS = (*conditions.OF_THE_IMAGE, 'image', conditions.DRAWN)
+
+
+class Row(NamedTuple):
+    """One image to make: its file name, which picture tells or guides it, its seed, its class or label vector."""
+
+    name: str
+    target: int
+    seed: int
+    label: int | tuple[float, ...] | None
+
+
+class Told:
+    """What the command line says of a network's condition. ValueError where that is not what the network needs."""
+
+    def __init__(
+        self, net: Network, classes: Sequence[int] | str | None, label: Sequence[float] | None, pictures: Sequence[str]
+    ):
+        self.net, self.cache = net, {}
+        self.parts = {part.kind: part for part in net.conditions}
+        needs = conditions.listed(net.conditions)
+        if net.condition_channels and not net.conditions:
+            raise ValueError(f'this network has {net.condition_channels} condition channels without a name: use Python')
+        for option, given, kind in (('--class', classes, 'class'), ('--label', label, 'vector')):
+            if given is not None and kind not in self.parts:
+                raise ValueError(f'{option}: this network is not conditioned on that but on {needs}')
+        if pictures and not conditions.needs_images(net.conditions):
+            raise ValueError(f'--condition-image: this network is not conditioned on pictures but on {needs}')
+        self.labels: list = [None]
+        if label is not None:
+            self.labels = [tuple(label)]
+        if classes is not None:
+            self.labels = list(range(self.parts['class'].size)) if classes == 'all' else list(classes)
+        for value in self.labels:
+            if value is not None:
+                conditions.check_labels(self.parts.get('class') or self.parts['vector'], torch.tensor(value))
+        self.pictures = {}
+        for text in pictures:
+            kind, colon, path = text.partition(':')
+            kind, path = (kind, path) if colon and kind in KINDS else ('', text)
+            wanted = 'edge' if kind == conditions.DRAWN else kind
+            if kind and wanted not in self.parts:
+                raise ValueError(f'--condition-image={text}: this network is conditioned on {needs}')
+            if kind in self.pictures:
+                raise ValueError(f'--condition-image={text}: that is given twice')
+            self.pictures[kind] = guide_specs.Pictures(path)
+
+    @property
+    def empty(self) -> bool:
+        return self.labels == [None] and not self.pictures
+
+    def specs(self) -> list[guide_specs.Spec]:
+        """Stand-ins for guides: so many pictures ask for so many results."""
+        return [guide_specs.Spec(p.path, p.names, lambda *_: None, '--condition-image') for p in self.pictures.values()]
+
+    def check(self) -> None:
+        """ValueError, in terms of the options, where the network needs more than was said."""
+        if self.empty and self.net.condition_optional:
+            return
+        for kind in self.parts:
+            if kind == 'class' and self.labels == [None]:
+                raise ValueError(f'the network is conditioned on {self.parts[kind].size} classes: give --class=3 or all')
+            if kind == 'vector' and self.labels == [None]:
+                raise ValueError(f'the network is conditioned on {self.parts[kind].size} numbers: give --label=A,B,...')
+            if kind not in conditions.LABELS and self._source(kind) is None:
+                raise ValueError(f'the network is conditioned on {kind}: give --condition-image=FILE or a folder')
+
+    def condition(self, labels: Sequence, targets: Sequence[int]) -> torch.Tensor | None:
+        """[B, c, H, W] of B images with these labels and pictures, or None."""
+        if not self.net.conditions or (self.empty and self.net.condition_optional):
+            return None
+        self.check()
+        return torch.cat([self._one(label, target) for label, target in zip(labels, targets, strict=True)])
+
+    def looks(self, target: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The condition and the given picture [C, H, W] each, to look at; None where there is none."""
+        if not self.pictures:
+            return None
+        condition = self._one(self.labels[0], target)
+        shown = conditions.as_picture(self.net.conditions, condition, self.net.img_channels)[0].cpu()
+        size = self.net.img_resolution
+        first = next(iter(self.pictures.values()))
+        given = pixel_maps.to_channels(first.at([target], size, size), self.net.img_channels)[0]
+        same = set(self.pictures) <= {'image', conditions.DRAWN} or set(self.parts) <= {'class', 'vector', 'image'}
+        return shown, shown if same else given
+
+    def serve(self, count: int) -> None:
+        """ValueError where the pictures are neither one nor one for each of ``count`` images."""
+        for pictures in self.pictures.values():
+            if len(pictures.names) not in (1, count):
+                raise ValueError(
+                    f'--condition-image {pictures.path} has {len(pictures.names)} pictures for {count} images: '
+                    'give one, or one each'
+                )
+
+    def of_images(
+        self, images: torch.Tensor, labels: torch.Tensor | None, targets: Sequence[int]
+    ) -> torch.Tensor | None:
+        """The condition of given images [B, C, H, W] and their labels, to encode them by: what the command line does
+        not say is made of the images themselves."""
+        if not self.net.conditions or (self.empty and self.net.condition_optional):
+            return None
+        wanted = None
+        if conditions.needs_labels(self.net.conditions):
+            if self.labels != [None]:
+                wanted = torch.tensor([self.labels[0]] * len(images))
+            elif labels is not None:
+                wanted = labels
+            else:
+                raise ValueError('the images to reconstruct have no labels: give --class')
+        sources = None
+        if conditions.needs_images(self.net.conditions):
+            sources = dict.fromkeys(conditions.OF_THE_IMAGE, images)
+            for kind in self.parts:
+                if kind not in conditions.LABELS and self._source(kind) is not None:
+                    key = conditions.DRAWN if kind == 'edge' and conditions.DRAWN in self.pictures else kind
+                    sources[key] = torch.cat([self._picture(kind, i, self.net.img_resolution) for i in targets])
+            if 'image' in self.parts and 'image' not in sources:
+                raise ValueError('this network is conditioned on another picture of each image: give --condition-image')
+        return self.net.make_condition(wanted, sources)
+
+    def _source(self, kind: str) -> guide_specs.Pictures | None:
+        if kind == 'edge' and conditions.DRAWN in self.pictures:
+            return self.pictures[conditions.DRAWN]
+        return self.pictures.get(kind, self.pictures.get(''))
+
+    def _one(self, label, target: int) -> torch.Tensor:
+        """[1, c, H, W], each made once."""
+        if (label, target) not in self.cache:
+            images = {}
+            for kind in self.parts:
+                if kind not in conditions.LABELS:
+                    key = conditions.DRAWN if kind == 'edge' and conditions.DRAWN in self.pictures else kind
+                    images[key] = self._picture(kind, target, None)
+            values = None if label is None else torch.tensor(label)
+            self.cache[label, target] = self.net.make_condition(values, images or None)
+        return self.cache[label, target]
+
+    def _picture(self, kind: str, target: int, size: tuple[int, int] | None) -> torch.Tensor:
+        pictures, shape = self._source(kind), self.net.img_resolution
+        if kind == 'image':
+            return pictures.at([target], size, shape, self.parts[kind].size)
+        if kind != 'mask':
+            return pictures.at([target], size, shape)
+        rgba = pictures.at([target], size, shape, 4)
+        if (rgba[:, 3] > 0).all():
+            raise ValueError(f'{pictures.path} hides nothing: make transparent what is to be invented')
+        return torch.cat([pixel_maps.to_channels(rgba[:, :3], self.net.img_channels), rgba[:, 3:]], 1)
+
+
+def rows(told: Told, specs: Sequence[guide_specs.Spec], seeds: Sequence[int], seeds_given: bool) -> list[Row]:
+    """What to make, class by class: see ``guide_specs.jobs``. Several classes have a folder each."""
+    if len(told.labels) > 1 and not seeds_given:
+        seeds = seeds[:10]
+    jobs = guide_specs.jobs([*specs, *told.specs()], seeds, seeds_given)
+    several = len(told.labels) > 1
+    return [
+        Row(f'class{label}/{job.name}' if several else job.name, job.target, job.seed, label)
+        for label in told.labels
+        for job in jobs
+    ]
