@@ -4,26 +4,28 @@
         --val-data=faces64-test.zip --workers=0
     python experiments/preset_runs.py runs/faces64-cpu runs/cifar10-cpu --outdir=experiments/results/presets
 
-Each RUN is a run folder of train.py; its name is that of the pictures, the newest of which are copied.
+Each RUN is a run folder of train.py; its name is that of the pictures, of whose newest the upper rows are copied.
+Sheets of reconstructions show the data, which not everybody may publish: --reconstructions copies those too.
 """
 
 import glob
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
+from dnnlib.sheets import save_png
 from dnnlib.util import atomic_write
 from training.report import mean_or_none, read_stats
 
-SHEETS = ('samples', 'reconstructions')
+TALL = 400  # pixels of a sheet that are copied, about 350 kB of faces
 
 
 def ticks(stats: Sequence[dict[str, Any]], batch: int, most: int) -> list[dict[str, Any]]:
@@ -88,20 +90,23 @@ def in_words(run: dict[str, Any]) -> list[str]:
 
 @click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
 @click.argument('runs', metavar='RUN...', nargs=-1, required=True)
-@click.option('--outdir', metavar='DIR', help='Write presets.json, presets.md and the newest sheets of each run here')
+@click.option('--outdir', metavar='DIR', help='Write presets.json, presets.md and the newest sheet of each run here')
+@click.option('--reconstructions', is_flag=True, help='Copy these sheets too')
 @click.option('--ticks', 'most', metavar='INT', type=click.IntRange(min=2), default=12, help='Rows per run')
-def main(runs, outdir, most):
+def main(runs, outdir, reconstructions, most):
     read = [read_run(run, most) for run in runs]
     for run, folder in zip(read, runs, strict=True):
         run['sheets'] = {}
-        for sheet in SHEETS:
+        for sheet in ('samples', 'reconstructions') if reconstructions else ('samples',):
             found = sorted(glob.glob(os.path.join(folder, f'{sheet}-*.png')))
             if not found:  # it has not come to a snapshot
                 continue
             run['sheets'][sheet] = os.path.basename(found[-1])
             if outdir:
                 os.makedirs(outdir, exist_ok=True)
-                shutil.copyfile(found[-1], os.path.join(outdir, f'{run["name"]}-{sheet}.png'))
+                with Image.open(found[-1]) as picture:
+                    upper = picture.crop((0, 0, picture.width, min(picture.height, TALL)))
+                    save_png(upper, os.path.join(outdir, f'{run["name"]}-{sheet}.png'))
     text = '\n\n'.join(['# Presets on real data', *(part for run in read for part in in_words(run))]) + '\n'
     print(text)
     if outdir:
