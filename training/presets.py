@@ -83,3 +83,20 @@ PRESETS = {
     'color256': {'condition': ['color'], 'max_k': 64, 'batch': 512, 'lr': 2e-4, 'duration': 88.0},
     'cifar10-class': {**CIFAR10, 'condition': ['class']},  # Fig. 5d
 }
+
+# Told of classes, grey pictures or edges, for one core of a CPU: otherwise what the unconditional network of that name is.
+PRESETS |= {
+    'mnist-class-cpu': {
+        **SMALL,
+        'condition': ['class'],
+        'channels': '64,32,16',
+        'blocks': '5,4,2',
+        'nodes': '64',
+        'chain_dropout': 0.1,
+        'duration': 0.03,
+        'tick': 5.0,
+    },
+    'cifar10-class-cpu': {**PRESETS['cifar10-cpu'], 'condition': ['class']},
+    'faces64-color-cpu': {**PRESETS['faces64-cpu'], 'condition': ['color']},
+    'faces64-edge-cpu': {**PRESETS['faces64-cpu'], 'condition': ['edge']},
+}
