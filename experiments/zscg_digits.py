@@ -1,8 +1,8 @@
 """Zero-shot conditional generation on digits: classes by LeNet, super-resolution from 4x4, inpainting (Fig. 2).
 
-    python experiments/zscg_digits.py --network=NET --data=datasets/mnist-test.zip --outdir=experiments/out
+    python experiments/zscg_digits.py --network=NET --data=datasets/mnist-test.zip --reference=datasets/mnist.zip
 
-Classes are judged by someone who did not guide: the label of the nearest of the --reference images, by pixels. How
+Without --network one is trained first (preset mnist-cpu). Classes are judged by someone who did not guide: the label of the nearest of the --reference images, by pixels. How
 often that reads the held-out digits right is in the report.
 """
 
@@ -95,8 +95,9 @@ def nearest_neighbour(path: str, net: DDN):
     return lambda images: values[torch.cdist(images.flatten(1), reference).argmin(1)]
 
 
-@click.command(help=__doc__, context_settings={'show_default': True})
-@click.option('--network', required=True, help='Snapshot of a network for 32x32 digits')
+@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.option('--network', help='Snapshot of a network for 32x32 digits')
+@click.option('--train-data', default='datasets/mnist.zip', help='What to train preset mnist-cpu on without')
 @click.option('--data', required=True, help='Held-out digits, zip or folder')
 @click.option('--reference', required=True, help='Labelled digits for the judge, zip or folder')
 @click.option('--lenet', help='Weights of the guide  [default: found as fid.py finds them]')
@@ -104,7 +105,8 @@ def nearest_neighbour(path: str, net: DDN):
 @click.option('--num', type=int, default=64, help='Held-out digits')
 @click.option('--per-class', type=int, default=10)
 @click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')
-def main(network, data, reference, lenet, outdir, num, per_class, pool):
+def main(network, train_data, data, reference, lenet, outdir, num, per_class, pool):
+    network = network or zscg.trained('mnist-cpu', train_data, os.path.join(outdir, 'digit-network'))
     net, lenet = DDN.from_pretrained(network), load_detector('lenet', lenet).net
     judge = nearest_neighbour(reference, net)
     originals = zscg.pictures(data, num, net)
