@@ -2,8 +2,8 @@
 
     python experiments/zscg_digits.py --network=NET --data=datasets/mnist-test.zip --reference=datasets/mnist.zip
 
-Without --network one is trained first (preset mnist-cpu). Classes are judged by someone who did not guide: the label of the nearest of the --reference images, by pixels. How
-often that reads the held-out digits right is in the report.
+Without --network one is trained first (preset mnist-cpu). Classes are judged by someone who did not guide: the label of
+the nearest of the --reference images, by pixels. How often that reads the held-out digits right is in the report.
 """
 
 import os
