@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY_RUN
+from conftest import TINY_RUN, write_zip
 
 from torch_utils import persistence
 
@@ -53,3 +53,19 @@ def test_two_ranks_are_one(runs):
 def test_two_ranks_with_accumulation_resume_bit_for_bit(runs):
     different = [key for key in runs['rounds'] if not torch.equal(runs['rounds'][key], runs['stopped'][key])]
     assert not different, different
+
+
+def test_conditional_training_on_two_ranks_is_that_on_one_also_after_a_stop(tmp_path):
+    """Labels, random grey weights, boxes and dropped conditions come to the rank that has the image."""
+    data = write_zip(tmp_path / 'data.zip', 40, (3, 8, 8))
+    common = [f'--data={data}', *TINY_RUN, '--channels=16,16,16,16', '--nodes=24', '--lr=0.003', '--nosubdir',
+              '--tick=0.08', '--condition=class,color,mask', '--condition-dropout=0.3']  # fmt: skip
+    train(1, f'--outdir={tmp_path / "one"}', *common, '--duration=0.000160')
+    train(2, f'--outdir={tmp_path / "two"}', *common, '--batch-gpu=4', '--duration=0.000080')
+    train(2, f'--resume={tmp_path / "two"}', '--duration=0.000160')
+    one, two = final(tmp_path / 'one'), final(tmp_path / 'two')
+    assert one['balance/num_splits'].sum() >= 20
+    for key in ('balance/counts', 'balance/num_splits'):
+        assert torch.equal(one[key], two[key]), key
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=1e-5, rtol=1e-4)

@@ -84,7 +84,7 @@ PRESETS = {
     'cifar10-class': {**CIFAR10, 'condition': ['class']},  # Fig. 5d
 }
 
-# Told of classes, grey pictures or edges, for one core of a CPU: otherwise what the unconditional network of that name is.
+# Told of classes, grey pictures or edges, for one core of a CPU; the last three are the unconditional ones otherwise.
 PRESETS |= {
     'mnist-class-cpu': {
         **SMALL,
