@@ -350,7 +350,7 @@ INT_POS = click.IntRange(min=1)
 @click.option('--chain-dropout', metavar='FLOAT', type=click.FloatRange(0, 1), default=0.05,
               help='Probability that chance makes a choice')
 @click.option('--balance', type=click.Choice(list(BALANCERS)), default='split-prune',
-              help='How nodes are kept equally used')
+              help='How nodes are kept equally used: Algorithm 1; the same and whatever was chosen before; Loss-Free')
 @click.option('--augment', metavar='FLOAT', type=click.FloatRange(0, 1), default=0.0,
               help="Probability of EDM's augmentations; 0 for none")
 @click.option('--on-nan', type=click.Choice(['stop', 'skip']), default='stop', help='At a non-finite loss or gradient')

@@ -8,6 +8,7 @@
 from ddn_networks.balance import LossFreeBalancing, NoBalancing
 from ddn_networks.base import Network
 from ddn_networks.candidates import Candidates
+from ddn_networks.conditional_balance import ConditionalBalancing
 from ddn_networks.network import DDN
 from ddn_networks.published import from_published, published_config
 from ddn_networks.recurrent import RecurrentDDN
@@ -18,6 +19,7 @@ __all__ = [
     'DDN',
     'Candidates',
     'Choice',
+    'ConditionalBalancing',
     'LossFreeBalancing',
     'Network',
     'NoBalancing',

@@ -3,7 +3,7 @@
 Legend: B images, L layers, W node weights (one per DDL; the layers of a recurrent network share one), K nodes (the
 largest of them).
 
-The training loop treats all ways alike: ``nearest(images, bias=balance.bias)`` chooses, ``observe`` takes in what was
+The training loop treats all ways alike: ``nearest(images, balance.penalty)`` chooses, ``observe`` takes in what was
 chosen, ``step_`` runs at the end of the optimizer's step. Everything is counted in one [W, K] tensor, so that a step is
 one reduction over ranks and no wait for the device; every rank does the same from the same counts.
 """
@@ -11,6 +11,9 @@ one reduction over ranks and no wait for the device; every rank does the same fr
 from collections.abc import Callable, Sequence
 
 import torch
+
+from ddn_networks import samplers
+from ddn_networks.candidates import Candidates
 
 
 class NoBalancing:
@@ -25,8 +28,10 @@ class NoBalancing:
     Attributes:
         counts: [W, K] matches so far (what a subclass makes of them: its evidence); zero beyond the K of a weight.
         num_splits: [W] int64, how many nodes were split so far.
-        bias: one [K] per layer for ``samplers.nearest``, or None.
+        penalty: for ``samplers.nearest``, what is added to the distances for choosing; None for nothing.
     """
+
+    penalty: samplers.Penalty | None = None
 
     def __init__(
         self,
@@ -46,7 +51,7 @@ class NoBalancing:
         self.counts = torch.zeros(len(weights), K, dtype=dtype, device=device)
         self.seen = torch.zeros_like(self.counts)  # matches since the last step
         self.num_splits = torch.zeros(len(weights), dtype=torch.int64, device=device)
-        self.bias: list[torch.Tensor] | None = None
+        self.uses = layer_weights
 
     def observe(
         self,
@@ -137,7 +142,11 @@ class LossFreeBalancing(NoBalancing):
         self.unit = torch.zeros(W, 2, dtype=dtype, device=self.counts.device)  # decayed sum of spreads and their number
         self.units = torch.zeros_like(self.counts)  # [W, K] biases in units
         self.scaled = torch.zeros(W, K, device=self.counts.device)  # [W, K] float32, biases as distances
-        self.bias = [self.scaled[w, : len(weights[w])] for w in self.layer_weights.tolist()]  # views
+        self.bias = [self.scaled[w, : len(weights[w])] for w in self.uses]  # views, [K] per layer
+
+    def penalty(self, candidates: Candidates, layer: int, distances: torch.Tensor) -> torch.Tensor:
+        """The bias of the layer's nodes, [K]."""
+        return self.bias[layer]
 
     def observe(
         self,

@@ -28,6 +28,7 @@ class Choice(NamedTuple):
 
 
 Sampler = Callable[[Candidates, int], Choice]
+Penalty = Callable[[Candidates, int, torch.Tensor], torch.Tensor]  # (candidates, layer, [B, K]) -> [K] or [B, K]
 
 
 Pyramid = Callable[[tuple[int, int]], torch.Tensor]
@@ -46,20 +47,20 @@ def target_pyramid(images: torch.Tensor) -> Pyramid:
     return at
 
 
-def nearest(images: torch.Tensor, bias: list[torch.Tensor] | None = None) -> Sampler:
+def nearest(images: torch.Tensor, penalty: Penalty | None = None) -> Sampler:
     """The candidate nearest to ``images`` [B, C, H, W] by L2 (Eq. 1): training, encoding and reconstruction.
 
-    ``bias`` holds one [K] per layer that is added to the distances for choosing only (Loss-Free Balancing, Appendix E).
+    ``penalty`` gives what is added to the distances for choosing only: the ``penalty`` of a way of balancing.
     """
-    return nearest_to(target_pyramid(images), bias)
+    return nearest_to(target_pyramid(images), penalty)
 
 
-def nearest_to(target: Pyramid, bias: list[torch.Tensor] | None = None) -> Sampler:
+def nearest_to(target: Pyramid, penalty: Penalty | None = None) -> Sampler:
     """``nearest`` to the images of a ``target_pyramid`` that somebody else needs as well (the loss)."""
 
     def sampler(candidates: Candidates, layer: int) -> Choice:
         distances = candidates.distances(target(candidates.shape[2:]))  # [B, K]
-        score = distances if bias is None else distances + bias[layer]
+        score = distances if penalty is None else distances + penalty(candidates, layer, distances)
         return Choice(score.argmin(1), distances)
 
     return sampler

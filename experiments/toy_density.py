@@ -115,7 +115,7 @@ def train(
         x = data[step % per_pass * B :][:B]  # [B, D]
         score = torch.addmm(nodes.square().sum(1), x, nodes.t(), alpha=-2)  # [B, K], |node - x|^2 - |x|^2
         distances = None
-        if balance.bias is not None:
+        if isinstance(balance, LossFreeBalancing):
             distances = [score + x.square().sum(1, keepdim=True)]
             score = score + balance.bias[0]
         codes = score.argmin(1)

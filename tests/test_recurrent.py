@@ -249,7 +249,7 @@ def test_one_split_moves_the_node_of_all_steps():
 def test_usage_and_biases_are_per_weight():
     net = tiny()
     balance = LossFreeBalancing(net.node_weights, net.layer_weights)
-    out = net(samplers.nearest(pictures(net), bias=balance.bias), 3, keep=True)
+    out = net(samplers.nearest(pictures(net), balance.penalty), 3, keep=True)
     balance.observe(out.codes, None, out.distances)
     usage = UsageWindow(balance)
     usage.observe(out.codes, None)

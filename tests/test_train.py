@@ -63,7 +63,9 @@ def test_a_run_leaves_what_it_promises(tiny_zip, tmp_path):
     assert any(not torch.equal(ema[n], state[f'net/{n}']) for n in ema)
 
 
-@pytest.mark.parametrize('more', [[], ['--batch-gpu=4', '--dropout=0.2', '--xflip=1']])
+@pytest.mark.parametrize(
+    'more', [[], ['--batch-gpu=4', '--dropout=0.2', '--xflip=1', '--balance=conditional']]
+)
 def test_ten_steps_stop_ten_steps_are_twenty_bit_for_bit(tiny_zip, tmp_path, more):
     common = [f'--data={tiny_zip}', *TINY_RUN, '--tick=0.08', '--dump=1', '--nosubdir', *more]
     run_train(f'--outdir={tmp_path / "a"}', *common, '--duration=0.000320')

@@ -35,6 +35,7 @@ from training.monitor import Health, UsageWindow
 GRID = (10, 10)  # rows and columns of the sample sheet
 BALANCERS = {
     'split-prune': ddn_networks.SplitAndPrune,
+    'conditional': ddn_networks.ConditionalBalancing,
     'bias': ddn_networks.LossFreeBalancing,
     'none': ddn_networks.NoBalancing,
 }
@@ -93,7 +94,8 @@ def training_loop(
             zero at ``total_nimg``.
         ema_halflives_nimg: half-lives of the averaged copies; the first one draws the pictures.
         chain_dropout: probability that chance makes a layer's choice (Section 3.3).
-        balance: a key of ``BALANCERS``: 'split-prune' (Algorithm 1), 'bias' (Loss-Free Balancing, Appendix E), 'none'.
+        balance: a key of ``BALANCERS``: 'split-prune' (Algorithm 1), 'conditional' (the same, and whatever was chosen
+            before), 'bias' (Loss-Free Balancing, Appendix E), 'none'.
         augment_kwargs: arguments of ``AugmentPipe``, or None for no augmentation.
         condition_dropout: probability that an image gets no condition; the conditions are the network's own.
         pair_data, val_pairs: the pictures of condition 'image:C', of the training and of the validation images.
@@ -279,7 +281,7 @@ def training_loop(
                 if told is not None:
                     condition = _condition(net, images, *facts, chance=told[r])  # [B, c, H, W]
                 target = samplers.target_pyramid(images)
-                sampler = samplers.chain_dropout(samplers.nearest_to(target, balancer.bias), table[r])
+                sampler = samplers.chain_dropout(samplers.nearest_to(target, balancer.penalty), table[r])
                 sync = ddp.no_sync() if world_size > 1 and r < rounds - 1 else contextlib.nullcontext()
                 with sync:
                     with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
