@@ -1,7 +1,12 @@
 """Whom the benchmarks compare with: the backbone without any DDL (the limit) and the public implementations.
 
-Peers (both MIT) are installed beside the environment and found through PYTHONPATH, since what they declare would pull
-another PyTorch:
+Peers (both MIT) come with an extra, in an environment of its own since what they declare is large; without the
+constraints it pulls another PyTorch:
+
+    pip install -c constraints.txt -e '.[peers]'
+    python benchmarks/ddl.py
+
+or, much smaller, with what a layer needs of it beside the environment, found through PYTHONPATH:
 
     pip install --no-deps --target peers sddn==0.0.2 discrete-distribution-network==0.2.5 boxx opencv-python-headless \\
         pandas tabulate scikit-image seaborn snakeviz pyopengl matplotlib python-dateutil six pytz tzdata lazy_loader \\
@@ -54,12 +59,12 @@ def load_sddn() -> types.ModuleType | None:
 def load_guided_sampler() -> type[nn.Module] | None:
     """``GuidedSampler`` of discrete-distribution-network, or None where it is not installed.
 
-    The package imports torchvision for image transforms, which a layer does without: where there is none, an empty
-    module stands in.
+    The package imports torchvision for image transforms, which a layer does without: where there is none, or none that
+    fits this PyTorch (it then raises RuntimeError), an empty module stands in.
     """
     try:
         importlib.import_module('torchvision')
-    except ImportError:
+    except (ImportError, RuntimeError):
         stand_ins = {name: types.ModuleType(name) for name in ('torchvision.transforms', 'torchvision.utils')}
         stand_ins['torchvision.utils'].save_image = None
         stand_ins['torchvision'] = types.ModuleType('torchvision')
