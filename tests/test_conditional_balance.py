@@ -74,7 +74,7 @@ def test_a_node_that_splits_takes_its_forecast_along():
     before = [f.clone() for f in balance.forecasts]
     features, targets = batch(12, 2, 1, 0)
     asked(balance, weights, features, targets)
-    codes = torch.tensor([[1, 0], [1, 1], [1, 2], [1, 0], [1, 1], [1, 2], [1, 0], [1, 1], [1, 2], [0, 0], [2, 1], [0, 2]])
+    codes = torch.tensor([[1, 0], [1, 1], [1, 2]] * 3 + [[0, 0], [2, 1], [0, 2]])
     balance.observe(codes, torch.zeros_like(codes, dtype=torch.bool))
     plan = balance.step_()
     assert plan.active[:, 0].tolist() == [True, False] and (plan.split[0, 0], plan.prune[0, 0]) == (1, 3)
