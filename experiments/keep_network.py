@@ -1,0 +1,94 @@
+"""Make a file of pretrained/ from a training run: the averaged weights alone, and beside it how they were made.
+
+    python train.py --preset=mnist-tree-8x3 --data=datasets/mnist-train.zip --outdir=runs/tree-8x3 --nosubdir
+    python experiments/keep_network.py --run=runs/tree-8x3 --name=tree-8x3
+
+A run's snapshots hold the raw weights and each averaged copy, which is two networks or more. What is kept is the newest
+snapshot's first averaged copy, as the network itself, in half precision: from then on the network *is* the rounded one,
+and all codes and figures are made with it. The JSON holds the run's options, images, seconds, revision and the digest.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+
+import click
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from ddn_networks import Network
+from dnnlib.util import atomic_write
+from torch_utils import persistence
+
+DTYPES = {'float16': torch.float16, 'float32': torch.float32}
+
+
+def newest_snapshot(run: str) -> str:
+    names = sorted(n for n in os.listdir(run) if re.fullmatch(r'network-snapshot-\d+\.safetensors', n))
+    if not names:
+        raise ValueError(f'{run} holds no network-snapshot-*.safetensors')
+    return os.path.join(run, names[-1])
+
+
+def last_seconds(run: str) -> float | None:
+    """Wall-clock seconds of the run as its last line of statistics says them."""
+    path = os.path.join(run, 'stats.jsonl')
+    if not os.path.exists(path):
+        return None
+    with open(path) as f:
+        return json.loads(f.read().splitlines()[-1])['seconds']
+
+
+def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, note: str) -> dict:
+    """Write the network to ``path``; returns what its JSON says."""
+    net = Network.from_pretrained(newest_snapshot(run), ema=ema)
+    meta = {k: net.snapshot_meta.get(k) for k in ('preset', 'dataset', 'git_revision', 'cur_nimg')}
+    kept = ema or next(iter(net.snapshot_meta['emas']), 'none')
+    persistence.save_network(path, net.to(dtype), meta={**meta, 'averaged_over_mimg': kept})
+    with open(os.path.join(run, 'training_options.json')) as f:
+        stored = json.load(f)
+    loop = {k: v for k, v in stored['loop'].items() if k not in ('dataset_kwargs', 'val_data', 'num_workers')}
+    with open(path, 'rb') as f:
+        digest = hashlib.sha256(f.read()).hexdigest()
+    return {
+        'file': os.path.basename(path),
+        'sha256': digest,
+        'bytes': os.path.getsize(path),
+        'parameters': sum(p.numel() for p in net.parameters()),
+        'stored_as': str(dtype).removeprefix('torch.'),
+        'averaged_over_mimg': kept,
+        'command': f'python train.py --preset={meta["preset"]} --data=datasets/{meta["dataset"]}.zip --outdir=runs',
+        'images_seen': meta['cur_nimg'],
+        'seconds': last_seconds(run),
+        'git_revision': meta['git_revision'],
+        'torch': stored['torch'],
+        'note': note,
+        'training': loop,
+    }
+
+
+@click.command(help=__doc__.split('\n\n')[0], context_settings={'show_default': True})
+@click.option('--run', required=True, metavar='DIR', help='Run folder of train.py')
+@click.option('--name', required=True, help='Name in pretrained/, for --network=NAME')
+@click.option('--outdir', metavar='DIR', help='Where to write NAME.safetensors and NAME.json  [default: pretrained/]')
+@click.option('--ema', help="Averaged weights, or 'none'  [default: the first]")
+@click.option('--dtype', type=click.Choice(list(DTYPES)), default='float16', help='Of the weights in the file')
+@click.option('--note', default='', help='Anything else to say: the machine, how the settings were found')
+def main(run, name, outdir, ema, dtype, note) -> None:
+    try:
+        path = os.path.join(outdir or persistence.PRETRAINED, f'{name}.safetensors')
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        facts = keep(run, path, ema, DTYPES[dtype], note)
+        with atomic_write(path.replace('.safetensors', '.json'), 'w') as f:
+            json.dump(facts, f, indent=1)
+            f.write('\n')
+        print(f'{path}: {facts["parameters"]:,} parameters, {facts["bytes"]:,} bytes')
+    except (ValueError, OSError, KeyError) as e:
+        raise click.ClickException(' '.join(str(e).split())) from None
+
+
+if __name__ == '__main__':
+    main()
