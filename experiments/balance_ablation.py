@@ -1,0 +1,94 @@
+"""Ways of keeping nodes equally used, on the quick start's network: what each is worth for samples and reconstructions.
+
+    python experiments/balance_ablation.py                        # 10,000 built-in digits, 85,000 images a row
+    python experiments/balance_ablation.py --duration=0.02        # minutes
+
+Trains networks that differ in --balance alone, judges them with fid.py (Frechet distance on LeNet features of --num
+samples to the training digits; PSNR of reconstructed held-out ones) and with digit_quality.py (the share of 1,000
+samples that the LeNet reads with a probability of at least 0.9), and draws them side by side. Stop it at will: the same
+command goes on. Options of train.py go behind a --, for all rows alike.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import ablation
+from ablation import Result, Row
+
+from training.presets import PRESETS
+
+ROWS = {
+    'none': 'none',
+    'bias': 'Loss-Free Balancing',
+    'split-prune': 'Split-and-Prune (Algorithm 1)',
+    'conditional': 'conditional',
+}
+
+
+def read_share(result: Result) -> Result:
+    """With what digit_quality.py finds, which is kept beside the network."""
+    if result.network is None:
+        return result
+    path = Path(result.network).parent / 'digit_quality.json'
+    if not path.is_file():
+        ablation.run('experiments/digit_quality.py', [f'--network={result.network}', f'--real={result.facts["held-out"]}',
+                                                      f'--out={path}'])  # fmt: skip
+    share = json.loads(path.read_text(encoding='utf-8'))['samples_read']
+    return result._replace(numbers={**result.numbers, 'read': 100 * share})
+
+
+def table(results: list[Result]) -> str:
+    """The numbers of the rows, as Markdown."""
+    columns = {
+        'samples read, %': ('read', 1), 'Frechet distance of samples': ('FID', 1),
+        'PSNR of held-out digits, dB': ('PSNR held-out', 2), 'usage entropy': ('usage entropy', 3),
+        'dead share': ('dead share', 3), 'CPU seconds': ('training CPU seconds', 0),
+    }  # fmt: skip
+    lines = [
+        [row, *(ablation.cell(ablation.over_seeds(results, row, name), digits) for name, digits in columns.values())]
+        for row in dict.fromkeys(r.row for r in results)
+    ]
+    return ablation.markdown(['--balance', *columns], lines)
+
+
+@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '))
+@click.option('--data', metavar='ZIP', help='Training digits, of dataset_tool.py  [default: 8,000 of the built-in]')
+@click.option('--held-out', metavar='ZIP', help='Digits for reconstruction  [default: the other 2,000]')
+@click.option('--seeds', type=ablation.Numbers(), default='0', show_default=True, metavar='LIST',
+              help='Train every row with each of these: 0,1,2')
+@click.option('--only', metavar='LIST', help='Only rows whose names hold one of these words: bias,conditional')
+@click.option('--num', type=click.IntRange(min=2), default=5000, show_default=True, help='Samples of the distance')
+@ablation.shared_options('balance_ablation')
+def main(data, held_out, seeds, only, num, folder: Path, into: Path, machine, more, duration, detector):
+    if bool(data) != bool(held_out):
+        raise click.UsageError('give --data and --held-out, or neither for the built-in digits')
+    if not data:
+        data, held_out = ablation.digits(folder)
+    scoring = ablation.check(ablation.Scoring(data, held_out, detector or 'lenet', num, 2000))
+    preset = {name.replace('_', '-'): value for name, value in PRESETS['mnist-cpu'].items()}
+    base = {**preset, 'workers': 0, **ablation.ticks(duration or 0.085), 'data': scoring.data, **more}
+    rows = ablation.chosen([Row(name, {**base, 'balance': name}) for name in ROWS], only)
+    held = {'held-out': scoring.held_out}
+    results = [
+        read_share(r._replace(facts=r.facts | held)) for r in ablation.work(rows, seeds, folder, scoring, machine)
+    ]
+    text = '\n\n'.join([
+        f'The quick start\'s network balanced in different ways. {ablation.budget(results)} The distance is of {num:,} '
+        'samples, the share of 1,000, PSNR of 2,000 digits.',
+        table(results),
+        *[f'Failed: {line}' for line in ablation.failures(results)],
+    ])  # fmt: skip
+    into.mkdir(parents=True, exist_ok=True)
+    ablation.sheet(into / 'samples.png', results, scoring.held_out, 4, samples=64)
+    ablation.write(into, text, {'seeds': seeds, 'scoring': scoring._asdict(), 'options': base}, results)
+
+
+if __name__ == '__main__':
+    main()
