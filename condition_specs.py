@@ -32,11 +32,12 @@ class Told:
     ):
         self.net, self.cache = net, {}
         self.parts = {part.kind: part for part in net.conditions}
+        of_classes = next((part for part in net.conditions if part.kind in conditions.CLASSES), None)
         needs = conditions.listed(net.conditions)
         if net.condition_channels and not net.conditions:
             raise ValueError(f'this network has {net.condition_channels} condition channels without a name: use Python')
-        for option, given, kind in (('--class', classes, 'class'), ('--label', label, 'vector')):
-            if given is not None and kind not in self.parts:
+        for option, given, part in (('--class', classes, of_classes), ('--label', label, self.parts.get('vector'))):
+            if given is not None and part is None:
                 raise ValueError(f'{option}: this network is not conditioned on that but on {needs}')
         if pictures and not conditions.needs_images(net.conditions):
             raise ValueError(f'--condition-image: this network is not conditioned on pictures but on {needs}')
@@ -44,10 +45,10 @@ class Told:
         if label is not None:
             self.labels = [tuple(label)]
         if classes is not None:
-            self.labels = list(range(self.parts['class'].size)) if classes == 'all' else list(classes)
+            self.labels = list(range(of_classes.size)) if classes == 'all' else list(classes)
         for value in self.labels:
             if value is not None:
-                conditions.check_labels(self.parts.get('class') or self.parts['vector'], torch.tensor(value))
+                conditions.check_labels(of_classes or self.parts['vector'], torch.tensor(value))
         self.pictures = {}
         for text in pictures:
             kind, colon, path = text.partition(':')
@@ -72,8 +73,8 @@ class Told:
         if self.empty and self.net.condition_optional:
             return
         for kind in self.parts:
-            if kind == 'class' and self.labels == [None]:
-                raise ValueError(f'the network is conditioned on {self.parts[kind].size} classes: give --class=3 or all')
+            if kind in conditions.CLASSES and self.labels == [None]:
+                raise ValueError(f'the network is conditioned on {self.parts[kind].size} classes: give --class=3')
             if kind == 'vector' and self.labels == [None]:
                 raise ValueError(f'the network is conditioned on {self.parts[kind].size} numbers: give --label=A,B,...')
             if kind not in conditions.LABELS and self._source(kind) is None:
@@ -95,7 +96,7 @@ class Told:
         size = self.net.img_resolution
         first = next(iter(self.pictures.values()))
         given = pixel_maps.to_channels(first.at([target], size, size), self.net.img_channels)[0]
-        same = set(self.pictures) <= {'image', conditions.DRAWN} or set(self.parts) <= {'class', 'vector', 'image'}
+        same = set(self.pictures) <= {'image', conditions.DRAWN} or set(self.parts) <= {*conditions.LABELS, 'image'}
         return shown, shown if same else given
 
     def serve(self, count: int) -> None:

@@ -59,7 +59,7 @@ def int_list(text: str | None, name: str) -> list[int] | None:
     return values
 
 
-KINDS = ('class', *conditions.OF_THE_IMAGE, 'image')
+KINDS = (*conditions.CLASSES, *conditions.OF_THE_IMAGE, 'image')
 
 
 def condition_options(o: dict[str, Any], dataset: ImageFolderDataset) -> tuple[list[str], str | None]:
@@ -71,7 +71,7 @@ def condition_options(o: dict[str, Any], dataset: ImageFolderDataset) -> tuple[l
                 asked.append(part.strip())
             else:  # a comma in the name of a file
                 asked[-1] += f',{part}'
-    if o['cond'] and 'class' not in asked:
+    if o['cond'] and not set(asked) & set(conditions.CLASSES):
         asked.insert(0, 'class')
     names, pairs = [], None
     for text in asked:
@@ -79,11 +79,11 @@ def condition_options(o: dict[str, Any], dataset: ImageFolderDataset) -> tuple[l
         right = {'lowres': value.isdigit(), 'image': bool(value)}.get(kind, not value)
         if kind not in KINDS or not right:
             raise click.ClickException(
-                f'--condition={text}: there are class, color, edge, lowres:N, mask and image:PATH'
+                f'--condition={text}: there are class, onehot, color, edge, lowres:N, mask, image:PATH'
             )
-        if kind == 'class':
+        if kind in conditions.CLASSES:
             labelled = ImageFolderDataset(o['data'], use_labels=True)
-            text = f'{"class" if labelled.has_class_labels else "vector"}:{labelled.label_dim}'
+            text = f'{kind if labelled.has_class_labels else "vector"}:{labelled.label_dim}'
         elif kind == 'image':
             pairs, text = value, f'image:{ImageFolderDataset(value).num_channels}'
         names.append(text)
@@ -314,7 +314,7 @@ INT_POS = click.IntRange(min=1)
 @click.option('--preset', type=click.Choice(list(PRESETS)), help='A ready set of options; others on the line win')
 @click.option('--cond', metavar='BOOL', type=bool, default=False, help='The same as --condition=class')
 @click.option('--condition', metavar='LIST', type=str, multiple=True,
-              help='What the network is told: class, color, edge, lowres:N, mask, image:ZIP|DIR; several with commas')
+              help='What the network is told: class, onehot, color, edge, lowres:N, mask, image:PATH; with commas')
 @click.option('--condition-dropout', metavar='FLOAT', type=click.FloatRange(0, 1, max_open=True), default=0.0,
               help='Probability of no condition; the network then works without, too')
 @click.option('--arch', type=click.Choice(list(NETWORKS)), default='ddn',

@@ -9,6 +9,8 @@ features, once per scale (see ``DDN``).
     class:N    a class number of N, in base 4: two bits a constant plane, most significant first, digits at
                linspace(-1, 1, 4); class 0 is all zeros, as published. Where the condition is optional, zeros say
                "no condition", so class n is written as n + 1.
+    onehot:N   the same with a plane for each class, 1 for its own and 0 elsewhere: more channels, which small networks
+               learn from much faster (docs/conditions.md).
     vector:D   D numbers, each a constant plane as it is: bring them to about [-1, 1] yourself.
     color      the picture in grey: the plain mean of its colours, in training with random weights that sum to 1.
     edge       where the Sobel magnitude of the grey picture is above 0.75 (in training 0.5 to 1), 1, elsewhere -1.
@@ -27,8 +29,9 @@ import torch.nn.functional as F
 
 from ddn_networks import pixel_maps
 
-NEEDS_SIZE = {'class': 'classes', 'vector': 'numbers', 'lowres': 'pixels', 'image': 'channels'}
-LABELS = ('class', 'vector')
+NEEDS_SIZE = ('class', 'onehot', 'vector', 'lowres', 'image')
+CLASSES = ('class', 'onehot')  # two ways to write a class number
+LABELS = (*CLASSES, 'vector')
 OF_THE_IMAGE = ('color', 'edge', 'lowres', 'mask')  # made of the training image itself
 DRAWN = 'drawn'  # key of ``make``'s images: an edge map itself, in place of a picture whose edges are sought
 
@@ -180,7 +183,7 @@ def listed(parts: Sequence[Part]) -> str:
 def check_labels(part: Part, labels: Labels | None) -> torch.Tensor:
     """Labels as int64 [B] or, for 'vector', float32 [B, D]. ValueError where they are missing, out of range, or of
     another width."""
-    if part.kind == 'class':
+    if part.kind in CLASSES:
         wanted = f'this network is conditioned on {part.size} classes: its labels are numbers 0..{part.size - 1}'
         values = None if labels is None else torch.as_tensor(labels)
         if values is None or values.is_floating_point() or values.ndim > 1:
@@ -219,6 +222,8 @@ def _of_labels(part: Part, labels: Labels | None, optional: bool) -> torch.Tenso
     values = check_labels(part, labels)
     if part.kind == 'vector':
         return values
+    if part.kind == 'onehot':
+        return F.one_hot(values, part.size).float()
     values = values[:, None] + int(optional)  # [B, 1]
     shifts = 2 * torch.arange(part.channels - 1, -1, -1, device=values.device)
     digits = (values >> shifts) & 3  # [B, c]

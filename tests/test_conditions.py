@@ -54,6 +54,16 @@ def test_a_class_is_its_number_in_base_4(num_classes, digits):
     assert len(optional.unique(dim=0)) == num_classes
 
 
+def test_a_class_may_have_a_plane_of_its_own():
+    condition = make(['onehot:5'], labels=[4, 0])
+    assert torch.equal(condition[:, :, 0, 0], torch.eye(5)[[4, 0]]) and condition.shape == (2, 5, 8, 6)
+    assert torch.equal(make(['onehot:5'], labels=[4, 0], optional=True), condition)  # no class is all zeros
+    both = make(['onehot:5', 'class:5'], labels=3)
+    assert torch.equal(both, torch.cat([make(['onehot:5'], labels=3), make(['class:5'], labels=3)], 1))
+    with pytest.raises(ValueError, match=r'0..4, not 5'):
+        make(['onehot:5'], labels=5)
+
+
 def test_a_vector_is_its_numbers():
     vectors = pictures(2, 3)
     assert torch.equal(make(['vector:3'], labels=vectors), vectors[:, :, None, None].expand(-1, -1, 8, 6))
@@ -338,7 +348,9 @@ WIDE = ['--channels=16,16,16,16']
 CONDITIONED = ['--condition=class,color', '--condition=mask', '--condition-dropout=0.3']
 
 
-@pytest.mark.parametrize('more', [['--cond=1', '--augment=0.3'], [*CONDITIONED, '--batch-gpu=4', '--xflip=1']])
+@pytest.mark.parametrize(
+    'more', [['--condition=onehot', '--augment=0.3'], [*CONDITIONED, '--batch-gpu=4', '--xflip=1']]
+)
 def test_conditional_training_stops_and_goes_on_bit_for_bit(colours, tmp_path, more):
     common = [f'--data={colours}', *TINY_RUN, *WIDE, '--tick=0.08', '--snap=1', '--dump=1', '--nosubdir'] + more
     run_train(f'--outdir={tmp_path / "a"}', *common, '--duration=0.000160')
@@ -351,7 +363,7 @@ def test_conditional_training_stops_and_goes_on_bit_for_bit(colours, tmp_path, m
     assert stats[-1]['loss'] < stats[0]['loss'] and stats[-1]['val_psnr'] > 0
     net = ddn_networks.DDN.from_pretrained(snapshot(tmp_path / 'a'))
     optional = '--condition-dropout=0.3' in more
-    assert [part.name for part in net.conditions] == (['class:3', 'color', 'mask'] if optional else ['class:3'])
+    assert [part.name for part in net.conditions] == (['class:3', 'color', 'mask'] if optional else ['onehot:3'])
     assert net.condition_optional == optional
     if optional:
         assert net.sample(2)[0].shape == (2, 3, 8, 8)
@@ -363,8 +375,8 @@ def test_conditional_training_stops_and_goes_on_bit_for_bit(colours, tmp_path, m
 def test_the_condition_teaches_the_network_something(tmp_path):
     """Images that their condition determines: what is drawn from a grey picture then matches it."""
     data = write_zip(tmp_path / 'grey.zip', 40, (1, 8, 8))
-    run_train(f'--outdir={tmp_path / "a"}', f'--data={data}', *TINY_RUN, '--condition=lowres:4', '--duration=0.004',
-              '--tick=4', '--nosubdir')  # fmt: skip
+    run_train(f'--outdir={tmp_path / "a"}', f'--data={data}', *TINY_RUN, '--condition=lowres:4', '--duration=0.002',
+              '--tick=2', '--nosubdir')  # fmt: skip
     net = ddn_networks.DDN.from_pretrained(snapshot(tmp_path / 'a'))
     images = torch.stack([torch.from_numpy(image) for image, _ in ImageFolderDataset(data)]).float() / 127.5 - 1
     drawn = net.sample(condition=net.make_condition(images=images))[0]
@@ -417,7 +429,7 @@ BAD = {
     'no-labels': (['--data=UNLABELLED', '--cond=1'], 'has no labels: it needs a dataset.json'),
     'val-no-labels': (['--cond=1', '--val-data=UNLABELLED'], 'has no labels'),
     'val-out-of-range': (['--cond=1', '--val-data=MORE'], '0..2, not 3'),
-    'unknown': (['--condition=colour'], '--condition=colour: there are class, color, edge'),
+    'unknown': (['--condition=colour'], '--condition=colour: there are class, onehot, color, edge'),
     'lowres': (['--condition=lowres'], '--condition=lowres: there are'),
     'class:10': (['--condition=class:10'], '--condition=class:10: there are'),
     'twice': (['--condition=edge,edge'], "'edge' is given twice"),
@@ -483,7 +495,7 @@ def test_a_conditional_network_of_any_shape(tmp_path):
 def networks(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp('nets')
     made = {
-        'class': tiny(['class:10']), 'color': tiny(['color']), 'optional': tiny(['class:10'], optional=True),
+        'class': tiny(['onehot:10']), 'color': tiny(['color']), 'optional': tiny(['class:10'], optional=True),
         'edge': tiny(['edge']), 'mask': tiny(['mask']), 'both': tiny(['class:3', 'color']), 'none': tiny([]),
         'pair': tiny(['image:1']), 'grey-mask': tiny(['mask'], channels=1),
     }  # fmt: skip
@@ -618,10 +630,10 @@ def test_other_conditions_of_the_command_line(networks, tmp_path):
 @pytest.mark.parametrize(
     'network, args, words',
     [
-        ('class', [], 'conditioned on 10 classes: give --class=3 or all'),
+        ('class', [], 'conditioned on 10 classes: give --class=3'),
         ('class', ['--class=10'], '0..9, not 10'),
-        ('class', ['--label=1'], '--label: this network is not conditioned on that but on class:10'),
-        ('class', ['--condition-image=x.png'], 'not conditioned on pictures but on class:10'),
+        ('class', ['--label=1'], '--label: this network is not conditioned on that but on onehot:10'),
+        ('class', ['--condition-image=x.png'], 'not conditioned on pictures but on onehot:10'),
         ('none', ['--class=1'], '--class: this network is not conditioned on that but on nothing'),
         ('color', [], 'conditioned on color: give --condition-image'),
         ('color', ['--condition-image=edge:PICTURE'], 'this network is conditioned on color'),

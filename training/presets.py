@@ -90,7 +90,7 @@ PRESETS = {
 PRESETS |= {
     'mnist-class-cpu': {
         **SMALL,
-        'condition': ['class'],
+        'condition': ['onehot'],
         'channels': '64,32,16',
         'blocks': '5,4,2',
         'nodes': '64',
@@ -98,7 +98,7 @@ PRESETS |= {
         'duration': 0.03,
         'tick': 5.0,
     },
-    'cifar10-class-cpu': {**PRESETS['cifar10-cpu'], 'condition': ['class']},
+    'cifar10-class-cpu': {**PRESETS['cifar10-cpu'], 'condition': ['onehot']},
     'faces64-color-cpu': {**PRESETS['faces64-cpu'], 'condition': ['color']},
     'faces64-edge-cpu': {**PRESETS['faces64-cpu'], 'condition': ['edge']},
 }

@@ -400,7 +400,7 @@ def _sample_sheet(
     condition, shown = None, None
     if val_condition is not None:
         kinds = [part.kind for part in net.conditions]
-        if kinds == ['class']:
+        if len(kinds) == 1 and kinds[0] in conditions.CLASSES:
             num_classes = net.conditions[0].size
             rows = min(rows, num_classes)
             classes = torch.linspace(0, num_classes - 1, rows).long()
