@@ -61,7 +61,7 @@ PRESETS = {
         'lr_ramp': 0.002,
         'lr_decay': 'cosine',
         'beta2': 0.99,
-        'duration': 0.125,
+        'duration': 0.105,
         'ema': '0.004',
         'tick': 5.0,
         'snap': 8,
