@@ -21,6 +21,7 @@ Start with torchrun for several GPUs or machines, with plain python for one devi
 """
 
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -206,7 +207,7 @@ def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any
         'betas': [0.9, o['beta2']],
         'ema_halflives_nimg': halflives,
         'chain_dropout': o['chain_dropout'],
-        'balance': o['balance'],
+        **balance_options(o['balance']),
         'augment_kwargs': {'p': o['augment'], **AUGMENT} if o['augment'] else None,
         'precision': precision,
         'loss_scale': o['ls'],
@@ -223,6 +224,28 @@ def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any
         'cudnn_benchmark': o['bench'],
         'transfer': o['transfer'],
     }
+
+
+def balance_options(text: str) -> dict[str, Any]:
+    """``balance`` and ``balance_kwargs`` of the loop: 'split-prune:pairs=4' is ('split-prune', {'pairs': 4})."""
+    name, _, rest = text.partition(':')
+    if name not in BALANCERS:
+        raise click.ClickException(f'--balance={text}: there are {", ".join(BALANCERS)}')
+    arguments = {}
+    for cls in BALANCERS[name].__mro__[:-1]:
+        arguments |= inspect.signature(cls).parameters
+    known = sorted(k for k, v in arguments.items() if isinstance(v.default, int | float))
+    kwargs = {}
+    for part in filter(None, rest.split(',')):
+        key, _, value = part.partition('=')
+        if key not in known:
+            takes = ', '.join(known) or 'no arguments'
+            raise click.ClickException(f'--balance={text}: {name} takes {takes}, not {key}')
+        try:
+            kwargs[key] = int(value) if re.fullmatch(r'\d+', value) else float(value)
+        except ValueError:
+            raise click.ClickException(f'--balance={text}: {key} is a number, not {value!r}') from None
+    return {'balance': name, 'balance_kwargs': kwargs}
 
 
 def find_resume(resume: str, outdir: str | None) -> tuple[str, str]:
@@ -349,8 +372,10 @@ INT_POS = click.IntRange(min=1)
 @click.option('--ema', metavar='LIST', type=str, default='0.5', help='Half-lives of averaged weights, Mimg: 0.5,0.05')
 @click.option('--chain-dropout', metavar='FLOAT', type=click.FloatRange(0, 1), default=0.05,
               help='Probability that chance makes a choice')
-@click.option('--balance', type=click.Choice(list(BALANCERS)), default='split-prune',
-              help='How nodes are kept equally used: Algorithm 1; the same and whatever was chosen before; Loss-Free')
+@click.option('--balance', metavar='NAME[:KEY=VALUE,...]', default='split-prune',
+              help='How nodes are kept equally used: split-prune (Algorithm 1), conditional (and that whatever was '
+                   'chosen before), bias (Loss-Free Balancing), none; with arguments of its class in ddn_networks, '
+                   'such as split-prune:pairs=4,memory=100')
 @click.option('--augment', metavar='FLOAT', type=click.FloatRange(0, 1), default=0.0,
               help="Probability of EDM's augmentations; 0 for none")
 @click.option('--on-nan', type=click.Choice(['stop', 'skip']), default='stop', help='At a non-finite loss or gradient')

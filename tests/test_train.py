@@ -64,7 +64,7 @@ def test_a_run_leaves_what_it_promises(tiny_zip, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'more', [[], ['--batch-gpu=4', '--dropout=0.2', '--xflip=1', '--balance=conditional']]
+    'more', [[], ['--batch-gpu=4', '--dropout=0.2', '--xflip=1', '--balance=conditional:pairs=2,memory=40']]
 )
 def test_ten_steps_stop_ten_steps_are_twenty_bit_for_bit(tiny_zip, tmp_path, more):
     common = [f'--data={tiny_zip}', *TINY_RUN, '--tick=0.08', '--dump=1', '--nosubdir', *more]
@@ -231,6 +231,10 @@ BAD = {
     'resume-nothing': (['--resume=nowhere'], 'nowhere'),
     'resume-empty': (['--resume'], 'no run with a training state'),
     'transfer': (['--data=DATA', '--transfer=nowhere.safetensors'], 'nowhere.safetensors'),
+    'balance': (['--data=DATA', '--balance=split'], 'there are split-prune, conditional, bias, none'),
+    'balance-key': (['--data=DATA', '--balance=bias:pairs=2'], 'bias takes limit, memory, rate, not pairs'),
+    'balance-value': (['--data=DATA', '--balance=conditional:rate=x'], 'rate is a number'),
+    'balance-range': (['--data=DATA', '--balance=split-prune:pairs=0'], 'pairs >= 1'),
     'val-shape': (['--data=DATA', '--val-data=OTHER'], 'OTHER'),
 }
 

@@ -49,7 +49,7 @@ PRESETS = {
         'duration': 0.07,
         'tick': 5.0,
     },
-    # Begins at 8x8, where the first choice is a whole digit. Found on the built-in digits: experiments/balance_ablation.py
+    # Begins at 8x8, where the first choice is a whole digit. Balanced so: see experiments/balance_ablation.py.
     'mnist-cpu': {
         'channels': '64,32,16',
         'blocks': '4,4,2',

@@ -58,6 +58,7 @@ def training_loop(
     ema_halflives_nimg: Sequence[float] = (500_000,),
     chain_dropout: float = 0.05,
     balance: str = 'split-prune',
+    balance_kwargs: dict[str, Any] | None = None,
     augment_kwargs: dict[str, Any] | None = None,
     condition_dropout: float = 0.0,
     pair_data: str | None = None,
@@ -95,7 +96,7 @@ def training_loop(
         ema_halflives_nimg: half-lives of the averaged copies; the first one draws the pictures.
         chain_dropout: probability that chance makes a layer's choice (Section 3.3).
         balance: a key of ``BALANCERS``: 'split-prune' (Algorithm 1), 'conditional' (the same, and whatever was chosen
-            before), 'bias' (Loss-Free Balancing, Appendix E), 'none'.
+            before), 'bias' (Loss-Free Balancing, Appendix E), 'none'; with ``balance_kwargs`` for its class.
         augment_kwargs: arguments of ``AugmentPipe``, or None for no augmentation.
         condition_dropout: probability that an image gets no condition; the conditions are the network's own.
         pair_data, val_pairs: the pictures of condition 'image:C', of the training and of the validation images.
@@ -158,6 +159,7 @@ def training_loop(
         net.layer_weights,
         reduce_fn=dist.all_reduce_ if world_size > 1 else None,
         dtype=torch.float32 if device.type == 'mps' else torch.float64,
+        **(balance_kwargs or {}),
     )
     ema = EMA(dict(net.named_parameters()), ema_halflives_nimg)
     for copy in ema.copies.values():
