@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from ddn_networks import Network
 from dnnlib.util import atomic_write
 from torch_utils import persistence
+from training.presets import PRESETS
 
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
 
@@ -42,6 +43,14 @@ def last_seconds(run: str) -> float | None:
         return json.loads(f.read().splitlines()[-1])['seconds']
 
 
+def command(stored: dict, dataset: str) -> str:
+    """The line that trains it again: the preset, and what the run had otherwise."""
+    preset = stored['preset']
+    others = {k: stored['options'][k] for k, v in PRESETS[preset].items() if stored['options'].get(k) != v}
+    options = ''.join(f' --{name.replace("_", "-")}={value}' for name, value in others.items())
+    return f'python train.py --preset={preset}{options} --data=datasets/{dataset}.zip --outdir=runs'
+
+
 def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, note: str) -> dict:
     """Write the network to ``path``; returns what its JSON says."""
     net = Network.from_pretrained(newest_snapshot(run), ema=ema)
@@ -60,7 +69,7 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, note: str) ->
         'parameters': sum(p.numel() for p in net.parameters()),
         'stored_as': str(dtype).removeprefix('torch.'),
         'averaged_over_mimg': kept,
-        'command': f'python train.py --preset={meta["preset"]} --data=datasets/{meta["dataset"]}.zip --outdir=runs',
+        'command': command(stored, meta['dataset']),
         'images_seen': meta['cur_nimg'],
         'seconds': last_seconds(run),
         'git_revision': meta['git_revision'],
