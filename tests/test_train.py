@@ -166,7 +166,7 @@ def test_resume_without_a_path_takes_the_newest_run(tiny_zip, tmp_path):
 def test_dry_run_prints_the_plain_dict_and_makes_nothing(tiny_zip, tmp_path):
     out = run_train(f'--outdir={tmp_path / "x"}', f'--data={tiny_zip}', '--preset=mnist-cpu', '--nodes=7', '-n')
     loop = json.loads(out)
-    assert loop['network_kwargs']['num_nodes'] == [7] * 6  # the line wins over the preset
+    assert loop['network_kwargs']['num_nodes'] == [7] * 3  # the line wins over the preset
     assert loop['lr_decay'] == 'cosine'  # the preset over the default
     assert not (tmp_path / 'x').exists()
 
