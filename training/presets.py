@@ -93,7 +93,14 @@ PRESETS = {
     'mnist-tree-8x4': {**TREE, 'nodes': '8', 'blocks': '3,1', 'duration': 0.15, 'tick': 3.0, 'snap': 1},  # a film
     'mnist-tree-8x5': {**TREE, 'nodes': '8', 'blocks': '4,1', 'duration': 0.12},
     'mnist-tree-8x10': {**TREE, 'nodes': '8', 'blocks': '9,1', 'duration': 0.04},
-    'mnist-tree-64x10': {**TREE, 'nodes': '64', 'channels': '64,32,16', 'blocks': '4,4,2', 'batch': 32, 'duration': 0.04},
+    'mnist-tree-64x10': {
+        **TREE,
+        'nodes': '64',
+        'channels': '64,32,16',
+        'blocks': '4,4,2',
+        'batch': 32,
+        'duration': 0.04,
+    },
     'taiji': {**MNIST, 'nodes': '2', 'chain_dropout': 0.0},  # Taiji-DDN, BinDDN; Section 4.2: no Chain Dropout at K=2
     'cifar10': CIFAR10,
     'faces64': FACES64,  # FFHQ-64x64, CelebA-HQ-64x64: "K=512 (default)" of Table 2
@@ -109,8 +116,8 @@ PRESETS = {
     'cifar10-class': {**CIFAR10, 'condition': ['class']},  # Fig. 5d
 }
 
-# Told of classes, grey pictures or edges, for one core of a CPU: otherwise the unconditional one of that name, but balanced
-# given what it is told (a node that never serves a class draws badly for it).
+# Told of classes, grey pictures or edges, for one core of a CPU: otherwise the unconditional ones of those names, but
+# balanced given what they are told (a node that never serves a class draws badly for it).
 PRESETS |= {
     'mnist-class-cpu': {**PRESETS['mnist-cpu'], 'condition': ['onehot']},
     'cifar10-class-cpu': {**PRESETS['cifar10-cpu'], 'condition': ['onehot'], 'balance': 'conditional'},
