@@ -233,9 +233,10 @@ def steered_figures(told: Network, originals: torch.Tensor, condition: torch.Ten
 @click.option('--every', type=int, default=1, help='The classifier guides every n-th layer')
 @click.option('--weights', default=zscg_cifar_classes.WEIGHTS, help='Folder of resnet20 and resnet56')
 @click.option('--outdir', default='experiments/out/conditional')
-def main(task, network, unconditional, data, num, samples, per_class, few, every, weights, outdir):
+@click.option('--note', multiple=True, help='NAME=TEXT: a fact to keep with the numbers')
+def main(task, network, unconditional, data, num, samples, per_class, few, every, weights, outdir, note):
     told, plain = Network.from_pretrained(network), Network.from_pretrained(unconditional)
-    facts = {}
+    facts = dict(text.split('=', 1) for text in note)
     for name, net in (('told', told), ('not told', plain)):
         meta = net.snapshot_meta
         facts[name] = (
