@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 import zscg
 
-from ddn_networks import DDN, black_boxes
+from ddn_networks import Network, black_boxes
 from ddn_networks.guided import Guidance, top_k
 from dnnlib.images import ImageArchive, read_labels
 
@@ -84,7 +84,7 @@ WEIGHTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..', '
 HELD = 1000  # real images that say how far the judge can be trusted
 
 
-def guidances(net: DDN) -> dict[str, Guidance]:
+def guidances(net: Network) -> dict[str, Guidance]:
     """Ways of choosing, and of asking the guide less often (--guide-every, --guide-layers)."""
     last = net.num_layers - 1
     ways = {'top 2': Guidance([]), 'top 1': Guidance([], top_k(1))}
@@ -114,7 +114,7 @@ def best_each(net: CifarResNet, pool: torch.Tensor, per_class: int) -> torch.Ten
 @click.option('--pool', type=int, help='Unguided samples per image to choose from  [default: as many as guide calls]')
 def main(network, train_data, data, weights, outdir, per_class, pool):
     network = network or zscg.trained('cifar10-cpu', train_data, os.path.join(outdir, 'cifar-network'))
-    net = DDN.from_pretrained(network)
+    net = Network.from_pretrained(network)
     guide_net = load_resnet(os.path.join(weights, 'akamaster_resnet20-12fca82f.th'), 20)
     judge = load_resnet(os.path.join(weights, 'akamaster_resnet56-4bfd9763.th'), 56)
     index = torch.arange(10).repeat_interleave(per_class)

@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 import zscg
 
-from ddn_networks import DDN, black_boxes, guides, pixel_maps
+from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided import Guidance, temperature, top_k
 from dnnlib.images import ImageArchive, read_labels
 from metrics.detectors import load_detector
@@ -45,7 +45,7 @@ def tasks() -> list[zscg.Task]:
     ]  # fmt: skip
 
 
-def classes(net: DDN, lenet, judge, per_class: int) -> tuple[list[dict], torch.Tensor]:
+def classes(net: Network, lenet, judge, per_class: int) -> tuple[list[dict], torch.Tensor]:
     """Figures of the class guide in several ways, and the images of the first way, class by class."""
     index = torch.arange(10).repeat_interleave(per_class)
     calls = sum(net.num_nodes)
@@ -85,7 +85,7 @@ def _class_row(way: str, images, index, lenet, judge, calls: int, seconds: float
             'deviation within a class': spread, 'guide calls per image': calls, 's per image': seconds}  # fmt: skip
 
 
-def nearest_neighbour(path: str, net: DDN):
+def nearest_neighbour(path: str, net: Network):
     """A judge: the label of the nearest picture of a labelled zip, by pixels."""
     labels = read_labels(ImageArchive(path))
     if labels is None:
@@ -107,7 +107,7 @@ def nearest_neighbour(path: str, net: DDN):
 @click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')
 def main(network, train_data, data, reference, lenet, outdir, num, per_class, pool):
     network = network or zscg.trained('mnist-cpu', train_data, os.path.join(outdir, 'digit-network'))
-    net, lenet = DDN.from_pretrained(network), load_detector('lenet', lenet).net
+    net, lenet = Network.from_pretrained(network), load_detector('lenet', lenet).net
     judge = nearest_neighbour(reference, net)
     originals = zscg.pictures(data, num, net)
     truth = torch.from_numpy(read_labels(ImageArchive(data)).values[:num])

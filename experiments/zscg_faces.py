@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 import zscg
 
-from ddn_networks import DDN, black_boxes, guides, pixel_maps
+from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided import Guidance, by_distance, top_k
 from dnnlib.images import ImageArchive, to_float
 from metrics.detectors import load_lpips
@@ -113,7 +113,7 @@ def tasks(features) -> list[zscg.Task]:
 SEEDS = 4  # pictures of each portrait on the sheet of tasks
 
 
-def together(net: DDN, originals: torch.Tensor) -> list[dict]:
+def together(net: Network, originals: torch.Tensor) -> list[dict]:
     """Two conditions at once: the left half's pixels and the whole at 8x8, by ranks and by distances (Appendix B)."""
     known = box_mask(originals, 0.0, 1.0, 0.5, 1.0)
     both = [guides.inpaint(originals, known), guides.superres(low(originals, 8))]
@@ -128,7 +128,7 @@ def together(net: DDN, originals: torch.Tensor) -> list[dict]:
     return rows
 
 
-def balance(net: DDN, originals: torch.Tensor, seeds: int = 1) -> tuple[list[dict], dict[str, torch.Tensor]]:
+def balance(net: Network, originals: torch.Tensor, seeds: int = 1) -> tuple[list[dict], dict[str, torch.Tensor]]:
     """Two conditions that contradict each other, by their weights (Fig. 16): the upper half of one face, and 8x8 pixels
     of the next. Rows of figures, and the images [B * seeds, C, H, W] of each weight."""
     below = box_mask(originals, 0.5, 1.0, 0.0, 1.0)
@@ -146,7 +146,7 @@ def balance(net: DDN, originals: torch.Tensor, seeds: int = 1) -> tuple[list[dic
     return rows, made
 
 
-def drawn_tasks(net: DDN, portraits: torch.Tensor, every: Sequence[zscg.Task]) -> zscg.Sheet:
+def drawn_tasks(net: Network, portraits: torch.Tensor, every: Sequence[zscg.Task]) -> zscg.Sheet:
     """Fig. 2: a row per task; of each portrait what is known of it, and pictures of several seeds (top 2)."""
     rows = {}
     for task in every:
@@ -157,7 +157,7 @@ def drawn_tasks(net: DDN, portraits: torch.Tensor, every: Sequence[zscg.Task]) -
     return zscg.Sheet(rows)
 
 
-def portraits_of(path: str, net: DDN) -> torch.Tensor:
+def portraits_of(path: str, net: Network) -> torch.Tensor:
     """[n, C, H, W] of all pictures of a folder, fitted to the network."""
     archive = ImageArchive(path)
     images = [to_float(torch.from_numpy(archive.image(i)))[None] for i in range(len(archive))]
@@ -176,7 +176,7 @@ def portraits_of(path: str, net: DDN) -> torch.Tensor:
 @click.option('--task', 'only', multiple=True, help='Only these tasks')
 def main(network, train_data, data, portraits, outdir, num, pool, only):
     network = network or zscg.trained('faces64-cpu', train_data, os.path.join(outdir, 'faces-network'))
-    net, lpips = DDN.from_pretrained(network), load_lpips()
+    net, lpips = Network.from_pretrained(network), load_lpips()
     originals, shown = zscg.pictures(data, num, net), portraits_of(portraits, net)
     calls = sum(net.num_nodes)
     drawn = zscg.unguided(net, pool or calls, seed=10**6, batch=16)
