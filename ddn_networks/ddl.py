@@ -51,6 +51,8 @@ class DDL(nn.Module):
 
     def forward(self, x: torch.Tensor, base: torch.Tensor | None, sampler: Sampler, layer: int) -> Selection:
         """Ask ``sampler`` about the candidates on the features x [B, F or 2F, H, W] and render the one it names."""
+        # At once for candidates and selected image: under autocast each would make its own float32 of the features.
+        x = x.to(torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32))
         candidates = Candidates(self.weight, x[:, : self.weight.shape[2]], base)
         choice = sampler(candidates, layer)
         if choice.parents is not None:  # beam search: images continue other rows of the batch
@@ -61,6 +63,6 @@ class DDL(nn.Module):
             if self.leak_choice:  # image and leak in one product with both halves, which reads the features once
                 none = torch.zeros_like(kernel)
                 kernel = torch.cat([torch.cat([kernel, none], 2), torch.cat([none, kernel], 2)], 1)  # [B, 2C, 2F]
-            image = (kernel @ x.to(candidates.dtype).flatten(2)).unflatten(2, x.shape[2:])  # [B, C or 2C, H, W]
+            image = (kernel.to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])  # [B, C or 2C, H, W]
             image, leak = image.chunk(2, 1) if self.leak_choice else (image, None)  # [B, C, H, W] each
         return Selection(candidates, choice, image if base is None else image + base, leak)
