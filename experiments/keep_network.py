@@ -43,15 +43,14 @@ def last_seconds(run: str) -> float | None:
         return json.loads(f.read().splitlines()[-1])['seconds']
 
 
-def command(stored: dict, dataset: str) -> str:
-    """The line that trains it again: the preset, and what the run had otherwise."""
-    preset = stored['preset']
+def command(stored: dict, dataset: str, preset: str) -> str:
+    """The line that trains it again: a preset, and what the run had otherwise."""
     others = {k: stored['options'][k] for k, v in PRESETS[preset].items() if stored['options'].get(k) != v}
     options = ''.join(f' --{name.replace("_", "-")}={value}' for name, value in others.items())
     return f'python train.py --preset={preset}{options} --data=datasets/{dataset}.zip --outdir=runs'
 
 
-def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, note: str) -> dict:
+def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str | None, note: str) -> dict:
     """Write the network to ``path``; returns what its JSON says."""
     net = Network.from_pretrained(newest_snapshot(run), ema=ema)
     meta = {k: net.snapshot_meta.get(k) for k in ('preset', 'dataset', 'git_revision', 'cur_nimg')}
@@ -59,6 +58,9 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, note: str) ->
     persistence.save_network(path, net.to(dtype), meta={**meta, 'averaged_over_mimg': kept})
     with open(os.path.join(run, 'training_options.json')) as f:
         stored = json.load(f)
+    preset = preset or stored['preset']
+    if preset not in PRESETS:
+        raise ValueError(f'{run} was trained without a preset that is there now: name the nearest one with --preset')
     loop = {k: v for k, v in stored['loop'].items() if k not in ('dataset_kwargs', 'val_data', 'num_workers')}
     with open(path, 'rb') as f:
         digest = hashlib.sha256(f.read()).hexdigest()
@@ -69,7 +71,7 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, note: str) ->
         'parameters': sum(p.numel() for p in net.parameters()),
         'stored_as': str(dtype).removeprefix('torch.'),
         'averaged_over_mimg': kept,
-        'command': command(stored, meta['dataset']),
+        'command': command(stored, meta['dataset'], preset),
         'images_seen': meta['cur_nimg'],
         'seconds': last_seconds(run),
         'git_revision': meta['git_revision'],
@@ -85,12 +87,13 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, note: str) ->
 @click.option('--outdir', metavar='DIR', help='Where to write NAME.safetensors and NAME.json  [default: pretrained/]')
 @click.option('--ema', help="Averaged weights, or 'none'  [default: the first]")
 @click.option('--dtype', type=click.Choice(list(DTYPES)), default='float16', help='Of the weights in the file')
+@click.option('--preset', help="To say the run's command by  [default: the run's own]")
 @click.option('--note', default='', help='Anything else to say: the machine, how the settings were found')
-def main(run, name, outdir, ema, dtype, note) -> None:
+def main(run, name, outdir, ema, dtype, preset, note) -> None:
     try:
         path = os.path.join(outdir or persistence.PRETRAINED, f'{name}.safetensors')
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        facts = keep(run, path, ema, DTYPES[dtype], note)
+        facts = keep(run, path, ema, DTYPES[dtype], preset, note)
         with atomic_write(path.replace('.safetensors', '.json'), 'w') as f:
             json.dump(facts, f, indent=1)
             f.write('\n')
