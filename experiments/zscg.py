@@ -24,7 +24,7 @@ from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write
 from metrics.reconstruction import psnr
 
-Judge = Callable[[torch.Tensor], torch.Tensor]
+LARGE = 400_000  # pixels of a sheet above which it gets a palette: a third of the bytes
 
 
 class Task(NamedTuple):
@@ -178,7 +178,8 @@ def write(outdir: str, name: str, facts: dict, rows: list[dict], sheets: dict[st
     os.makedirs(outdir, exist_ok=True)
     for which, sheet in sheets.items():
         path = os.path.join(outdir, f'{name}-{which}.png')
-        save_png(sheet.draw(), path)
+        page = sheet.draw()
+        save_png(page.quantize(256) if page.width * page.height > LARGE else page, path)
         print(path)
     with atomic_write(os.path.join(outdir, f'{name}.json'), 'w') as f:
         json.dump({'facts': facts, 'rows': rows}, f, indent=2)

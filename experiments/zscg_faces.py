@@ -203,7 +203,7 @@ def main(network, train_data, data, portraits, outdir, num, pool, only):
         _, made = balance(net, shown, SEEDS)
         sheets['balance'] = zscg.Sheet(made)
     facts = {'network': zscg.in_words(net, network),
-             'faces': f'{num} of {os.path.basename(data)}, held out; the sheets show {os.path.basename(portraits)}',
+             'faces': f'{num} of {os.path.basename(data)}, held out; the sheets show {len(shown)} portraits',
              'guide calls per image': calls, 'pool': len(drawn), 'psnr': 'dB, to the original',
              'consistency': 'the distance that the guide measures of the finished image; a unit of its own per task',
              }  # fmt: skip
