@@ -269,8 +269,8 @@ def clip_guide(text: str, net: torch.nn.Module, tokenizer: Callable, **kwargs) -
 def _clip(value: str, options: Mapping[str, str], device: torch.device) -> tuple[list[str], Build]:
     try:
         import open_clip
-    except ImportError as error:
-        raise ValueError(f'clip needs open_clip ({error}): pip install ddn[clip]') from error
+    except Exception as error:  # a torchvision that does not fit PyTorch raises RuntimeError
+        raise ValueError(f'clip needs open_clip, which did not load ({error}): pip install ddn[clip]') from error
     model, pretrained = options.get('model', 'ViT-B-32'), options.get('pretrained', 'openai')
     if model not in open_clip.list_models():
         raise ValueError(f'open_clip has no model {model}; see open_clip.list_models()')

@@ -1,7 +1,7 @@
 """``--guide``: from words and files to guides."""
 
-import importlib.util
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -255,8 +255,11 @@ def test_clip_by_words_loads_a_file_of_weights(tmp_path):
         guide_specs.parse('clip:a face,model=ddn-tiny,pretrained=not-a-tag')
 
 
-def test_clip_without_open_clip_says_what_to_install():
-    if importlib.util.find_spec('open_clip') is not None:
-        pytest.skip('open_clip is installed')
-    with pytest.raises(ValueError, match=r'clip needs open_clip .*pip install ddn\[clip\]'):
-        guide_specs.parse('clip:a smiling woman')
+def test_clip_without_open_clip_says_what_to_install(tmp_path, monkeypatch):
+    for module in [name for name in sys.modules if name.split('.')[0] == 'open_clip']:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    for error in ('ImportError("no such thing")', 'RuntimeError("operator torchvision::nms does not exist")'):
+        (tmp_path / 'open_clip.py').write_text(f'raise {error}')
+        with pytest.raises(ValueError, match=r'which did not load \((no such|operator).*pip install ddn\[clip\]'):
+            guide_specs.parse('clip:a smiling woman')
