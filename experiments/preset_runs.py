@@ -5,7 +5,8 @@
     python experiments/preset_runs.py runs/faces64-cpu runs/cifar10-cpu --outdir=experiments/results/presets
 
 Each RUN is a run folder of train.py; its name is that of the pictures, of whose newest the upper rows are copied.
-Sheets of reconstructions show the data, which not everybody may publish: --reconstructions copies those too.
+Where a run's options are other than those of its preset today, they are said. Sheets of reconstructions show the data,
+which not everybody may publish: --reconstructions copies those too.
 """
 
 import glob
@@ -23,6 +24,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'
 
 from dnnlib.sheets import save_png
 from dnnlib.util import atomic_write
+from training.presets import PRESETS
 from training.report import mean_or_none, read_stats
 
 TALL = 400  # pixels of a sheet that are copied, about 350 kB of faces
@@ -62,10 +64,11 @@ def read_run(run: str, most: int) -> dict[str, Any]:
     with open(path) as f:
         options = json.load(f)
     loop = options['loop']
-    kwargs = loop['network_kwargs']
+    kwargs, given, asked = loop['network_kwargs'], options['options'], PRESETS.get(options['preset'], {})
     return {
         'name': os.path.basename(os.path.abspath(run)),
         'preset': options['preset'],
+        'other than the preset': {key: given[key] for key, value in asked.items() if given.get(key) != value},
         'data': os.path.basename(loop['dataset_kwargs']['path']),
         'validation': os.path.basename(loop['val_data'] or loop['dataset_kwargs']['path']),
         'network': {key: kwargs[key] for key in ('channels', 'num_blocks', 'num_nodes') if key in kwargs},
@@ -78,9 +81,10 @@ def in_words(run: dict[str, Any]) -> list[str]:
     """A run as Markdown."""
     first, last = run['ticks'][0], run['ticks'][-1]
     names = ', '.join(f'{key} {value}' for key, value in run['network'].items())
+    other = ''.join(f' --{key.replace("_", "-")}={value}' for key, value in run['other than the preset'].items())
     return [
         f'## {run["name"]}',
-        f'Preset {run["preset"]}, data {run["data"]}, validation {run["validation"]}; {names}; '
+        f'Preset {run["preset"]}{other}, data {run["data"]}, validation {run["validation"]}; {names}; '
         f'{last["images"]:,} images in {run["seconds"] / 60:.1f} minutes. '
         f'Loss {first["loss"]:.4f} to {last["loss"]:.4f}.',
         table(run['ticks']),

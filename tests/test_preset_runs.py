@@ -19,9 +19,9 @@ import preset_runs
 @pytest.fixture
 def run(tmp_path):
     write_zip(tmp_path / 'a.zip', 24, (3, 8, 8), 0, labels=False)
-    args = [f'--data={tmp_path / "a.zip"}', f'--outdir={tmp_path / "tiny"}', '--nosubdir', '--device=cpu',
-            '--workers=0', '--channels=8,8', '--blocks=1,1', '--nodes=4', '--batch=16', '--duration=0.00016',
-            '--tick=0.016', '--ema=0.0001', '--seed=0']  # fmt: skip
+    args = ['--preset=mnist-cpu', f'--data={tmp_path / "a.zip"}', f'--outdir={tmp_path / "tiny"}', '--nosubdir',
+            '--device=cpu', '--workers=0', '--channels=8,8', '--blocks=1,1', '--nodes=4', '--batch=16',
+            '--duration=0.00016', '--tick=0.016', '--ema=0.0001', '--seed=0']  # fmt: skip
     outcome = CliRunner().invoke(train_script.main, args)
     assert outcome.exit_code == 0, outcome.output
     return tmp_path / 'tiny'
@@ -41,7 +41,10 @@ def test_a_run_becomes_a_table_with_its_pictures(run, tmp_path):
         )
     assert written['ticks'][0]['dead nodes, %'] is None  # 16 images tell nothing about 4 nodes
     assert written['ticks'][-1]['dead nodes, %'] is not None
+    assert written['preset'] == 'mnist-cpu' and written['other than the preset']['nodes'] == '4'
+    assert 'lr' not in written['other than the preset']
     text = (outdir / 'presets.md').read_text()
+    assert 'Preset mnist-cpu --channels=8,8 --blocks=1,1 --nodes=4' in text
     assert text.strip() in outcome.output and '## tiny' in text and 'a.zip' in text and '| 160 | 10 |' in text
     for sheet in ('samples', 'reconstructions'):
         newest = sorted(run.glob(f'{sheet}-*.png'))[-1]
