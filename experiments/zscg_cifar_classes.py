@@ -104,6 +104,23 @@ def best_each(net: CifarResNet, pool: torch.Tensor, per_class: int) -> torch.Ten
     return torch.stack([pool[part[chance[part, c].argmax()]] for c in range(10) for part in parts])
 
 
+@torch.no_grad()
+def trust(net: Network, judge: CifarResNet, data: str) -> dict[str, str]:
+    """How often the judge reads held-out images right, and what the network can draw of them: how much of a class its
+    pictures show at all."""
+    archive = ImageArchive(data)
+    labels, real = read_labels(archive), zscg.pictures(data, HELD, net, spread=True)
+    if labels is None:
+        raise click.ClickException(f'{data} has no labels')
+    truth = torch.from_numpy(labels.values)[zscg.places(HELD, len(archive))]
+    drawn = torch.cat([net.decode(net.encode(part)) for part in real.split(100)])
+    facts = {}
+    for name, images in (('held-out images', real), ('their reconstructions', zscg.as_saved(drawn))):
+        right = (torch.cat([judge(part).argmax(1) for part in images.split(256)]) == truth).float().mean().item()
+        facts[f'resnet56 on {name}'] = f'reads {right:.1%} of {HELD} right'
+    return facts
+
+
 @click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
 @click.option('--network', help='Snapshot of an unconditional CIFAR-10 network')
 @click.option('--train-data', default='datasets/cifar10-train.zip', help='What to train preset cifar10-cpu on without')
@@ -147,13 +164,7 @@ def main(network, train_data, data, weights, outdir, per_class, pool):
              'images per class': f'{per_class}; one of top 1',
              'class columns': 'share that resnet56 reads as the class'}  # fmt: skip
     if data:
-        archive = ImageArchive(data)
-        labels, real = read_labels(archive), zscg.pictures(data, HELD, net, spread=True)
-        if labels is None:
-            raise click.ClickException(f'{data} has no labels')
-        truth = torch.from_numpy(labels.values)[zscg.places(HELD, len(archive))]
-        right = (torch.cat([judge(part).argmax(1) for part in real.split(256)]) == truth).float().mean().item()
-        facts['resnet56 on held-out images'] = f'reads {right:.1%} of {HELD} right'
+        facts |= trust(net, judge, data)
     ways = {'guided': made['top 2'][0], 'best-of': best}
     sheets = {name: zscg.Sheet(dict(zip(NAMES, images.split(per_class), strict=True))) for name, images in ways.items()}
     zscg.write(outdir, 'zscg-cifar-classes', facts, rows, sheets)
