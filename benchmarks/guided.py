@@ -1,4 +1,4 @@
-"""What guiding costs: the 64x64 network of the paper (K = 512, L = 127, 93 M), random weights, with and without guides.
+"""What guiding costs: the 64x64 network of the paper (K = 512, L = 127), random weights, with and without guides.
 
     python benchmarks/guided.py [--batch 2] [--repeats 3] [--clock cpu] [--out benchmarks/results/guided]
 
