@@ -88,7 +88,8 @@ def class_figures(told: Network, plain: Network, guide_fn, judges: dict, held, p
     pool, seconds = timed(lambda: zscg.unguided(plain, max(calls, len(many)), seed=10**6))
     scores = guide_fn(pool).log_softmax(1)
     best = torch.cat([pool[scores[:, c].argsort(descending=True)[:few]] for c in range(10)])
-    made[f'best {few} of {len(pool)}'] = best, seconds * len(pool) / len(some), some, len(pool) // few
+    shared = len(pool) / len(some)  # all classes pick from the same pool, and the classifier judges it for all at once
+    made[f'best {few} of {len(pool)}'] = best, seconds * shared, some, round(shared)
     made['neither'] = pool[: len(many)], seconds, many, 0
     made['held-out pictures'] = held[0], 0.0, held[1], 0
     rows = []
