@@ -52,15 +52,15 @@ def command(stored: dict, dataset: str, preset: str) -> str:
 
 def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str | None, note: str) -> dict:
     """Write the network to ``path``; returns what its JSON says."""
-    net = Network.from_pretrained(newest_snapshot(run), ema=ema)
-    meta = {k: net.snapshot_meta.get(k) for k in ('preset', 'dataset', 'git_revision', 'cur_nimg')}
-    kept = ema or next(iter(net.snapshot_meta['emas']), 'none')
-    persistence.save_network(path, net.to(dtype), meta={**meta, 'averaged_over_mimg': kept})
     with open(os.path.join(run, 'training_options.json')) as f:
         stored = json.load(f)
     preset = preset or stored['preset']
     if preset not in PRESETS:
         raise ValueError(f'{run} was trained without a preset that is there now: name the nearest one with --preset')
+    net = Network.from_pretrained(newest_snapshot(run), ema=ema)
+    meta = {k: net.snapshot_meta.get(k) for k in ('dataset', 'git_revision', 'cur_nimg')} | {'preset': preset}
+    kept = ema or next(iter(net.snapshot_meta['emas']), 'none')
+    persistence.save_network(path, net.to(dtype), meta={**meta, 'averaged_over_mimg': kept})
     loop = {k: v for k, v in stored['loop'].items() if k not in ('dataset_kwargs', 'val_data', 'num_workers')}
     with open(path, 'rb') as f:
         digest = hashlib.sha256(f.read()).hexdigest()
@@ -91,6 +91,7 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str |
 @click.option('--note', default='', help='Anything else to say: the machine, how the settings were found')
 def main(run, name, outdir, ema, dtype, preset, note) -> None:
     try:
+        newest_snapshot(run)
         path = os.path.join(outdir or persistence.PRETRAINED, f'{name}.safetensors')
         os.makedirs(os.path.dirname(path), exist_ok=True)
         facts = keep(run, path, ema, DTYPES[dtype], preset, note)

@@ -45,7 +45,8 @@ def test_digits_straight_after_the_clone(tmp_path):
     args = ['--network=mnist', f'--outdir={tmp_path}/out', '--seeds=0-3', f'--grid={tmp_path}/grid.png']
     result = CliRunner().invoke(generate.main, args)
     assert result.exit_code == 0, result.output
-    assert Image.open(tmp_path / 'out' / '000003.png').size == (32, 32)
+    with Image.open(tmp_path / 'out' / '000003.png') as image:
+        assert image.size == (32, 32)
 
 
 def run_folder(folder, net, emas) -> None:
