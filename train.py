@@ -439,7 +439,8 @@ def main(ctx: click.Context, **o: Any) -> None:
             if run_dir is None:
                 run_dir = new_run_dir(o, dataset.name) if dist.get_rank() == 0 else None
                 run_dir = dist.all_gather_object(run_dir)[0]
-            meta = {'preset': o['preset'] or old.get('preset'), 'dataset': dataset.name, 'git_revision': misc.git_revision()}
+            preset = o['preset'] or old.get('preset')
+            meta = {'preset': preset, 'dataset': dataset.name, 'git_revision': misc.git_revision()}
             if dist.get_rank() == 0:
                 remove_unfinished(run_dir)
                 with atomic_write(os.path.join(run_dir, 'training_options.json'), 'w') as f:

@@ -38,8 +38,8 @@ def read_share(result: Result) -> Result:
         return result
     path = Path(result.network).parent / 'digit_quality.json'
     if not path.is_file():
-        ablation.run('experiments/digit_quality.py', [f'--network={result.network}', f'--real={result.facts["held-out"]}',
-                                                      f'--out={path}'])  # fmt: skip
+        args = [f'--network={result.network}', f'--real={result.facts["held-out"]}', f'--out={path}']
+        ablation.run('experiments/digit_quality.py', args)
     share = json.loads(path.read_text(encoding='utf-8'))['samples_read']
     return result._replace(numbers={**result.numbers, 'read': 100 * share})
 
