@@ -41,11 +41,11 @@ def test_the_target_pyramid_makes_each_size_once():
     assert torch.equal(at((1, 1)), images.mean((2, 3), keepdim=True))
 
 
-def test_bias_moves_the_choice_and_not_the_distances():
+def test_a_penalty_moves_the_choice_and_not_the_distances():
     images = torch.tensor([0.1, 0.9, 2.2])[:, None, None, None]
     bias = [torch.zeros(3), torch.tensor([0.0, 10.0, 0.0])]
     candidates = constant_candidates(torch.arange(3.0), 3)
-    plain, biased = (samplers.nearest(images, bias)(candidates, l) for l in range(2))
+    plain, biased = (samplers.nearest(images, lambda candidates, layer, distances: bias[layer])(candidates, l) for l in range(2))
     assert plain.codes.tolist() == [0, 1, 2]
     assert biased.codes.tolist() == [0, 0, 2]
     assert torch.equal(plain.distances, biased.distances)
