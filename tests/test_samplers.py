@@ -45,7 +45,8 @@ def test_a_penalty_moves_the_choice_and_not_the_distances():
     images = torch.tensor([0.1, 0.9, 2.2])[:, None, None, None]
     bias = [torch.zeros(3), torch.tensor([0.0, 10.0, 0.0])]
     candidates = constant_candidates(torch.arange(3.0), 3)
-    plain, biased = (samplers.nearest(images, lambda candidates, layer, distances: bias[layer])(candidates, l) for l in range(2))
+    sampler = samplers.nearest(images, lambda candidates, layer, distances: bias[layer])
+    plain, biased = (sampler(candidates, l) for l in range(2))
     assert plain.codes.tolist() == [0, 1, 2]
     assert biased.codes.tolist() == [0, 0, 2]
     assert torch.equal(plain.distances, biased.distances)
