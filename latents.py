@@ -197,9 +197,13 @@ def main() -> None:
 @click.option('--bits', metavar='FILE', help='Write the codes as strings of bits too, one image per line')
 @click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='The first ones only')
 @click.option('--batch', metavar='INT', type=click.IntRange(min=1), default=128, help='Images at once')
+@click.option('--beam', metavar='INT', type=click.IntRange(min=1), default=1, help='Partial images kept in the search')
 @one_line
-def encode_command(network, ema, device, data, dest, bits, max_images, batch) -> None:
+def encode_command(network, ema, device, data, dest, bits, max_images, batch, beam) -> None:
     """The latents of all images of a dataset: at each layer the number of the candidate nearest to the image.
+
+    What is nearest now need not lead to what is nearest in the end: --beam follows several partial images at once and
+    finds better latents, in as many times the time (less where the images of a batch share their first choices).
 
     The file holds codes [N, L], names, labels where the dataset has class labels, and K of each layer; NumPy reads it.
     """
@@ -220,7 +224,7 @@ def encode_command(network, ema, device, data, dest, bits, max_images, batch) ->
                 if image.shape != expected:
                     raise ValueError(f'{archive.title(i)} is {list(image.shape)}, the network encodes {list(expected)}')
             images = to_float(torch.from_numpy(np.stack(pixels))).to(net.device)
-            found.append(net.encode(images))
+            found.append(net.encode(images, beam=beam))
             error += (net.decode(found[-1]).clamp(-1, 1) - images).square().mean().item() * len(rows)
             bar.update(len(rows))
     table = torch.cat(found).cpu()

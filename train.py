@@ -138,12 +138,17 @@ def recurrent_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str
     nodes = int_list(o['nodes'], 'nodes') or [64]
     if len(nodes) > 1:
         raise click.ClickException(f'--nodes={o["nodes"]}: all steps of a recurrent network share one K')
+    blocks = int_list(o['blocks'], 'blocks') or [2]
+    if len(blocks) > 1:
+        raise click.ClickException(f'--blocks={o["blocks"]}: a recurrent network has as many at each of its sizes')
     return {
         'img_resolution': list(dataset.resolution),
         'img_channels': dataset.num_channels,
         'num_nodes': nodes[0],
         'num_layers': o['steps'] or 10,
         'base_width': o['base_width'] or 10,
+        'multipliers': int_list(o['cres'], 'cres') or [1, 2, 4, 8],
+        'num_blocks': blocks[0],
         'learning_residual': o['learning_residual'],
         'leak_choice': o['leak_choice'],
         'dropout': o['dropout'],
@@ -156,7 +161,7 @@ NETWORKS = {
     'recurrent': (
         'ddn_networks.recurrent.RecurrentDDN',
         recurrent_kwargs,
-        ('max_k', 'max_blocks', 'channels', 'blocks', 'cbase', 'cres', 'repeat_blocks'),
+        ('max_k', 'max_blocks', 'channels', 'cbase', 'repeat_blocks'),
     ),
 }
 
@@ -355,7 +360,7 @@ INT_POS = click.IntRange(min=1)
 @click.option('--cres', metavar='LIST', type=str, help="EDM's way: multipliers, fine to coarse")
 @click.option('--repeat-blocks', metavar='BOOL', type=bool, default=False, help='The blocks of a scale share weights')
 @click.option('--steps', metavar='INT', type=INT_POS, help='recurrent: L  [default: 10]')
-@click.option('--base-width', metavar='INT', type=INT_POS, help='recurrent: channels at full size  [default: 10]')
+@click.option('--base-width', metavar='INT', type=INT_POS, help='recurrent: --cres counts in it  [default: 10]')
 @click.option('--learning-residual', metavar='BOOL', type=bool, default=True, help='Candidates add to the image before')
 @click.option('--leak-choice', metavar='BOOL', type=bool, default=True, help='The next block is told what was chosen')
 @click.option('--dropout', metavar='FLOAT', type=click.FloatRange(0, 1, max_open=True), default=0.0,

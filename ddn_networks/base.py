@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from ddn_networks import conditions, guided, prefixes, samplers
+from ddn_networks import conditions, guided, guides, prefixes, samplers
 from ddn_networks.ddl import Selection
 from torch_utils import persistence
 
@@ -180,12 +180,19 @@ class Network(nn.Module):
         return self.decode(codes, condition), codes
 
     @torch.no_grad()
-    def encode(self, images: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """The latent of images [B, C, H, W] in [-1, 1]: codes [B, L] int64 of the nearest candidates (Eq. 3)."""
+    def encode(self, images: torch.Tensor, condition: torch.Tensor | None = None, beam: int = 1) -> torch.Tensor:
+        """The latent of images [B, C, H, W] in [-1, 1]: codes [B, L] int64 of the nearest candidates (Eq. 3).
+
+        The nearest candidate of each layer need not lead to the nearest image of the last. ``beam``: as many partial
+        images go on in place of one, and the best of the last layer counts; beams of K^(L-1) try all K^L images.
+        """
         expected = [self.img_channels, *self.img_resolution]
         if list(images.shape[1:]) != expected:
             raise ValueError(f'this network encodes images of shape {expected}, not {list(images.shape[1:])}')
         images = images.to(self.device)
+        if beam > 1:
+            search = guided.Guidance([guides.l2(images)], beam=beam)
+            return guided.sample(self, search, range(len(images)), condition)[1]
         return self(samplers.nearest(images), len(images), condition).codes
 
     @torch.no_grad()

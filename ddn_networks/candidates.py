@@ -26,9 +26,17 @@ class Candidates:
         weight: [K, C, F] one 1x1 convolution per node.
         features: [B, F, H, W], any floating dtype; arithmetic is float32 or the wider of the dtypes.
         base: [B, C, H, W] the image each candidate is added to, or None for zero.
+        rows: where images have their candidates in common (``prefixes``), features and base are of U of them, and
+            rows [B] int64 says which are whose. Everything else is as if each image had its own.
     """
 
-    def __init__(self, weight: torch.Tensor, features: torch.Tensor, base: torch.Tensor | None = None):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        features: torch.Tensor,
+        base: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+    ):
         if weight.ndim != 3 or features.ndim != 4 or weight.shape[2] != features.shape[1]:
             raise ValueError(
                 f'candidates need weight [K, C, F] and features [B, F, H, W], not {tuple(weight.shape)} and '
@@ -38,19 +46,38 @@ class Candidates:
         if base is not None and tuple(base.shape) != shape:
             raise ValueError(f'the base of these candidates must be {shape}, not {tuple(base.shape)}')
         self.weight = weight
-        self.features = features
-        self.base = base
-        self.shape = shape  # (B, C, H, W): what one candidate per image looks like
+        self.rows = rows
+        self._features, self._base = features, base  # [B or U, ...]
+        self.shape = shape if rows is None else (len(rows), *shape[1:])  # (B, C, H, W) of one candidate per image
+
+    @property
+    def features(self) -> torch.Tensor:
+        """[B, F, H, W]"""
+        return self.of_features(lambda features: features)
+
+    @property
+    def base(self) -> torch.Tensor | None:
+        """[B, C, H, W], or None for zero."""
+        return self._base if self._base is None or self.rows is None else self._base[self.rows]
+
+    def of_features(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What ``fn`` makes of the features of each image, made once where images have them in common: [B, ...]."""
+        made = fn(self._features)
+        return made if self.rows is None else made[self.rows]
 
     @property
     def num_nodes(self) -> int:
         return self.weight.shape[0]
 
     @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of distances and rendered images: float32 or wider, whatever the features are."""
-        dtype = torch.promote_types(torch.promote_types(self.weight.dtype, self.features.dtype), torch.float32)
-        return dtype if self.base is None else torch.promote_types(dtype, self.base.dtype)
+        dtype = torch.promote_types(torch.promote_types(self.weight.dtype, self._features.dtype), torch.float32)
+        return dtype if self._base is None else torch.promote_types(dtype, self._base.dtype)
 
     def pixels(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> 'Candidates':
         """The candidates after a linear map over pixels, the same for every channel: A(W F + b) = W (A F) + A b.
@@ -79,11 +106,31 @@ class Candidates:
         B, C, H, W = self.shape
         with torch.no_grad(), _full_precision(self.weight):
             weight = self.weight.detach().to(self.dtype)
+            if self.rows is not None and self._shared_pays():
+                return self._shared_distances(weight, to.to(self.dtype))
             features = self.features.detach().to(self.dtype).flatten(2)  # [B, F, N]
             error = -to.to(self.dtype) if self.base is None else self.base.detach().to(self.dtype) - to.to(self.dtype)
             error = error.flatten(2)  # [B, C, N]
             total = _METHODS[cheapest_method(B, *weight.shape, H * W)](weight, features, error)
             return total / (C * H * W)
+
+    def _shared_pays(self) -> bool:
+        """Whether B images times U K candidates cost less than B images times K of their own."""
+        (B, C, H, W), (K, _, F), U = self.shape, self.weight.shape, len(self._features)
+        rendered = U * K * C * H * W * (F + B)
+        return rendered < min(costs(B, K, C, F, H * W).values()) + B * F * H * W * _TRAFFIC
+
+    def _shared_distances(self, weight: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+        """|V_k|^2 - 2 <V_k, target> + |target|^2 with the U K candidates V rendered once."""
+        shared = Candidates(weight, self._features.detach(), None if self._base is None else self._base.detach())
+        target = to.flatten(1)  # [B, C N]
+        total = []  # [U, k] of |V_k|^2 and [B, k] of <V_k, target>, some candidates at a time
+        for _, images in shared.chunks(_slice_size(to, len(to) * len(self._features))):
+            images = images.flatten(2)  # [U, k, C N]
+            inner = (target @ images.flatten(0, 1).t()).unflatten(1, images.shape[:2])  # [B, U, k]
+            own = inner[torch.arange(len(to), device=to.device), self.rows]  # [B, k]
+            total.append(images.square().sum(2)[self.rows] - 2 * own)
+        return (torch.cat(total, 1) + target.square().sum(1, keepdim=True)).clamp(min=0) / target.shape[1]
 
     def render(self, codes: torch.Tensor) -> torch.Tensor:
         """One candidate per image: codes [B] int64 -> [B, C, H, W], with gradient to weight, features and base."""
@@ -168,15 +215,20 @@ _METHODS = {'render': _by_rendering, 'node_gram': _by_node_gram, 'feature_gram':
 _TRAFFIC = 16  # multiplications in the time that a number of an intermediate result takes to be written and read
 
 
-def cheapest_method(B: int, K: int, C: int, F: int, N: int) -> str:
-    """Which way to the K distances costs least, in multiplications: 'render', 'node_gram' or 'feature_gram'."""
+def costs(B: int, K: int, C: int, F: int, N: int) -> dict[str, int]:
+    """What each way to the K distances costs, in multiplications."""
     gram = B * F * N * (F + C) + B * K * C * F
-    costs = {
+    return {
         'render': B * K * C * N * (F + _TRAFFIC),
         'node_gram': gram + K * F * F * (B + C + _TRAFFIC),
         'feature_gram': gram + B * K * C * F * (F + _TRAFFIC),
     }
-    return min(costs, key=costs.__getitem__)
+
+
+def cheapest_method(B: int, K: int, C: int, F: int, N: int) -> str:
+    """Which way to the K distances costs least: 'render', 'node_gram' or 'feature_gram'."""
+    found = costs(B, K, C, F, N)
+    return min(found, key=found.__getitem__)
 
 
 def area_resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -92,7 +92,7 @@ class ConditionalBalancing(SplitAndPrune):
         """What to add to ``distances`` [B, K] of a layer for choosing: [B, K]."""
         K = distances.shape[1]
         with torch.autocast(distances.device.type, enabled=False):
-            read = self._read(candidates.features)
+            read = candidates.of_features(self._read)
             log_q = (read @ self.forecasts[self.uses[layer]].t()).log_softmax(1)  # [B, K]
         self.asked[layer] = read, log_q.exp()
         spread = distances.std(1, keepdim=True)

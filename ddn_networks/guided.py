@@ -125,7 +125,7 @@ def sampler(guidance: Guidance, chance: Chance, img_resolution: tuple[int, int])
     def guided(candidates: Candidates, layer: int) -> Choice:
         nonlocal alive
         rows, K = candidates.shape[0], candidates.num_nodes
-        device = candidates.features.device
+        device = candidates.device
         if layer == 0:
             alive = (torch.arange(b, device=device) == 0).expand(rows // b, b)
         if not guidance.asks(layer):

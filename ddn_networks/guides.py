@@ -49,7 +49,7 @@ class Guide(NamedTuple):
             )
         if distances.isnan().any():
             raise ValueError(f'guide {self.name} at layer {layer} gave NaN')
-        return distances.detach().to(candidates.features.device, candidates.dtype)
+        return distances.detach().to(candidates.device, candidates.dtype)
 
 
 def rendered(
@@ -67,7 +67,7 @@ def rendered(
         some = slice(first, first + max_candidates)
         base = None if candidates.base is None else candidates.base[some]
         part = Candidates(candidates.weight, candidates.features[some], base)
-        rows = torch.arange(first, first + part.shape[0], device=candidates.features.device)
+        rows = torch.arange(first, first + part.shape[0], device=candidates.device)
         pieces = []
         for _, images in part.chunks(max(1, max_candidates // len(rows))):  # [b, k, C, H, W]
             b, k = images.shape[:2]
@@ -76,7 +76,7 @@ def rendered(
                 raise ValueError(f'it gave {list(scores.shape)} scores for {b * k} pictures')
             pieces.append(scores.reshape(b, k))
         distances.append(torch.cat(pieces, 1))
-    return torch.cat(distances) if distances else candidates.features.new_zeros(0, candidates.num_nodes)
+    return torch.cat(distances) if distances else candidates.weight.new_zeros(0, candidates.num_nodes)
 
 
 # Linear guides: the K images are never rendered.

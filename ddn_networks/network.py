@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ddn_networks import prefixes, samplers
+from ddn_networks import samplers
 from ddn_networks.base import LayerSpec, Network, resolution_pair, scale_sizes
 from ddn_networks.blocks import ResBlock
 from ddn_networks.ddl import DDL, Selection
@@ -133,15 +133,10 @@ class DDN(Network):
             else:
                 x = block(x, spec.size)  # [B or U, C_l, H_l, W_l]
             base = _resize(image, spec.size) if self.learning_residual and image is not None else None
-            if shared is not None:
-                x, base = x[shared.rows], None if base is None else base[shared.rows]  # [B, C_l, H_l, W_l]
-            selection = ddl(x, base, sampler, layer)
-            if selection.choice.parents is not None:
-                x = x[selection.choice.parents]
-            image, leak = selection.image, selection.leak
-            if shared is not None:
-                shared = prefixes.split(shared, selection.choice, spec.num_nodes)
-                x, image, leak = (None if t is None else t[shared.first] for t in (x, image, leak))
+            selection = ddl(x, base, sampler, layer, shared)
+            image, leak, shared = selection.partial, selection.leak, selection.sharing  # [B or U, C, H_l, W_l]
+            if selection.continues is not None:
+                x = x.index_select(0, selection.continues)
             yield selection
 
 

@@ -112,7 +112,7 @@ def repeat(rows: torch.Tensor, batch: int) -> torch.Tensor:
 
 def like(pictures: torch.Tensor, candidates: Candidates) -> torch.Tensor:
     """n pictures with the channels, device, dtype and batch of the candidates: [B, C, H, W]."""
-    pictures = pictures.to(candidates.features.device, candidates.dtype)
+    pictures = pictures.to(candidates.device, candidates.dtype)
     return repeat(to_channels(pictures, candidates.shape[1]), candidates.shape[0])
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ddn_networks import prefixes, samplers
+from ddn_networks import samplers
 from ddn_networks.base import LayerSpec, Network, resolution_pair, scale_sizes
 from ddn_networks.blocks import ResBlock, num_groups
 from ddn_networks.ddl import DDL, Selection
@@ -199,15 +199,10 @@ class RecurrentDDN(Network):
             else:
                 x, hidden = self._features(x, step)  # [B or U, F, H, W], [B or U, base_width, H, W]
             base = image if self.learning_residual else None
-            if shared is not None:
-                x, hidden, base = (None if t is None else t[shared.rows] for t in (x, hidden, base))  # [B, ...]
-            selection = self.ddls[0](x, base, sampler, step)
-            if selection.choice.parents is not None:
-                hidden = hidden[selection.choice.parents]
-            image, leak = selection.image, selection.leak
-            if shared is not None:
-                shared = prefixes.split(shared, selection.choice, self.layer_spec.num_nodes)
-                image, leak, hidden = (None if t is None else t[shared.first] for t in (image, leak, hidden))
+            selection = self.ddls[0](x, base, sampler, step, shared)
+            image, leak, shared = selection.partial, selection.leak, selection.sharing  # [B or U, C, H, W]
+            if selection.continues is not None:
+                hidden = hidden.index_select(0, selection.continues)
             yield selection
 
     def _told(self, batch_size: int, *seen: torch.Tensor | None) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 import ddn_networks
 from ddn_networks import samplers
 from torch_utils import distributed as dist
-from torch_utils import persistence
+from torch_utils import misc, persistence
 from training.loss import layer_losses
 
 SHARE = 0.5  # of the free memory that saved activations may take; gradients of them and workspaces need the rest
@@ -44,7 +44,7 @@ def auto_batch_gpu(loop: dict[str, Any], device: torch.device) -> int:
     """
     batch = loop['batch_size'] // dist.get_world_size()
     net = persistence.rebuild({'class_name': loop['network_class'], 'kwargs': loop['network_kwargs']})
-    net = net.to(device, memory_format=torch.channels_last).train()
+    net = net.to(device, memory_format=misc.memory_format(device, loop['precision'])).train()
     net.grad_checkpoint = loop['grad_checkpoint']
     dtype = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[loop['precision']]
     per_image = saved_bytes_per_image(net, dtype)

@@ -143,7 +143,7 @@ def training_loop(
     pipe = AugmentPipe(**augment_kwargs) if augment_kwargs else None
     augment_dim = pipe.label_dim if pipe else 0
     net = persistence.rebuild({'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}})
-    net = net.to(device, memory_format=torch.channels_last).train()
+    net = net.to(device, memory_format=misc.memory_format(device, precision)).train()
     net.grad_checkpoint, net.share_prefixes = grad_checkpoint, share_prefixes
     val_condition = _condition(net, val_images, *val_batch[1:]) if net.conditions else None
     if transfer is not None and resume_state is None:
