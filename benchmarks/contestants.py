@@ -39,12 +39,10 @@ BATCHES = {'cpu': 64, 'cifar10': 4, '64x64': 1}  # that two cores can bear
 
 def configuration(name: str, num_nodes: int) -> dict:
     """Constructor arguments of a network with up to ``num_nodes`` nodes a layer: 'cifar10' and '64x64' as published,
-    'cpu' as train.py's preset mnist-cpu."""
+    'cpu' as train.py's preset mnist-cpu, but for K."""
     if name == 'cpu':
-        num_blocks = [1, 2, 3, 4, 4, 3]
-        scales = len(num_blocks)
-        return {'img_resolution': 32, 'img_channels': 1, 'channels': [32] * scales, 'num_blocks': num_blocks,
-                'num_nodes': [num_nodes] * scales}  # fmt: skip
+        return {'img_resolution': 32, 'img_channels': 1, 'channels': [64, 32, 16], 'num_blocks': [4, 4, 2],
+                'num_nodes': [num_nodes] * 3}  # fmt: skip
     return published_config(*{'cifar10': (32, num_nodes, 32), '64x64': (64, num_nodes, 64)}[name])
 
 
@@ -98,11 +96,11 @@ class Backbone(nn.Module):
         super().__init__()
         self.specs = net.specs
         self.blocks = net.blocks  # shared, not copied
-        self.register_buffer('start', net.start)
+        self.start = net.start
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """The features of the last block, [B, C_L, H, W]."""
-        x = self.start.repeat(batch_size, 1, *self.specs[0].size)  # [B, C_0, h, w]
+        x = self.start.repeat(batch_size, 1, 1, 1)  # [B, C_0, h, w]
         for spec, block in zip(self.specs, self.blocks, strict=True):
             x = block(x, spec.size)
         return x

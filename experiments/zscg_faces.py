@@ -3,14 +3,16 @@
     python experiments/zscg_faces.py --network=NET --data=datasets/faces64-test.zip --outdir=experiments/out
 
 Without --network one is trained first (preset faces64-cpu). Figures are of --num faces of --data; the sheets show
---portraits, which may be published. Figs 15 and 16 steer by CLIP, whose weights are not at hand: two conditions on
-pixels stand for them here. Guiding by a text: docs/guiding.md.
+--portraits, which may be published. Figs 15 and 16 steer by CLIP, which --clip names (extra: clip); without, two
+conditions on pixels stand for them. Guiding by a text: docs/guiding.md.
+
+    python experiments/zscg_faces.py --network=NET --data=datasets/faces64-test.zip --clip=ViT-B-32,openai
 """
 
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 import torch
@@ -21,6 +23,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 import zscg
 
+import guide_specs
 from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided import Guidance, by_distance, top_k
 from dnnlib.images import ImageArchive, to_float
@@ -146,6 +149,60 @@ def balance(net: Network, originals: torch.Tensor, seeds: int = 1) -> tuple[list
     return rows, made
 
 
+TEXTS = ('a smiling woman', 'an old man with a beard', 'a child', 'a person with red hair', 'a person with glasses')
+PLACES = {  # Fig. 16: what a text is asked for, and the box (top, bottom, left, right) that it gets to itself
+    'wearing sunglasses': (0.38, 0.6, 0.15, 0.85),
+    'wearing a hat': (0.0, 0.5, 0.0, 1.0),
+    'happy person': (0.5, 1.0, 0.0, 1.0),
+}
+
+
+def clip_guides(model: str) -> Callable[[str], guides.Guide]:
+    """Text -> guide by the ``open_clip`` model 'NAME,TAG or FILE', which is loaded once."""
+    name, _, pretrained = model.partition(',')
+    try:
+        import open_clip
+
+        clip = open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
+    except Exception as error:
+        raise click.ClickException(f'--clip={model}: {error}') from error
+    tokenizer = open_clip.get_tokenizer(name)
+    clip.eval().requires_grad_(False)
+    return lambda text: guide_specs.clip_guide(text, clip, tokenizer)
+
+
+def by_texts(
+    net: Network, guide_of: Callable[[str], guides.Guide], pool: torch.Tensor, seeds: int
+) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """Fig. 15: faces of each text, [seeds, C, H, W]; their distance to it against unguided ones and the best of all."""
+    rows, made = [], {}
+    for text in TEXTS:
+        guide = guide_of(text)
+        made[text] = zscg.as_saved(net.sample(seeds, guide=guide)[0])
+        of_pool = torch.cat([zscg.finished(guide, part) for part in pool.split(64)])
+        rows.append({'text': text, 'guided': zscg.finished(guide, made[text]).mean().item(),
+                     'unguided': of_pool.mean().item(), f'best of {len(pool)}': of_pool.min().item()})  # fmt: skip
+    return rows, made
+
+
+def text_in_a_place(
+    net: Network, guide_of: Callable[[str], guides.Guide], face: torch.Tensor
+) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """Fig. 16: a face [1, C, H, W] with a box left to a text, by the weights of the two."""
+    rows, made = [], {}
+    for text, box in PLACES.items():
+        known = box_mask(face, *box)
+        drawn = [face * known]
+        for weight in (0.9, 0.7, 0.5, 0.3):
+            both = [guide_of(text)._replace(weight=1 - weight), guides.inpaint(face, known, weight)]
+            drawn.append(zscg.as_saved(net.sample(1, guide=Guidance(both))[0]))
+            figures = [zscg.finished(guide, drawn[-1]).item() for guide in both]
+            rows.append({'text in a place': text, 'weight of the face': weight,
+                         'to the text': figures[0], 'to the rest': figures[1]})  # fmt: skip
+        made[text] = torch.cat(drawn)
+    return rows, made
+
+
 def drawn_tasks(net: Network, portraits: torch.Tensor, every: Sequence[zscg.Task]) -> zscg.Sheet:
     """Fig. 2: a row per task; of each portrait what is known of it, and pictures of several seeds (top 2)."""
     rows = {}
@@ -173,8 +230,10 @@ def portraits_of(path: str, net: Network) -> torch.Tensor:
 @click.option('--outdir', default='experiments/out')
 @click.option('--num', type=int, default=32, help='Held-out faces')
 @click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')
+@click.option('--clip', metavar='MODEL,TAG|FILE', help='Also Figs 15 and 16, by this model of open_clip')
 @click.option('--task', 'only', multiple=True, help='Only these tasks')
-def main(network, train_data, data, portraits, outdir, num, pool, only):
+def main(network, train_data, data, portraits, outdir, num, pool, clip, only):
+    guide_of = clip_guides(clip) if clip else None
     network = network or zscg.trained('faces64-cpu', train_data, os.path.join(outdir, 'faces-network'))
     net, lpips = Network.from_pretrained(network), load_lpips()
     originals, shown = zscg.pictures(data, num, net), portraits_of(portraits, net)
@@ -202,6 +261,11 @@ def main(network, train_data, data, portraits, outdir, num, pool, only):
         rows += figures
         _, made = balance(net, shown, SEEDS)
         sheets['balance'] = zscg.Sheet(made)
+    if guide_of is not None:
+        figures, made = by_texts(net, guide_of, drawn, SEEDS)
+        rows, sheets['texts'] = rows + figures, zscg.Sheet(made)
+        figures, made = text_in_a_place(net, guide_of, shown[:1])
+        rows, sheets['places'] = rows + figures, zscg.Sheet(made)
     facts = {'network': zscg.in_words(net, network),
              'faces': f'{num} of {os.path.basename(data)}, held out; the sheets show {len(shown)} portraits',
              'guide calls per image': calls, 'pool': len(drawn), 'psnr': 'dB, to the original',

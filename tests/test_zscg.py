@@ -4,13 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 from conftest import write_zip
 from PIL import Image
 
-from ddn_networks import DDN, guides
+from ddn_networks import DDN, black_boxes, guides
 from ddn_networks.guided import Guidance
 from metrics.lpips import LPIPS
 from torch_utils import persistence
@@ -134,6 +135,50 @@ def test_faces_run_every_task(net, tmp_path, monkeypatch):
     for sheet in ('tasks', 'SR8', 'balance'):
         with Image.open(tmp_path / 'out' / f'zscg-faces-{sheet}.png') as picture:
             assert picture.width > 64
+
+
+def test_faces_by_texts(net, tmp_path, monkeypatch):
+    lpips = LPIPS().eval()
+    monkeypatch.setattr(zscg_faces, 'load_lpips', lambda: lpips)
+    shades = {text: i / 10 for i, text in enumerate([*zscg_faces.TEXTS, *zscg_faces.PLACES])}
+
+    def like_a_text(text: str) -> guides.Guide:  # what the text says is a shade
+        return black_boxes.python(lambda images: -(images.mean((1, 2, 3)) - shades[text]).abs())
+
+    monkeypatch.setattr(zscg_faces, 'clip_guides', lambda model: like_a_text)
+    data = write_zip(tmp_path / 'faces.zip', 3, (3, 32, 32), labels=False)
+    args = [f'--network={net[1]}', f'--data={data}', f'--outdir={tmp_path / "out"}', '--num=2', '--pool=8']
+    outcome = CliRunner().invoke(zscg_faces.main, [*args, '--task=SR4', '--clip=any'], catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    rows = json.loads((tmp_path / 'out' / 'zscg-faces.json').read_text())['rows']
+    texts = {row['text']: row for row in rows if 'text' in row}
+    assert list(texts) == list(zscg_faces.TEXTS)
+    assert all(row['best of 8'] <= row['unguided'] for row in texts.values())
+    assert sum(r['guided'] for r in texts.values()) < sum(r['unguided'] for r in texts.values())
+    places = [row for row in rows if 'text in a place' in row]
+    assert len(places) == 4 * len(zscg_faces.PLACES)
+    for sheet in ('texts', 'places'):
+        with Image.open(tmp_path / 'out' / f'zscg-faces-{sheet}.png') as picture:
+            assert picture.width > 64
+
+
+def test_a_text_gets_its_box_and_the_face_the_rest(net):
+    face = net[0].sample(1, seed=5)[0]
+    shade = lambda text: black_boxes.python(lambda images: -(images.mean((1, 2, 3)) - 1).abs())  # noqa: E731
+    rows, made = zscg_faces.text_in_a_place(net[0], shade, face)
+    for text, box in zscg_faces.PLACES.items():
+        assert torch.equal(made[text][:1], face * zscg_faces.box_mask(face, *box)) and len(made[text]) == 5
+        of = [row for row in rows if row['text in a place'] == text]
+        assert [row['weight of the face'] for row in of] == [0.9, 0.7, 0.5, 0.3]
+
+
+def test_clip_that_does_not_load_is_one_line(tmp_path, monkeypatch):
+    for module in [name for name in sys.modules if name.split('.')[0] == 'open_clip']:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'open_clip.py').write_text('raise ImportError("no such thing")')
+    with pytest.raises(click.ClickException, match='--clip=ViT-B-32,openai: no such thing'):
+        zscg_faces.clip_guides('ViT-B-32,openai')
 
 
 def test_what_is_missing_is_named(net, tmp_path):
