@@ -31,7 +31,7 @@ from benchmarks.common import CLOCKS, Call, extra_memory, interleaved, medians, 
 from ddn_networks import DDN, Choice, published_config
 from ddn_networks.ddl import Selection
 from ddn_networks.samplers import Pyramid, Sampler
-from torch_utils.misc import host_syncs
+from torch_utils.misc import host_syncs, memory_format
 
 CONFIGURATIONS = ('cpu', 'cifar10', '64x64')
 BATCHES = {'cpu': 64, 'cifar10': 4, '64x64': 1}  # that two cores can bear
@@ -119,7 +119,9 @@ class SddnLayer(nn.Module):
         self.target: Pyramid | None = None
         self.codes: torch.Tensor | None = None
 
-    def forward(self, x: torch.Tensor, base: torch.Tensor | None, sampler: Sampler, layer: int) -> Selection:
+    def forward(
+        self, x: torch.Tensor, base: torch.Tensor | None, sampler: Sampler, layer: int, sharing: None, tell: bool
+    ) -> Selection:
         d = {'feat_last': x.contiguous()}  # it would copy all K candidates otherwise
         if base is not None:
             d['predict'] = base
@@ -131,7 +133,11 @@ class SddnLayer(nn.Module):
             codes = self.codes[:, layer]
             d['idx_ks'] = [codes]
         d = self.layer(d)
-        return Selection(None, Choice(codes), d['predict'], d['feat_leak'])
+        image, leak, told = d['predict'], d['feat_leak'], None
+        if tell:
+            between = x.shape[1] - image.shape[1] - leak.shape[1]
+            told = x + torch.cat([image, image.new_zeros(len(x), between, *x.shape[2:]), leak], 1).to(x.dtype)
+        return Selection(None, Choice(codes), image, leak, told=told)
 
 
 def with_sddn(net: DDN) -> DDN:
@@ -143,7 +149,7 @@ def with_sddn(net: DDN) -> DDN:
 
 def networks(name: str, num_nodes: list[int], sddn_nodes: int | None, device: str) -> dict[str, nn.Module]:
     """Whom a configuration's table compares: the backbone, ours with each K, ``sddn``'s layers with one. All share the
-    blocks (channels last, as the training loop has them)."""
+    blocks."""
     ours = {f'ours K {k}': DDN(**configuration(name, k)) for k in num_nodes}
     blocks = next(iter(ours.values())).blocks
     made = {'backbone': Backbone(next(iter(ours.values()))), **ours}
@@ -151,7 +157,7 @@ def networks(name: str, num_nodes: list[int], sddn_nodes: int | None, device: st
         made[f'sddn K {sddn_nodes}'] = with_sddn(DDN(**configuration(name, sddn_nodes)))
     for net in made.values():
         net.blocks = blocks
-        net.to(device, memory_format=torch.channels_last)
+        net.to(device)
     return made
 
 
@@ -208,6 +214,8 @@ def compare(
             if compiled:
                 compile_(nets['backbone'].blocks)  # everybody's
             for precision in precisions.split(','):
+                for net in nets.values():  # as the training loop has it
+                    net.to(memory_format=memory_format(torch.device(device), precision))
                 calls = {name: make(name, net, images, precision) for name, net in nets.items()}
                 seconds = interleaved(calls, 2 if quick else repeats, device=device, clock=clock)
                 caption = f'{config}, batch {B}, {precision}{", blocks compiled" if compiled else ""}'

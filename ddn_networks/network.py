@@ -112,52 +112,29 @@ class DDN(Network):
         # make PyTorch 2.13's group norm read past its end in the backward pass.
         shared = self.sharing(batch_size, condition, augment_labels)
         x = self.start.repeat(batch_size if shared is None else 1, 1, 1, 1)  # [B or U, C_0, h, w]
-        image = leak = conditioned = None
+        image = conditioned = None
         for layer, (spec, use) in enumerate(zip(self.specs, self.layer_weights, strict=True)):
             block, ddl = self.blocks[use], self.ddls[use]
-            added = []  # what the block is told: (first channel, [B, c, h, w])
-            if image is not None:
-                added.append((0, image))
-            if leak is not None:
-                added.append((x.shape[1] - leak.shape[1], leak))
             if conditioned != x.shape[2:]:  # once per scale
                 conditioned = x.shape[2:]
                 middle = (x.shape[1] - self.condition_channels - self.augment_dim) // 2
                 if condition is not None:
-                    added.append((middle, samplers.area_resize(condition, conditioned)))
+                    x = _add_to_channels(x, middle, samplers.area_resize(condition, conditioned))
                 if augment_labels is not None:
-                    added.append((middle + self.condition_channels, augment_labels[:, :, None, None]))
-            x = _AddToChannels.apply(x, [first for first, _ in added], *(y for _, y in added)) if added else x
+                    x = _add_to_channels(x, middle + self.condition_channels, augment_labels[:, :, None, None])
             if self.grad_checkpoint and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, spec.size, use_reentrant=False)
             else:
                 x = block(x, spec.size)  # [B or U, C_l, H_l, W_l]
             base = _resize(image, spec.size) if self.learning_residual and image is not None else None
-            selection = ddl(x, base, sampler, layer, shared)
-            image, leak, shared = selection.partial, selection.leak, selection.sharing  # [B or U, C, H_l, W_l]
-            if selection.continues is not None:
-                x = x.index_select(0, selection.continues)
+            selection = ddl(x, base, sampler, layer, shared, tell=layer + 1 < self.num_layers)
+            image, x, shared = selection.partial, selection.told, selection.sharing  # [B or U, C or C_l, H_l, W_l]
             yield selection
 
 
-class _AddToChannels(torch.autograd.Function):
-    """x [B, C, h, w] with each y [B, c, h, w] added to the channels from its ``first`` on.
-
-    One copy forward and none backward; slices and concatenations would cost several of each.
-    """
-
-    @staticmethod
-    def forward(ctx, x, firsts, *ys):
-        ctx.places = [(first, y.shape[1], y.dtype) for first, y in zip(firsts, ys, strict=True)]
-        out = x.clone()
-        for first, y in zip(firsts, ys, strict=True):
-            out[:, first : first + y.shape[1]] += y
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        wanted = zip(ctx.needs_input_grad[2:], ctx.places, strict=True)
-        return grad, None, *(grad[:, f : f + c].to(dtype) if needed else None for needed, (f, c, dtype) in wanted)
+def _add_to_channels(x: torch.Tensor, first: int, y: torch.Tensor) -> torch.Tensor:
+    """x [B, C, h, w] with y [B or 1, c, h or 1, w or 1] added to its channels from ``first`` on."""
+    return x + F.pad(y, (0, 0, 0, 0, first, x.shape[1] - first - y.shape[1])).to(x.dtype)
 
 
 def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
