@@ -238,3 +238,25 @@ def test_area_resize_is_the_mean():
     x = torch.arange(24.0).view(1, 1, 4, 6)
     assert torch.equal(area_resize(x, (2, 2))[0, 0], torch.tensor([[4.0, 7.0], [16.0, 19.0]]))
     assert area_resize(x, (4, 6)) is x
+
+
+@pytest.mark.parametrize('base', [True, False])
+@pytest.mark.parametrize('U, pays', [(3, True), (60, False)])
+def test_images_with_candidates_in_common(U, base, pays):
+    c, _ = make(U, 5, 2, 8, 6, 4, base=base)
+    rows = torch.randint(U, (64,), generator=torch.Generator().manual_seed(0))
+    shared = Candidates(c.weight, c.features, c.base, rows)
+    own = Candidates(c.weight, c.features[rows], None if c.base is None else c.base[rows])
+    target = torch.rand(64, 2, 6, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert shared.shape == own.shape == (64, 2, 6, 4) and shared._shared_pays() == pays
+    check_distances(shared.distances(target), slow_distances(own, target))
+    codes = rows % 5
+    assert torch.equal(shared.render(codes), own.render(codes))
+    pooled = [x.pixels(lambda y: F.avg_pool2d(y, 2)).channels(torch.ones(1, 2)) for x in (shared, own)]
+    small = torch.zeros(64, 1, 3, 2)
+    torch.testing.assert_close(pooled[0].distances(small), pooled[1].distances(small))
+    passes = []
+    sums = shared.of_features(lambda f: passes.append(len(f)) or f.sum((1, 2, 3)))
+    assert passes == [U] and torch.equal(sums, own.features.sum((1, 2, 3)))
+    for (k, a), (_, b) in zip(shared.chunks(2), own.chunks(2), strict=True):
+        assert torch.equal(a, b) and k % 2 == 0

@@ -299,3 +299,65 @@ def test_augment_labels_enter_in_channels_last_too():
         zeros = net(samplers.given(output.codes), 4, augment_labels=torch.zeros(4, 9)).images
         told = net(samplers.given(output.codes), 4, augment_labels=labels).images
         assert torch.equal(zeros, net.decode(output.codes)) and not torch.equal(told, zeros)
+
+
+def test_a_beam_finds_what_trying_all_codes_finds():
+    net = tiny(8, 1, scales=2, channels=[8, 8])  # 4 * 8 * 8 codes
+    images = pictures(net, 6)
+    every = torch.cartesian_prod(*(torch.arange(k) for k in net.num_nodes))
+    distances = (net.decode(every)[None] - images[:, None]).square().mean((2, 3, 4))  # [B, K^L]
+    error = lambda codes: (net.decode(codes) - images).square().mean((1, 2, 3))  # noqa: E731
+    found = net.encode(images, beam=32)
+    assert torch.equal(found, every[distances.argmin(1)])
+    assert torch.equal(net.encode(images, beam=1), net.encode(images))
+    assert not torch.equal(found, net.encode(images)) and (error(found) <= error(net.encode(images))).all()
+    net.share_prefixes = True
+    assert torch.equal(net.encode(images, beam=32), found)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('tell', [True, False])
+@pytest.mark.parametrize('with_base', [True, False])
+@pytest.mark.parametrize('leak_choice', [True, False])
+def test_the_gradient_of_a_layer_is_that_of_the_obvious_sum(leak_choice, with_base, tell, layout):
+    torch.manual_seed(0)
+    ddl = DDL(12, 5, 2, leak_choice)
+    x = torch.randn(3, 12, 4, 6).to(memory_format=layout).requires_grad_()
+    base = torch.randn(3, 2, 4, 6, requires_grad=True) if with_base else None
+    codes = torch.tensor([[4], [0], [4]])
+    leaves = [t for t in (x, base, ddl.weight) if t is not None]
+
+    def obvious():
+        kernel = ddl.weight[codes[:, 0]]
+        features, rest = (x[:, :6], x[:, 6:]) if leak_choice else (x, None)
+        image = torch.einsum('bcf,bfhw->bchw', kernel, features) + (0 if base is None else base)
+        told = torch.cat([x[:, :2] + image, x[:, 2:]], 1)
+        leak = None
+        if leak_choice:
+            leak = torch.einsum('bcf,bfhw->bchw', kernel, rest)
+            told = torch.cat([told[:, :-2], told[:, -2:] + leak], 1)
+        return image, leak, told if tell else None
+
+    made = ddl(x, base, samplers.given(codes), 0, tell=tell)
+    outcomes = []
+    for parts in ((made.image, made.leak, made.told), obvious()):
+        parts = [part for part in parts if part is not None]
+        sum((part * torch.linspace(1, 2, part.numel()).view_as(part)).square().sum() for part in parts).backward()
+        outcomes.append([*parts, *(leaf.grad for leaf in leaves)])
+        for leaf in leaves:
+            leaf.grad = None
+    for a, b in zip(*outcomes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+    if layout == torch.channels_last:
+        assert outcomes[0][-len(leaves)].is_contiguous(memory_format=layout)
+
+
+def test_a_layer_in_half_precision_keeps_the_features_dtype():
+    ddl = DDL(8, 4, 1)
+    x = torch.randn(2, 8, 4, 4, dtype=torch.bfloat16, requires_grad=True)
+    made = ddl(x, None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0, tell=True)
+    assert made.image.dtype == made.leak.dtype == torch.float32 and made.told.dtype == torch.bfloat16
+    (made.image.sum() + made.told.float().sum()).backward()
+    assert x.grad.dtype == torch.bfloat16 and ddl.weight.grad.dtype == torch.float32
+    made = ddl(x.detach().float(), None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0, tell=True)
+    torch.testing.assert_close(made.image, ddl(x, None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0).image)
