@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 import ddn_networks
+from ddn_networks import conditions
 from dnnlib import util
 from dnnlib.images import to_float, to_uint8
 from metrics import distances
@@ -73,24 +74,41 @@ class Files:
 
 
 class Samples:
-    """What a network draws with seeds seed .. seed + num - 1, in 8 bits as a PNG would hold it."""
+    """What a network draws with seeds seed .. seed + num - 1, in 8 bits as a PNG would hold it.
+
+    One that is told a class draws all of them alike, class s modulo N with seed s; one that works without its condition
+    draws without.
+    """
 
     def __init__(self, net, num: int, seed: int = 0, about: dict | None = None):
         self.net, self.num, self.seed, self.about = net, num, seed, about or {}
 
     def read(self, positions: list[int]) -> torch.Tensor:
         """uint8 `[B, C, H, W]`."""
-        images, _ = self.net.sample(seeds=[self.seed + p for p in positions])
+        seeds = [self.seed + p for p in positions]
+        condition, classes = None, num_classes(self.net)
+        if classes is not None:
+            condition = self.net.make_condition(torch.tensor(seeds) % classes)
+        images, _ = self.net.sample(seeds=seeds, condition=condition)
         return to_uint8(images).cpu()
 
     def describe(self) -> dict:
         return {**self.about, 'num': self.num, 'seeds': f'{self.seed}-{self.seed + self.num - 1}'}
 
 
-def load_network(path: str, ema: str | None, device: torch.device) -> tuple[torch.nn.Module, dict]:
-    """A network, and what a result says of it. Raises ValueError for one that needs a condition."""
+def num_classes(net: ddn_networks.Network) -> int | None:
+    """How many classes a network is told of, if that is all it is told of."""
+    alone = len(net.conditions) == 1 and net.conditions[0].kind in conditions.CLASSES
+    return net.conditions[0].size if alone else None
+
+
+def load_network(
+    path: str, ema: str | None, device: torch.device, classes: bool = True
+) -> tuple[ddn_networks.Network, dict]:
+    """A network, and what a result says of it. Raises ValueError for one that must be told more than a class, or
+    without ``classes``, of anything."""
     net = ddn_networks.Network.from_pretrained(path, ema=ema, device=device)
-    if getattr(net, 'condition_channels', 0):
+    if net.condition_channels and not net.condition_optional and not (classes and num_classes(net) is not None):
         raise ValueError(f'{path} needs a condition: make its pictures with generate.py and give them with --images')
     kept = getattr(net, 'snapshot_meta', {}).get('emas') or ['none']
     about = {'network': str(path), 'sha256': file_sha256(persistence.network_path(path)), 'ema': ema or kept[0]}
@@ -288,7 +306,7 @@ def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
 @shared_options
 def reconstruct(network, ema, data, held_out, num, batch, seed, detector, device, how, json_path) -> None:
     """Encode and decode images: rFID, PSNR, SSIM, LPIPS, bits per pixel, on training and on held-out data."""
-    net, about = load_network(network, ema, device)
+    net, about = load_network(network, ema, device, classes=False)
     numbers, notes, sources = {}, [], {}
     for name, path in (('training', data), ('held-out', held_out)):
         if path is None:

@@ -214,6 +214,28 @@ def test_a_network_that_needs_a_condition_is_refused(room, tmp_path):
     assert 'needs a condition' in line
 
 
+def test_a_network_of_classes_draws_all_of_them_alike(room, tmp_path):
+    net = make_net(conditions=['onehot:4']).eval()
+    net.start.data.normal_()
+    source = fid.Samples(net, 8, seed=2)
+    assert not torch.equal(source.read([0]), fid.to_uint8(net.sample(seeds=[2], condition=net.make_condition(0))[0]))
+    for position in range(8):
+        seed = 2 + position
+        alone = net.sample(seeds=[seed], condition=net.make_condition(seed % 4))[0]
+        assert torch.equal(source.read([position]), fid.to_uint8(alone))
+    assert torch.equal(source.read([1, 5, 3]), torch.cat([source.read([p]) for p in (1, 5, 3)]))
+    persistence.save_network(str(tmp_path / 'classes.safetensors'), net, meta={})
+    options = ['--network', tmp_path / 'classes.safetensors']
+    assert run(room, 'calc', *options, '--ref', room / 'a.npz', '--num', '20')['images']['num'] == 20
+    line = run(room, 'reconstruct', *options, '--data', room / 'a.zip', fails=True)
+    assert 'needs a condition' in line
+
+
+def test_a_network_whose_condition_is_optional_draws_without(room):
+    net = make_net(conditions=['edge'], condition_optional=True).eval()
+    assert torch.equal(fid.Samples(net, 3).read([2]), fid.to_uint8(net.sample(seeds=[2])[0]))
+
+
 # ---------------------------------------------------------------------------------------------------- reconstruction
 
 
@@ -248,7 +270,7 @@ def test_reconstruct_measures_what_is_lost(room, tmp_path, monkeypatch, lpips_we
     held = save_zip(tmp_path / 'held.zip', pictures(20, 4, size=32, channels=3, shift=20))
 
     def reconstruct(steps):
-        monkeypatch.setattr(fid, 'load_network', lambda *args: (Darker(steps), {'network': 'darker'}))
+        monkeypatch.setattr(fid, 'load_network', lambda *args, **kwargs: (Darker(steps), {'network': 'darker'}))
         return run(room, 'reconstruct', '--network', 'x', '--data', train, '--held-out', held)['numbers']
 
     perfect, darker = reconstruct(0), reconstruct(10)
