@@ -100,3 +100,9 @@ def test_host_syncs():
         tensor.item()
         tensor.item()
     assert len(places) == 2 and all('test_misc.py' in p for p in places)
+
+
+def test_memory_format_is_contiguous_for_bf16_on_a_cpu_alone():
+    formats = {(d, p): misc.memory_format(torch.device(d), p) for d in ('cpu', 'cuda') for p in ('fp32', 'bf16')}
+    assert formats.pop(('cpu', 'bf16')) == torch.contiguous_format
+    assert set(formats.values()) == {torch.channels_last}

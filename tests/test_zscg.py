@@ -171,6 +171,9 @@ def test_a_text_gets_its_box_and_the_face_the_rest(net):
         assert torch.equal(made[text][:1], face * zscg_faces.box_mask(face, *box)) and len(made[text]) == 5
         of = [row for row in rows if row['text in a place'] == text]
         assert [row['weight of the face'] for row in of] == [0.9, 0.7, 0.5, 0.3]
+    heavy, light = ([row for row in rows if row['weight of the face'] == weight] for weight in (0.9, 0.3))
+    assert sum(r['to the rest'] for r in heavy) < sum(r['to the rest'] for r in light)
+    assert sum(r['to the text'] for r in heavy) > sum(r['to the text'] for r in light)
 
 
 def test_clip_that_does_not_load_is_one_line(tmp_path, monkeypatch):
