@@ -52,7 +52,7 @@ TREE = {
     'tick': 250.0,
     'seed': 0,
 }
-DEEP = {**TREE, 'chain_dropout': 0.03, 'lr': 1e-3, 'lr_ramp': 0.01, 'ema': '0.03', 'tick': 25.0}
+DEEP = {**TREE, 'chain_dropout': 0.03, 'lr': 1e-3, 'lr_ramp': 0.005, 'ema': '0.005', 'duration': 0.05, 'tick': 10.0}
 
 PRESETS = {
     'cifar10-cpu': {
@@ -95,11 +95,27 @@ PRESETS = {
     'mnist-tree': {**MNIST, 'nodes': '8', 'steps': 3},
     'mnist-tree-8x3': {**TREE, 'nodes': '8', 'steps': 3},
     'mnist-tree-2x7': {**TREE, 'nodes': '2', 'steps': 7, 'chain_dropout': 0.03, 'duration': 1.0, 'ema': '0.05'},
-    'mnist-tree-2x10': {**DEEP, 'nodes': '2', 'steps': 10, 'duration': 0.5},  # after 2x7
-    'mnist-tree-8x5': {**DEEP, 'nodes': '8', 'steps': 5, 'batch': 512, 'chain_dropout': 0.05, 'duration': 0.35},  # 8x3
-    'mnist-tree-8x10': {**DEEP, 'nodes': '8', 'steps': 10, 'batch': 256, 'duration': 0.08, 'ema': '0.005'},  # after 8x5
-    'mnist-tree-64x2': {**TREE, 'nodes': '64', 'steps': 2, 'chain_dropout': 0.05, 'duration': 0.8, 'ema': '0.03'},
-    'mnist-tree-64x10': {**DEEP, 'nodes': '64', 'steps': 10, 'batch': 128, 'duration': 0.06, 'ema': '0.005'},  # 64x2
+    'mnist-tree-2x10': {**DEEP, 'nodes': '2', 'steps': 10, 'lr_ramp': 0.01, 'duration': 0.5, 'ema': '0.03'},  # 2x7
+    'mnist-tree-8x5': {  # after 8x3
+        **DEEP,
+        'nodes': '8',
+        'steps': 5,
+        'batch': 512,
+        'chain_dropout': 0.05,
+        'duration': 0.1,
+        'ema': '0.01',
+    },
+    'mnist-tree-8x10': {**DEEP, 'nodes': '8', 'steps': 10, 'batch': 256},  # after 8x5
+    'mnist-tree-64x2': {
+        **TREE,
+        'nodes': '64',
+        'steps': 2,
+        'chain_dropout': 0.05,
+        'lr_ramp': 0.02,
+        'duration': 0.8,
+        'ema': '0.03',
+    },
+    'mnist-tree-64x10': {**DEEP, 'nodes': '64', 'steps': 10, 'batch': 128},  # after 64x2
     # Figs 6 and 18 at 32x32, with a film: the first choice, at 16x16, is a whole digit.
     'mnist-tree-8x4': {
         'channels': '32,16',
