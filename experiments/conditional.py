@@ -160,69 +160,85 @@ def picture_row(way: str, kind: str, images: torch.Tensor, originals: torch.Tens
     return row | {'s per image': seconds}
 
 
-def picture_figures(told: Network, plain: Network, kind: str, originals: torch.Tensor, n: int, lpips):
-    """Rows of figures and sheets."""
-    B = len(originals)
-    condition = told.make_condition(images=originals)
-    each = condition.repeat_interleave(n, 0)
-    seeds = list(range(B * n))
+def picture_ways(told: Network, plain: Network, kind: str, originals: torch.Tensor, n: int) -> dict:
+    """Way -> (n images of each original [B n, C, H, W], CPU seconds for each)."""
+    each = told.make_condition(images=originals).repeat_interleave(n, 0)
+    seeds = list(range(len(each)))
     guide_of = {'color': grey_guide, 'edge': lambda c: guides.edges(c, drawn=True)}[kind]
 
     def guidance(choose=top_k(2)):  # noqa: B008
         return lambda rows: Guidance([guide_of(each[rows])], choose)
 
-    made = {
+    return {
         'told': timed(lambda: sampled(told, seeds, each)),
         'told and guided, top 2': timed(lambda: sampled(told, seeds, each, guidance())),
         'guided, top 2': timed(lambda: sampled(plain, seeds, None, guidance())),
         'guided, top 1': timed(lambda: sampled(plain, seeds, None, guidance(top_k(1)))),
         'neither': timed(lambda: sampled(plain, seeds, None)),
     }
+
+
+def picture_figures(told: Network, plain: Network, kind: str, originals: torch.Tensor, n: int, lpips) -> list[dict]:
+    """Rows of figures."""
+    made = picture_ways(told, plain, kind, originals, n)
     if kind == 'color':
         made['the grey picture'] = originals.mean(1, keepdim=True).expand(-1, 3, -1, -1), 0.0
     rows = []
     for way, (images, seconds) in made.items():
         rows.append(picture_row(way, kind, images, originals, lpips, seconds))
         print(rows[-1], flush=True)
-    shown = [b * B // 8 for b in range(8)]
-    seen = conditions.as_picture(told.conditions, condition, 3)
-    sheet = {'original': originals[shown], 'told': seen[shown]}
-    for way, (images, _) in made.items():
-        if way != 'neither' and len(images) == B * n:
-            samples = images.unflatten(0, (B, n))[shown]
-            sheet |= {f'{way}{"" if i == 0 else " " * i}': samples[:, i] for i in range(3 if way == 'told' else 1)}
-    more, steered = steered_figures(told, originals, condition, kind)
-    return rows + more, {'samples': zscg.Sheet(sheet), 'steered': steered}
+    return rows
 
 
-def steered_figures(told: Network, originals: torch.Tensor, condition: torch.Tensor, kind: str):
-    """Fig. 8, columns 4 and 5: the condition fixes the structure, another picture at 8x8 the colours."""
-    B = len(originals)
-    others = originals.roll(B // 2, 0)
+def picture_sheet(told: Network, plain: Network, kind: str, portraits: torch.Tensor, n: int = 4) -> zscg.Sheet:
+    """n images of each portrait in every way."""
+    seen = conditions.as_picture(told.conditions, told.make_condition(images=portraits), 3)
+    rows = {'original': portraits.repeat_interleave(n, 0), 'known': seen.repeat_interleave(n, 0)}
+    made = picture_ways(told, plain, kind, portraits, n)
+    return zscg.Sheet(rows | {way: images for way, (images, _) in made.items()})
+
+
+def steered(told: Network, originals: torch.Tensor, others: torch.Tensor):
+    """Fig. 8, columns 4 and 5: (images by the condition of ``originals`` alone, and with the 8x8 pixels of others)."""
+    condition, seeds = told.make_condition(images=originals), list(range(len(originals)))
     small = pixel_maps.box(others, (8, 8))
-    free = sampled(told, list(range(B)), condition)
-    steered = sampled(told, list(range(B)), condition, lambda rows: guides.superres(small[rows]))
+    free = sampled(told, seeds, condition)
+    return free, sampled(told, seeds, condition, lambda rows: guides.superres(small[rows]))
+
+
+def steered_figures(told: Network, originals: torch.Tensor, kind: str) -> list[dict]:
+    others = originals.roll(len(originals) // 2, 0)
+    free, guided = steered(told, originals, others)
+    small = chroma(pixel_maps.box(others, (8, 8)))
     rows = []
-    for way, images in (('told', free), ('told, and guided by another picture at 8x8', steered)):
+    for way, images in (('told', free), ('told, and guided by another picture at 8x8', guided)):
         row = {'condition and guide': way,
-               'colour distance to the guide at 8x8': rms(chroma(pixel_maps.box(images, (8, 8))), chroma(small))}
+               'colour distance to the guide at 8x8': rms(chroma(pixel_maps.box(images, (8, 8))), small)}
         if kind == 'color':
             row['grey error'] = rms(images.mean(1, keepdim=True), originals.mean(1, keepdim=True))
         else:
             a, b = edges_of(images), edges_of(originals)
             row['edges in common'] = ((a & b).sum((1, 2, 3)) / (a | b).sum((1, 2, 3)).clamp(min=1)).mean().item()
         rows.append(row)
+    return rows
+
+
+def steered_sheet(told: Network, portraits: torch.Tensor, n: int = 4) -> zscg.Sheet:
+    """n images of each portrait by what is told of it, by another's colours on top, and by strokes on top."""
+    originals, others = (x.repeat_interleave(n, 0) for x in (portraits, portraits.roll(1, 0)))
+    condition = told.make_condition(images=originals)
     seen = conditions.as_picture(told.conditions, condition, 3)
     dabs = originals.new_full((1, 4, *originals.shape[2:]), -1.0)
     H, W = originals.shape[2:]
     red, blue = (torch.tensor([*colour, 1.0]).view(1, 4, 1, 1) for colour in ((0.7, -0.4, -0.3), (-0.6, -0.2, 0.6)))
     dabs[:, :, H // 2 : H // 2 + H // 8, W // 4 : W // 4 + W // 8] = red
     dabs[:, :, : H // 10, :] = blue
-    dabbed = sampled(told, list(range(B)), condition, lambda rows: Guidance([guides.strokes(dabs)], top_k(1)))
-    strokes = torch.where(dabs[:, 3:] > 0, dabs[:, :3], seen[:8])
-    sheet = {'told': seen[:8], 'sample': free[:8], 'guide': others[:8], 'guided': steered[:8], 'strokes': strokes,
-             'by strokes': dabbed[:8]}  # fmt: skip
-    return rows, zscg.Sheet(sheet)
+    strokes = Guidance([guides.strokes(dabs)], top_k(1))
+    dabbed = sampled(told, list(range(len(originals))), condition, lambda rows: strokes)
+    free, guided = steered(told, originals, others)
+    drawn = torch.where(dabs[:, 3:] > 0, dabs[:, :3], seen)
+    return zscg.Sheet({'known': seen, 'sample': free, 'guide': others, 'guided': guided, 'strokes': drawn,
+                       'by strokes': dabbed})  # fmt: skip
 
 
 @click.command(help=__doc__, context_settings={'show_default': True})
@@ -232,13 +248,14 @@ def steered_figures(told: Network, originals: torch.Tensor, condition: torch.Ten
 @click.option('--data', required=True, help='Held-out pictures, of classes with labels; zip or folder')
 @click.option('--num', type=int, default=16, help='Held-out faces, or pictures to reconstruct')
 @click.option('--samples', type=int, default=8, help='Of each face')
+@click.option('--portraits', default=zscg.PORTRAITS, help='What the sheets of faces show')
 @click.option('--per-class', type=int, default=100)
 @click.option('--few', type=int, default=10, help='Per class where a classifier guides')
 @click.option('--every', type=int, default=1, help='The classifier guides every n-th layer')
 @click.option('--weights', default=zscg_cifar_classes.WEIGHTS, help='Folder of resnet20 and resnet56')
 @click.option('--outdir', default='experiments/out/conditional')
 @click.option('--note', multiple=True, help='NAME=TEXT: a fact to keep with the numbers')
-def main(task, network, unconditional, data, num, samples, per_class, few, every, weights, outdir, note):
+def main(task, network, unconditional, data, num, samples, portraits, per_class, few, every, weights, outdir, note):
     told, plain = Network.from_pretrained(network), Network.from_pretrained(unconditional)
     facts = dict(text.split('=', 1) for text in note)
     for name, net in (('told', told), ('not told', plain)):
@@ -273,7 +290,10 @@ def main(task, network, unconditional, data, num, samples, per_class, few, every
         condition = told.make_condition(images=originals)
         facts['held-out pictures'] = f'{num} of {os.path.basename(data)}, {samples} samples each; best: of those'
         facts['units'] = 'PSNR in dB; colour distance and grey error are RMS in grey levels of 0..255'
-        rows, sheets = picture_figures(told, plain, task, originals, samples, load_lpips())
+        rows = picture_figures(told, plain, task, originals, samples, load_lpips())
+        rows += steered_figures(told, originals, task)
+        shown = zscg.portraits(portraits, told)
+        sheets = {'samples': picture_sheet(told, plain, task, shown), 'steered': steered_sheet(told, shown)}
     first = slice(0, 200)
     facts['PSNR of held-out pictures encoded and decoded'] = (
         f'{rebuilt(told, originals[first], condition[first]):.2f} dB told, '

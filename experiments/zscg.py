@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ddn_networks import DDN, Candidates, guided
+from ddn_networks import DDN, Candidates, guided, pixel_maps
 from ddn_networks.guides import Guide
 from dnnlib.images import ImageArchive, to_float, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write
 from metrics.reconstruction import psnr
 
+PORTRAITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'assets', 'faces')
 LARGE = 400_000  # pixels of a sheet above which it gets a palette: a third of the bytes
 
 
@@ -66,6 +67,15 @@ def pictures(path: str, num: int, net: DDN, spread: bool = False) -> torch.Tenso
         made = [net.img_channels, *net.img_resolution]
         raise click.ClickException(f'{path} holds images {list(images.shape[1:])}, the network makes {made}')
     return images
+
+
+def portraits(path: str, net: DDN) -> torch.Tensor:
+    """[n, C, H, W] of all pictures of a folder, fitted to the network: for sheets, which only what may be published
+    should be on."""
+    archive = ImageArchive(path)
+    images = [to_float(torch.from_numpy(archive.image(i)))[None] for i in range(len(archive))]
+    fitted = [pixel_maps.to_channels(pixel_maps.fit(x, net.img_resolution), net.img_channels) for x in images]
+    return torch.cat(fitted)
 
 
 def places(num: int, of: int) -> list[int]:

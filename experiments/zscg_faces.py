@@ -26,10 +26,7 @@ import zscg
 import guide_specs
 from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided import Guidance, by_distance, top_k
-from dnnlib.images import ImageArchive, to_float
 from metrics.detectors import load_lpips
-
-PORTRAITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'assets', 'faces')
 
 
 def noisy(x: torch.Tensor) -> torch.Tensor:
@@ -214,19 +211,11 @@ def drawn_tasks(net: Network, portraits: torch.Tensor, every: Sequence[zscg.Task
     return zscg.Sheet(rows)
 
 
-def portraits_of(path: str, net: Network) -> torch.Tensor:
-    """[n, C, H, W] of all pictures of a folder, fitted to the network."""
-    archive = ImageArchive(path)
-    images = [to_float(torch.from_numpy(archive.image(i)))[None] for i in range(len(archive))]
-    fitted = [pixel_maps.to_channels(pixel_maps.fit(x, net.img_resolution), net.img_channels) for x in images]
-    return torch.cat(fitted)
-
-
 @click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
 @click.option('--network', help='Snapshot of an unconditional face network')
 @click.option('--train-data', default='datasets/faces64-train.zip', help='What to train preset faces64-cpu on without')
 @click.option('--data', required=True, help='Held-out faces of its resolution, zip or folder')
-@click.option('--portraits', default=PORTRAITS, help='What the sheets show')
+@click.option('--portraits', default=zscg.PORTRAITS, help='What the sheets show')
 @click.option('--outdir', default='experiments/out')
 @click.option('--num', type=int, default=32, help='Held-out faces')
 @click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')
@@ -236,7 +225,7 @@ def main(network, train_data, data, portraits, outdir, num, pool, clip, only):
     guide_of = clip_guides(clip) if clip else None
     network = network or zscg.trained('faces64-cpu', train_data, os.path.join(outdir, 'faces-network'))
     net, lpips = Network.from_pretrained(network), load_lpips()
-    originals, shown = zscg.pictures(data, num, net), portraits_of(portraits, net)
+    originals, shown = zscg.pictures(data, num, net), zscg.portraits(portraits, net)
     calls = sum(net.num_nodes)
     drawn = zscg.unguided(net, pool or calls, seed=10**6, batch=16)
     measure = lpips if min(net.img_resolution) >= 31 else None
