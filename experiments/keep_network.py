@@ -46,8 +46,15 @@ def last_seconds(run: str) -> float | None:
 def command(stored: dict, dataset: str, preset: str) -> str:
     """The line that trains it again: a preset, and what the run had otherwise."""
     others = {k: stored['options'][k] for k, v in PRESETS[preset].items() if stored['options'].get(k) != v}
+    if stored['options'].get('transfer'):
+        others['transfer'] = begun_with(stored['options']['transfer'])
     options = ''.join(f' --{name.replace("_", "-")}={value}' for name, value in others.items())
     return f'python train.py --preset={preset}{options} --data=datasets/{dataset}.zip --outdir=runs'
+
+
+def begun_with(transfer: str) -> str:
+    """RUN/SNAPSHOT of the path of one, wherever the run was; or the name of a kept network as it is."""
+    return os.path.join(*transfer.split(os.sep)[-2:])
 
 
 def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str | None, note: str) -> dict:
@@ -62,6 +69,8 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str |
     kept = ema or next(iter(net.snapshot_meta['emas']), 'none')
     persistence.save_network(path, net.to(dtype), meta={**meta, 'averaged_over_mimg': kept})
     loop = {k: v for k, v in stored['loop'].items() if k not in ('dataset_kwargs', 'val_data', 'num_workers')}
+    if loop.get('transfer'):
+        loop['transfer'] = begun_with(loop['transfer'])
     with open(path, 'rb') as f:
         digest = hashlib.sha256(f.read()).hexdigest()
     return {

@@ -83,6 +83,14 @@ def test_what_is_kept_is_the_average_alone(tmp_path, dtype, bytes_each):
     assert result.exit_code == 1 and 'holds no network-snapshot' in result.output
 
 
+def test_the_command_says_what_it_began_with():
+    preset = keep_network.PRESETS['mnist-tree-8x5']
+    for transfer, said in (('/somewhere/runs/8x3/network-snapshot-1.safetensors', '8x3/network-snapshot-1.safetensors'),
+                           ('tree-8x3', 'tree-8x3')):  # fmt: skip
+        line = keep_network.command({'options': {**preset, 'transfer': transfer}}, 'digits', 'mnist-tree-8x5')
+        assert line == f'python train.py --preset=mnist-tree-8x5 --transfer={said} --data=datasets/digits.zip --outdir=runs'
+
+
 def recurrent() -> RecurrentDDN:
     torch.manual_seed(0)
     return RecurrentDDN(8, 1, 5, 4, base_width=4, multipliers=[1, 2], num_blocks=1, features=8).eval()
