@@ -4,6 +4,7 @@ Legend: B images, L layers, K nodes, C image channels, H x W pixels.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -184,16 +185,36 @@ class Network(nn.Module):
         """The latent of images [B, C, H, W] in [-1, 1]: codes [B, L] int64 of the nearest candidates (Eq. 3).
 
         The nearest candidate of each layer need not lead to the nearest image of the last. ``beam``: as many partial
-        images go on in place of one, and the best of the last layer counts; beams of K^(L-1) try all K^L images.
+        images go on in place of one, and the best of the last layer counts; with K^(L-1) of them all K^L images count.
         """
         expected = [self.img_channels, *self.img_resolution]
         if list(images.shape[1:]) != expected:
             raise ValueError(f'this network encodes images of shape {expected}, not {list(images.shape[1:])}')
         images = images.to(self.device)
         if beam > 1:
+            if beam >= math.prod(self.num_nodes[:-1]) and condition is None:
+                return self._nearest_leaf(images)
             search = guided.Guidance([guides.l2(images)], beam=beam)
             return guided.sample(self, search, range(len(images)), condition)[1]
         return self(samplers.nearest(images), len(images), condition).codes
+
+    def _nearest_leaf(self, images: torch.Tensor, at_once: int = 1024) -> torch.Tensor:
+        """The codes [B, L] of the nearest of all K^L images, each drawn once for all of ``images``."""
+        bases = torch.tensor([math.prod(self.num_nodes[l + 1 :]) for l in range(self.num_layers)])
+        K, target = torch.tensor(self.num_nodes), images.flatten(1)  # [B, C H W]
+        best = target.new_full((len(target),), math.inf)
+        found = torch.zeros(len(target), dtype=torch.int64, device=target.device)
+        share_prefixes, self.share_prefixes = self.share_prefixes, True
+        try:
+            for first in range(0, math.prod(self.num_nodes), at_once):
+                leaves = torch.arange(first, min(first + at_once, math.prod(self.num_nodes)))
+                drawn = self.decode(leaves[:, None] // bases % K).flatten(1)  # [n, C H W]
+                nearest = (drawn.square().sum(1) - 2 * target @ drawn.t()).min(1)  # less |target|^2
+                found = torch.where(nearest.values < best, nearest.indices + first, found)
+                best = torch.minimum(best, nearest.values)
+        finally:
+            self.share_prefixes = share_prefixes
+        return found[:, None] // bases.to(found.device) % K.to(found.device)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:

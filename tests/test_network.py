@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ddn_networks import DDN, published_config, samplers
+from ddn_networks import DDN, guided, guides, published_config, samplers
 from ddn_networks.blocks import ResBlock, num_groups
 from ddn_networks.ddl import DDL
 from ddn_networks.network import resolution_pair, scale_sizes
@@ -309,6 +309,10 @@ def test_a_beam_finds_what_trying_all_codes_finds():
     error = lambda codes: (net.decode(codes) - images).square().mean((1, 2, 3))  # noqa: E731
     found = net.encode(images, beam=32)
     assert torch.equal(found, every[distances.argmin(1)])
+    assert torch.equal(net._nearest_leaf(images, at_once=7), found) and not net.share_prefixes
+    search = guided.Guidance([guides.l2(images)], beam=32)
+    assert torch.equal(net.sample(6, guide=search)[1], found)
+    assert (error(found) <= error(net.encode(images, beam=4))).all()
     assert torch.equal(net.encode(images, beam=1), net.encode(images))
     assert not torch.equal(found, net.encode(images)) and (error(found) <= error(net.encode(images))).all()
     net.share_prefixes = True
