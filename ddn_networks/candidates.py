@@ -143,12 +143,14 @@ class Candidates:
         """Rendered candidates for guides that must see pictures: (k0, [B, k, C, H, W]) with k <= size, no gradient."""
         if size < 1:
             raise ValueError(f'a chunk holds at least one candidate, not {size}')
-        with torch.no_grad(), _full_precision(self.weight):
-            features = self.features.to(self.dtype).flatten(2)  # [B, F, N]
-            for k0 in range(0, self.num_nodes, size):
-                weight = self.weight[k0 : k0 + size].to(self.dtype)
+        features = self.features.detach().to(self.dtype).flatten(2)  # [B, F, N]
+        base = None if self.base is None else self.base.detach()[:, None]
+        for k0 in range(0, self.num_nodes, size):
+            weight = self.weight.detach()[k0 : k0 + size].to(self.dtype)
+            with torch.no_grad(), _full_precision(self.weight):  # not around the yield: it would hold for the caller
                 images = (weight.flatten(0, 1) @ features).view(len(features), len(weight), *self.shape[1:])
-                yield k0, images if self.base is None else images + self.base[:, None]
+                images = images if base is None else images + base
+            yield k0, images
 
 
 def _full_precision(tensor: torch.Tensor) -> torch.autocast:

@@ -259,4 +259,5 @@ def test_images_with_candidates_in_common(U, base, pays):
     sums = shared.of_features(lambda f: passes.append(len(f)) or f.sum((1, 2, 3)))
     assert passes == [U] and torch.equal(sums, own.features.sum((1, 2, 3)))
     for (k, a), (_, b) in zip(shared.chunks(2), own.chunks(2), strict=True):
-        assert torch.equal(a, b) and k % 2 == 0
+        assert torch.equal(a, b) and k % 2 == 0 and torch.is_grad_enabled()  # between two chunks, too
+    assert torch.is_grad_enabled()
