@@ -86,7 +86,7 @@ class Samples:
     def read(self, positions: list[int]) -> torch.Tensor:
         """uint8 `[B, C, H, W]`."""
         seeds = [self.seed + p for p in positions]
-        condition, classes = None, num_classes(self.net)
+        condition, classes = None, conditions.classes_alone(self.net.conditions)
         if classes is not None:
             condition = self.net.make_condition(torch.tensor(seeds) % classes)
         images, _ = self.net.sample(seeds=seeds, condition=condition)
@@ -96,19 +96,14 @@ class Samples:
         return {**self.about, 'num': self.num, 'seeds': f'{self.seed}-{self.seed + self.num - 1}'}
 
 
-def num_classes(net: ddn_networks.Network) -> int | None:
-    """How many classes a network is told of, if that is all it is told of."""
-    alone = len(net.conditions) == 1 and net.conditions[0].kind in conditions.CLASSES
-    return net.conditions[0].size if alone else None
-
-
 def load_network(
     path: str, ema: str | None, device: torch.device, classes: bool = True
 ) -> tuple[ddn_networks.Network, dict]:
     """A network, and what a result says of it. Raises ValueError for one that must be told more than a class, or
     without ``classes``, of anything."""
     net = ddn_networks.Network.from_pretrained(path, ema=ema, device=device)
-    if net.condition_channels and not net.condition_optional and not (classes and num_classes(net) is not None):
+    drawn = classes and conditions.classes_alone(net.conditions) is not None
+    if net.condition_channels and not net.condition_optional and not drawn:
         raise ValueError(f'{path} needs a condition: make its pictures with generate.py and give them with --images')
     kept = getattr(net, 'snapshot_meta', {}).get('emas') or ['none']
     about = {'network': str(path), 'sha256': file_sha256(persistence.network_path(path)), 'ema': ema or kept[0]}

@@ -109,7 +109,8 @@ class Candidates:
             if self.rows is not None and self._shared_pays():
                 return self._shared_distances(weight, to.to(self.dtype))
             features = self.features.detach().to(self.dtype).flatten(2)  # [B, F, N]
-            error = -to.to(self.dtype) if self.base is None else self.base.detach().to(self.dtype) - to.to(self.dtype)
+            base = self.base
+            error = -to.to(self.dtype) if base is None else base.detach().to(self.dtype) - to.to(self.dtype)
             error = error.flatten(2)  # [B, C, N]
             total = _METHODS[cheapest_method(B, *weight.shape, H * W)](weight, features, error)
             return total / (C * H * W)
@@ -144,7 +145,8 @@ class Candidates:
         if size < 1:
             raise ValueError(f'a chunk holds at least one candidate, not {size}')
         features = self.features.detach().to(self.dtype).flatten(2)  # [B, F, N]
-        base = None if self.base is None else self.base.detach()[:, None]
+        base = self.base
+        base = None if base is None else base.detach()[:, None]
         for k0 in range(0, self.num_nodes, size):
             weight = self.weight.detach()[k0 : k0 + size].to(self.dtype)
             with torch.no_grad(), _full_precision(self.weight):  # not around the yield: it would hold for the caller

@@ -74,6 +74,11 @@ def parse(names: Sequence[str], img_channels: int, optional: bool = False) -> li
     return parts
 
 
+def classes_alone(parts: Sequence[Part]) -> int | None:
+    """How many classes there are, where a class is all that a network is told; None where it is not."""
+    return parts[0].size if len(parts) == 1 and parts[0].kind in CLASSES else None
+
+
 # What chance decides of a condition in training.
 
 

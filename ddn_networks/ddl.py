@@ -88,7 +88,8 @@ class DDL(nn.Module):
             codes = codes[sharing.first]
             continues = (rows if continues is None else rows[continues])[sharing.first]
         if continues is not None:
-            x, full = x.index_select(0, continues), full.index_select(0, continues)
+            x = x.index_select(0, continues)
+            full = x.to(full.dtype)  # itself, where it is that already
             base = None if base is None else base.index_select(0, continues)
         with torch.autocast(x.device.type, enabled=False):
             kernel = self.weight[codes].to(full.dtype)  # [B, C, F], the only node with a gradient

@@ -231,9 +231,12 @@ def test_a_network_of_classes_draws_all_of_them_alike(room, tmp_path):
     assert 'needs a condition' in line
 
 
-def test_a_network_whose_condition_is_optional_draws_without(room):
+def test_a_network_whose_condition_is_optional_draws_without(room, tmp_path):
     net = make_net(conditions=['edge'], condition_optional=True).eval()
     assert torch.equal(fid.Samples(net, 3).read([2]), fid.to_uint8(net.sample(seeds=[2])[0]))
+    persistence.save_network(str(tmp_path / 'optional.safetensors'), net, meta={})
+    options = ['--network', tmp_path / 'optional.safetensors', '--num', '20']
+    assert run(room, 'calc', *options, '--ref', room / 'a.npz')['images']['num'] == 20
 
 
 # ---------------------------------------------------------------------------------------------------- reconstruction

@@ -1,12 +1,12 @@
 """``--guide``: from words and files to guides."""
 
-import json
 import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_open_clip
 from PIL import Image
 
 import guide_specs
@@ -205,18 +205,8 @@ def test_help_lists_every_guide_with_options_and_an_example():
         guide_specs.split(value, [*kind.options, 'weight'])  # the examples are well formed
 
 
-def test_clip_with_a_small_random_model():
-    try:
-        import open_clip
-    except ImportError as error:
-        pytest.skip(f'open_clip is not installed ({error})')
-    torch.manual_seed(0)
-    config = {
-        'embed_dim': 16,
-        'vision_cfg': {'image_size': 16, 'layers': 1, 'width': 32, 'patch_size': 8, 'head_width': 16},
-        'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 16, 'heads': 2, 'layers': 1},
-    }
-    net = open_clip.CLIP(**config).eval()
+def test_clip_with_a_small_random_model(tmp_path):
+    open_clip, net, _ = tiny_open_clip(tmp_path, 'ddn-tiny-random')
     guide = guide_specs.clip_guide('a smiling woman', net, open_clip.tokenize)
     candidates = family(B=1, K=3)
     images = torch.nn.functional.interpolate(
@@ -231,21 +221,8 @@ def test_clip_with_a_small_random_model():
 
 
 def test_clip_by_words_loads_a_file_of_weights(tmp_path):
-    try:
-        import open_clip
-    except ImportError as error:
-        pytest.skip(f'open_clip is not installed ({error})')
-    config = {
-        'embed_dim': 16,
-        'vision_cfg': {'image_size': 16, 'layers': 1, 'width': 32, 'patch_size': 8, 'head_width': 16},
-        'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 16, 'heads': 2, 'layers': 1},
-    }
-    (tmp_path / 'ddn-tiny.json').write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / 'ddn-tiny.json')
-    torch.manual_seed(0)
-    net = open_clip.CLIP(**config).eval()
-    torch.save(net.state_dict(), tmp_path / 'weights.pt')
-    text = f'clip:a smiling, old woman,model=ddn-tiny,pretrained={tmp_path / "weights.pt"},at_once=2,weight=0.5'
+    open_clip, net, weights = tiny_open_clip(tmp_path, 'ddn-tiny')
+    text = f'clip:a smiling, old woman,model=ddn-tiny,pretrained={weights},at_once=2,weight=0.5'
     spec = guide_specs.parse(text)
     same(spec, guide_specs.clip_guide('a smiling, old woman', net, open_clip.get_tokenizer('ddn-tiny')))
     assert spec.build([], SHAPE).weight == 0.5 and spec.names == []

@@ -8,7 +8,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import write_zip
+from conftest import tiny_open_clip, write_zip
 from PIL import Image
 
 import guide_specs
@@ -186,21 +186,8 @@ def test_clip_that_does_not_load_is_one_line(tmp_path, monkeypatch):
 
 
 def test_clip_guides_load_a_model_of_open_clip(tmp_path):
-    try:
-        import open_clip
-    except ImportError as error:
-        pytest.skip(f'open_clip is not installed ({error})')
-    config = {
-        'embed_dim': 16,
-        'vision_cfg': {'image_size': 16, 'layers': 1, 'width': 32, 'patch_size': 8, 'head_width': 16},
-        'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 16, 'heads': 2, 'layers': 1},
-    }
-    (tmp_path / 'ddn-tiny-faces.json').write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / 'ddn-tiny-faces.json')
-    torch.manual_seed(0)
-    clip = open_clip.CLIP(**config).eval()
-    torch.save(clip.state_dict(), tmp_path / 'weights.pt')
-    found = zscg_faces.clip_guides(f'ddn-tiny-faces,{tmp_path / "weights.pt"}')('a child')
+    open_clip, clip, weights = tiny_open_clip(tmp_path, 'ddn-tiny-faces')
+    found = zscg_faces.clip_guides(f'ddn-tiny-faces,{weights}')('a child')
     images = uniform(2, 3, 16, 16)
     expected = guide_specs.clip_guide('a child', clip, open_clip.get_tokenizer('ddn-tiny-faces'))
     torch.testing.assert_close(zscg.finished(found, images), zscg.finished(expected, images))

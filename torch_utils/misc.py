@@ -15,7 +15,7 @@ def num_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def memory_format(device: torch.device, precision: str = 'fp32') -> torch.memory_format:
+def memory_format(device: torch.device, precision: str) -> torch.memory_format:
     """The layout in which convolutions are fastest (measured by benchmarks/backbone_options.py): channels last, but on
     a CPU with bfloat16 blocks, where the norms between the convolutions lose more by it than those gain."""
     contiguous = device.type == 'cpu' and precision == 'bf16'

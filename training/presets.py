@@ -52,7 +52,7 @@ TREE = {
     'tick': 250.0,
     'seed': 0,
 }
-DEEP = {**TREE, 'chain_dropout': 0.03, 'lr': 1e-3, 'lr_ramp': 0.005, 'ema': '0.005', 'duration': 0.05, 'tick': 10.0}
+DEEP = {**TREE, 'chain_dropout': 0.03, 'lr': 1e-3, 'lr_ramp': 0.005, 'ema': '0.005', 'duration': 0.04, 'tick': 10.0}
 
 PRESETS = {
     'cifar10-cpu': {
@@ -105,7 +105,15 @@ PRESETS = {
         'duration': 0.1,
         'ema': '0.01',
     },
-    'mnist-tree-8x10': {**DEEP, 'nodes': '8', 'steps': 10, 'batch': 256},  # after 8x5
+    'mnist-tree-8x10': {  # after 8x5
+        **DEEP,
+        'nodes': '8',
+        'steps': 10,
+        'batch': 256,
+        'lr_ramp': 0.003,
+        'duration': 0.02,
+        'ema': '0.002',
+    },
     'mnist-tree-64x2': {
         **TREE,
         'nodes': '64',

@@ -401,9 +401,8 @@ def _sample_sheet(
     rows, columns = GRID
     condition, shown = None, None
     if val_condition is not None:
-        kinds = [part.kind for part in net.conditions]
-        if len(kinds) == 1 and kinds[0] in conditions.CLASSES:
-            num_classes = net.conditions[0].size
+        num_classes = conditions.classes_alone(net.conditions)
+        if num_classes is not None:
             rows = min(rows, num_classes)
             classes = torch.linspace(0, num_classes - 1, rows).long()
             condition = net.make_condition(classes)
