@@ -192,20 +192,20 @@ def _by_rendering(weight: torch.Tensor, features: torch.Tensor, error: torch.Ten
 
 def _cross(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """2 <W_k, E F^T> + |E|^2: the part of the distance that both Gram forms share. [B, K]"""
-    correlation = error @ features.mT  # [B, C, F]
+    correlation = torch.bmm(error, features.mT)  # [B, C, F]
     return torch.addmm(error.square().sum((1, 2))[:, None], correlation.flatten(1), weight.flatten(1).t(), alpha=2)
 
 
 def _by_node_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """<W_k^T W_k, F F^T>, with the F x F matrix of every node made once for the batch."""
-    gram = (features @ features.mT).flatten(1)  # [B, F F]
+    gram = torch.bmm(features, features.mT).flatten(1)  # [B, F F]
     slices = weight.split(_slice_size(weight, gram.shape[1]))
-    return _cross(weight, features, error) + torch.cat([gram @ (w.mT @ w).flatten(1).t() for w in slices], 1)
+    return _cross(weight, features, error) + torch.cat([gram @ torch.bmm(w.mT, w).flatten(1).t() for w in slices], 1)
 
 
 def _by_feature_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """<W_k, W_k (F F^T)>: the same without the node matrices, cheaper for small batches."""
-    gram = features @ features.mT  # [B, F, F]
+    gram = torch.bmm(features, features.mT)  # [B, F, F]
 
     def part(w: torch.Tensor) -> torch.Tensor:
         product = (w.flatten(0, 1) @ gram).unflatten(1, w.shape[:2])  # [B, k, C, F]

@@ -92,62 +92,79 @@ class DDL(nn.Module):
             full = x.to(full.dtype)  # itself, where it is that already
             base = None if base is None else base.index_select(0, continues)
         with torch.autocast(x.device.type, enabled=False):
-            kernel = self.weight[codes].to(full.dtype)  # [B, C, F], the only node with a gradient
-            if self.leak_choice:  # image and leak in one product with both halves, which reads the features once
-                none = torch.zeros_like(kernel)
-                kernel = torch.cat([torch.cat([kernel, none], 2), torch.cat([none, kernel], 2)], 1)  # [B, 2C, 2F]
-            image, leak, told = _Selected.apply(x, full.detach(), kernel, base, self.leak_choice, tell)
+            image, leak, told = _Selected.apply(x, full.detach(), self.weight, codes, base, self.leak_choice, tell)
         return Selection(candidates, choice, image, leak, continues, sharing, told)
 
 
 class _Selected(torch.autograd.Function):
-    """x [B, F, H, W] and one kernel [B, c, F] each -> the image [B, C, H, W] = kernel x + base, the leak (the second
-    half of kernel x, or None) and, with ``tell``, x with both added. ``full`` is x as float32, without gradient.
+    """x [B, F or 2F, H, W], weight [K, C, F] and codes [B] -> the image [B, C, H, W] = W_code x + base, the leak (with
+    ``leak_choice``: the same of the second half of x) and, with ``tell``, x with both added. ``full`` is x as float32,
+    without gradient.
 
     As one function, since the gradient of x is then one product that is added to the gradient of what was told, in the
     memory layout of x; autograd would make both, in two layouts, and convert.
+
+    Image and leak are one product too. Where a channel is a plane in memory, the halves of x are 2B smaller matrices;
+    where a pixel is a row of channels, halves cannot be told apart so, and a kernel with zeros reads both.
     """
 
     @staticmethod
-    def forward(ctx, x, full, kernel, base, leak_choice, tell):
+    def forward(ctx, x, full, weight, codes, base, leak_choice, tell):
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(full, kernel)
-        ctx.leak_choice, ctx.x_dtype, ctx.base_dtype = leak_choice, x.dtype, None if base is None else base.dtype
-        made = (kernel @ full.flatten(2)).unflatten(2, x.shape[2:])  # [B, C or 2C, H, W]
-        image, leak = made.chunk(2, 1) if leak_choice else (made, None)
+        kernel = weight[codes].to(full.dtype)  # [B, C, F], the only node with a gradient
+        B, C, F = kernel.shape
+        as_rows = full.is_contiguous(memory_format=torch.channels_last)
+        if leak_choice and as_rows:
+            one = kernel
+            kernel = one.new_zeros(B, 2 * C, 2 * F)
+            kernel[:, :C, :F] = kernel[:, C:, F:] = one
+        elif leak_choice:
+            kernel = kernel.repeat_interleave(2, 0)  # [2B, C, F]
+        ctx.save_for_backward(full, kernel, codes)
+        ctx.leak_choice, ctx.as_rows, ctx.weight_shape = leak_choice, as_rows, weight.shape
+        ctx.x_dtype, ctx.weight_dtype, ctx.base_dtype = x.dtype, weight.dtype, None if base is None else base.dtype
+        (H, W), halves = full.shape[2:], 2 if leak_choice else 1
+        made = torch.bmm(kernel, full.reshape(len(kernel), kernel.shape[2], H * W)).view(B, halves * C, H, W)
+        image, leak = made.chunk(2, 1) if leak_choice else (made, None)  # [B, C, H, W]
         image = image if base is None else image + base
         told = None
         if tell:
             told = x.clone()
-            told[:, : image.shape[1]] += image
+            told[:, :C] += image
             if leak is not None:
-                told[:, -leak.shape[1] :] += leak
+                told[:, -C:] += leak
         return image, leak, told
 
     @staticmethod
     @once_differentiable
     def backward(ctx, of_image, of_leak, of_told):
-        full, kernel = ctx.saved_tensors
-        made = full.new_zeros(len(full), kernel.shape[1], *full.shape[2:])  # of image, then leak
+        full, kernel, codes = ctx.saved_tensors
+        (B, _, H, W), (_, C, F) = full.shape, ctx.weight_shape
+        N, halves = H * W, 2 if ctx.leak_choice else 1
+        made = full.new_zeros(B, halves * C, H, W)  # of image, then leak
         image, leak = made.chunk(2, 1) if ctx.leak_choice else (made, None)
         for part, grad in ((image, of_image), (leak, of_leak)):
             if grad is not None:
                 part += grad
         if of_told is not None:
-            image += of_told[:, : image.shape[1]]
-            if leak is not None:
-                leak += of_told[:, -leak.shape[1] :]
-        base = None if ctx.base_dtype is None else image.to(ctx.base_dtype)
-        flat = made.flatten(2)  # [B, c, N]
-        of_kernel = flat @ full.flatten(2).mT
-        as_rows = full.is_contiguous(memory_format=torch.channels_last)  # [B, N, F] in memory
-        left, right = (flat.mT, kernel) if as_rows else (kernel.mT, flat)
-        if of_told is None:
-            of_x = left @ right
-        else:
             of_told = of_told.to(full.dtype)
-            told = of_told.permute(0, 2, 3, 1).flatten(1, 2) if as_rows else of_told.flatten(2)
-            of_x = torch.baddbmm(told, left, right)
-        H, W = full.shape[2:]
-        of_x = of_x.unflatten(1, (H, W)).permute(0, 3, 1, 2) if as_rows else of_x.unflatten(2, (H, W))
-        return of_x.to(ctx.x_dtype), None, of_kernel, base, None, None
+            image += of_told[:, :C]
+            if leak is not None:
+                leak += of_told[:, -C:]
+        base = None if ctx.base_dtype is None else image.to(ctx.base_dtype)
+        flat = made.view(*kernel.shape[:2], N)  # [B, C or 2C, N] or [2B, C, N]
+        of_kernel = torch.bmm(flat, full.reshape(len(kernel), kernel.shape[2], N).mT)
+        if ctx.leak_choice and ctx.as_rows:
+            of_kernel = of_kernel[:, :C, :F] + of_kernel[:, C:, F:]
+        elif ctx.leak_choice:
+            of_kernel = of_kernel[::2] + of_kernel[1::2]
+        of_weight = of_kernel.new_zeros(ctx.weight_shape, dtype=ctx.weight_dtype)
+        of_weight.index_put_((codes,), of_kernel.to(ctx.weight_dtype), accumulate=True)
+        left, right = (flat.mT, kernel) if ctx.as_rows else (kernel.mT, flat)
+        if of_told is None:
+            of_x = torch.bmm(left, right)
+        else:
+            of_told = of_told.permute(0, 2, 3, 1) if ctx.as_rows else of_told
+            of_x = torch.baddbmm(of_told.reshape(len(kernel), left.shape[1], right.shape[2]), left, right)
+        of_x = of_x.view(B, H, W, halves * F).permute(0, 3, 1, 2) if ctx.as_rows else of_x.view(B, halves * F, H, W)
+        return of_x.to(ctx.x_dtype), None, of_weight, None, base, None, None

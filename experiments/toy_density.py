@@ -13,10 +13,10 @@ The ways to train, each with the same samples:
 
   gradient        the nearest node moves, nothing else: dead nodes and density shift
   split-prune     Algorithm 1 as published, 40 samples a step, one pair of nodes a step
-  pairs           the same with 200 samples and up to K / 32 pairs a step, and a falling learning rate: better and faster
-  trimmed         pairs of 400 samples, three times over them; samples farther from their nodes than twice the median are
-                  no evidence for them and do not move them. So parts of the density with less than a quarter of the
-                  median's get no nodes, which KL(nodes || density) rewards and the total variation shows
+  pairs           the same with 200 samples and up to K / 32 pairs a step, the learning rate falling: better and faster
+  trimmed         pairs of 400 samples, three times over them; samples farther from their nodes than twice the median
+                  are no evidence for them and do not move them. So parts of the density with less than a quarter of
+                  the median's get no nodes, which KL(nodes || density) rewards and the total variation shows
   bias            Loss-Free Balancing: no node dies, a bias on the distances is moved by the load
 """
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddn_networks import DDN, guided, guides, published_config, samplers
-from ddn_networks.blocks import ResBlock, num_groups
+from ddn_networks.blocks import ResBlock, _double, num_groups
 from ddn_networks.ddl import DDL
 from ddn_networks.network import resolution_pair, scale_sizes
 
@@ -365,3 +365,15 @@ def test_a_layer_in_half_precision_keeps_the_features_dtype():
     assert x.grad.dtype == torch.bfloat16 and ddl.weight.grad.dtype == torch.float32
     made = ddl(x.detach().float(), None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0, tell=True)
     torch.testing.assert_close(made.image, ddl(x, None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0).image)
+
+
+@pytest.mark.parametrize('size', [(6, 10), (5, 9)])
+def test_doubling_is_the_same_in_both_memory_layouts(size):
+    x = torch.randn(2, 3, 3, 5, requires_grad=True)
+    expected = torch.nn.functional.interpolate(x, scale_factor=2, mode='nearest')[:, :, : size[0], : size[1]]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = _double(x.contiguous(memory_format=layout), size)
+        assert torch.equal(found, expected)
+        weight = torch.randn_like(expected)
+        grads = [torch.autograd.grad((y * weight).sum(), x, retain_graph=True)[0] for y in (found, expected)]
+        torch.testing.assert_close(*grads)

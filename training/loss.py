@@ -6,6 +6,7 @@ Legend: B images, L layers, C image channels, H x W pixels.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from ddn_networks.samplers import Pyramid
 
@@ -17,7 +18,7 @@ def layer_losses(selected: Sequence[torch.Tensor], target: Pyramid) -> torch.Ten
         selected: L tensors [B, C, h, w], ``Output.selected``.
         target: ``samplers.target_pyramid`` of the images [B, C, H, W] in [-1, 1].
     """
-    return torch.stack([(image - target(image.shape[2:])).square().mean() for image in selected])
+    return torch.stack([F.mse_loss(image, target(image.shape[2:])) for image in selected])
 
 
 def total_loss(layers: torch.Tensor, image_shape: Sequence[int]) -> torch.Tensor:

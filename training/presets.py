@@ -32,9 +32,9 @@ SMALL = {
     'seed': 0,
 }
 
-# Trees of digits at 16x16 (Table 3), on one core of a CPU. Images that chose alike share their features, so large batches
-# cost little; Chain Dropout brings life to the children of every node. Those of K = 8 are recurrent, and a deep one begins
-# with the weights of a shallow one (--transfer; docs/latents.md has the commands).
+# Trees of digits at 16x16 (Table 3), on one core of a CPU. Images that chose alike share their features, so large
+# batches cost little; Chain Dropout brings life to the children of every node. Those of K = 8 are recurrent, and a deep
+# one begins with the weights of a shallow one (--transfer; docs/latents.md has the commands).
 RECURRENT = {'arch': 'recurrent', 'base_width': 16, 'cres': '1,2,4', 'blocks': '1'}
 TREE = {
     'share_prefixes': True,
