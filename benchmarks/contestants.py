@@ -217,7 +217,8 @@ def compare(
                 for net in nets.values():  # as the training loop has it
                     net.to(memory_format=memory_format(torch.device(device), precision))
                 calls = {name: make(name, net, images, precision) for name, net in nets.items()}
-                seconds = interleaved(calls, 2 if quick else repeats, device=device, clock=clock)
+                rounds, burst = (2, 0.0) if quick else (repeats, 1.0)
+                seconds = interleaved(calls, rounds, burst, device=device, clock=clock)
                 caption = f'{config}, batch {B}, {precision}{", blocks compiled" if compiled else ""}'
                 tables[caption] = [_row(name, calls[name], seconds, B, device) for name in calls]
                 print(f'{caption}\n\n{table(tables[caption])}\n', flush=True)
