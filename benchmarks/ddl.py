@@ -62,10 +62,10 @@ def ours(shape: Shape, device: str) -> Callable[[], None]:
         x.grad = base.grad = None
         optimizer.zero_grad(set_to_none=True)
         pyramid = samplers.target_pyramid(target)
-        choice, image, leak = layer(x, base, samplers.nearest_to(pyramid), 0)[1:]
-        loss = layer_losses([image], pyramid).sum()
-        torch.autograd.backward((loss, image, leak), (None, image_grad, leak_grad))
-        balancer.observe(choice.codes[:, None])
+        made = layer(x, base, samplers.nearest_to(pyramid), 0)
+        loss = layer_losses([made.image], pyramid).sum()
+        torch.autograd.backward((loss, made.image, made.leak), (None, image_grad, leak_grad))
+        balancer.observe(made.choice.codes[:, None])
         optimizer.step()
 
     return step
