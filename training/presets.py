@@ -160,22 +160,19 @@ PRESETS = {
     },
     # Figs 6 and 18 at 32x32, with a film: the first choice, at 16x16, is a whole digit.
     'mnist-tree-8x4': {
+        **TREE,
         'channels': '32,16',
         'blocks': '3,1',
         'nodes': '8',
         'balance': 'conditional',
         'batch': 128,
-        'share_prefixes': True,
         'chain_dropout': 0.0,
         'lr': 4e-3,
         'lr_ramp': 0.01,
-        'lr_decay': 'cosine',
-        'beta2': 0.99,
         'duration': 0.15,
         'ema': '0.01',
         'tick': 3.0,
         'snap': 1,
-        'seed': 0,
     },
     'taiji': {**MNIST, 'nodes': '2', 'chain_dropout': 0.0},  # Taiji-DDN, BinDDN; Section 4.2: no Chain Dropout at K=2
     'cifar10': CIFAR10,
