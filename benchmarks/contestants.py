@@ -137,7 +137,7 @@ class SddnLayer(nn.Module):
         if tell:
             between = x.shape[1] - image.shape[1] - leak.shape[1]
             told = x + torch.cat([image, image.new_zeros(len(x), between, *x.shape[2:]), leak], 1).to(x.dtype)
-        return Selection(None, Choice(codes), image, leak, told=told)
+        return Selection(Choice(codes), image, leak, told=told)
 
 
 def with_sddn(net: DDN) -> DDN:

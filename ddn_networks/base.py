@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ddn_networks import conditions, guided, guides, prefixes, samplers
+from ddn_networks.candidates import Candidates
 from ddn_networks.ddl import Selection
 from torch_utils import persistence
 
@@ -230,9 +231,16 @@ class Network(nn.Module):
         l = codes.shape[1]
         if l == self.num_layers:
             raise ValueError(f'codes of all {l} layers name a leaf of the tree; it has no children')
-        sampler = samplers.given(torch.cat([codes, codes.new_zeros(len(codes), 1)], 1))
-        selection = next(itertools.islice(self.walk(sampler, len(codes), condition), l, None))
-        return next(selection.candidates.chunks(self.num_nodes[l]))[1]
+        found = []
+
+        def sampler(candidates: Candidates, layer: int) -> samplers.Choice:
+            if layer < l:
+                return samplers.Choice(codes[:, layer])
+            found.append(next(candidates.chunks(self.num_nodes[l]))[1])
+            return samplers.Choice(codes.new_zeros(len(codes)))
+
+        next(itertools.islice(self.walk(sampler, len(codes), condition), l, None))
+        return found[0]
 
     def check_codes(self, codes: torch.Tensor, prefix: bool = False) -> torch.Tensor:
         """``codes`` as int64, or a ValueError that names the first entry outside [B, L] x 0..K-1. ``prefix``: fewer

@@ -13,6 +13,7 @@ A linear map of pixels or channels leaves the family affine, so super-resolution
 answered in the same way.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -91,7 +92,7 @@ class Candidates:
     def channels(self, matrix: torch.Tensor) -> 'Candidates':
         """The candidates after a linear map over image channels, [C', C]: T(W F + b) = (T W) F + T b."""
         matrix = matrix.to(device=self.weight.device, dtype=self.dtype)
-        with _full_precision(self.weight):
+        with full_precision(self.weight):
             weight = matrix @ self.weight.to(self.dtype)  # [K, C', F]
             base = None if self.base is None else torch.einsum('dc,bchw->bdhw', matrix, self.base.to(self.dtype))
         return Candidates(weight, self.features, base)
@@ -104,7 +105,7 @@ class Candidates:
         if tuple(to.shape) != self.shape:
             raise ValueError(f'the target of these candidates must be {self.shape}, not {tuple(to.shape)}')
         B, C, H, W = self.shape
-        with torch.no_grad(), _full_precision(self.weight):
+        with torch.no_grad(), full_precision(self.weight):
             weight = self.weight.detach().to(self.dtype)
             if self.rows is not None and self._shared_pays():
                 return self._shared_distances(weight, to.to(self.dtype))
@@ -135,7 +136,7 @@ class Candidates:
 
     def render(self, codes: torch.Tensor) -> torch.Tensor:
         """One candidate per image: codes [B] int64 -> [B, C, H, W], with gradient to weight, features and base."""
-        with _full_precision(self.weight):
+        with full_precision(self.weight):
             features = self.features.to(self.dtype)
             image = (self.weight[codes].to(self.dtype) @ features.flatten(2)).unflatten(2, self.shape[2:])
             return image if self.base is None else image + self.base
@@ -149,15 +150,16 @@ class Candidates:
         base = None if base is None else base.detach()[:, None]
         for k0 in range(0, self.num_nodes, size):
             weight = self.weight.detach()[k0 : k0 + size].to(self.dtype)
-            with torch.no_grad(), _full_precision(self.weight):  # not around the yield: it would hold for the caller
+            with torch.no_grad(), full_precision(self.weight):  # not around the yield: it would hold for the caller
                 images = (weight.flatten(0, 1) @ features).view(len(features), len(weight), *self.shape[1:])
                 images = images if base is None else images + base
             yield k0, images
 
 
-def _full_precision(tensor: torch.Tensor) -> torch.autocast:
+def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     """Distances decide discretely: they are never left to autocast."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 # How many numbers an intermediate result may have. What leaves the CPU's cache (or makes the allocator ask for fresh
@@ -199,20 +201,24 @@ def _cross(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) ->
 def _by_node_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """<W_k^T W_k, F F^T>, with the F x F matrix of every node made once for the batch."""
     gram = torch.bmm(features, features.mT).flatten(1)  # [B, F F]
-    slices = weight.split(_slice_size(weight, gram.shape[1]))
-    return _cross(weight, features, error) + torch.cat([gram @ torch.bmm(w.mT, w).flatten(1).t() for w in slices], 1)
+    total = _cross(weight, features, error)
+    size = _slice_size(weight, gram.shape[1])
+    for w, part in zip(weight.split(size), total.split(size, 1), strict=True):
+        # For one channel the elementwise product is several times faster.
+        of_nodes = w.mT * w if w.shape[1] == 1 else torch.bmm(w.mT, w)  # [k, F, F]
+        part.addmm_(gram, of_nodes.flatten(1).t())
+    return total
 
 
 def _by_feature_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """<W_k, W_k (F F^T)>: the same without the node matrices, cheaper for small batches."""
     gram = torch.bmm(features, features.mT)  # [B, F, F]
-
-    def part(w: torch.Tensor) -> torch.Tensor:
+    total = _cross(weight, features, error)
+    size = _slice_size(weight, len(gram) * weight[0].numel())
+    for w, part in zip(weight.split(size), total.split(size, 1), strict=True):
         product = (w.flatten(0, 1) @ gram).unflatten(1, w.shape[:2])  # [B, k, C, F]
-        return product.mul_(w).flatten(2).sum(2)
-
-    slices = weight.split(_slice_size(weight, len(gram) * weight[0].numel()))
-    return _cross(weight, features, error) + torch.cat([part(w) for w in slices], 1)
+        part += product.mul_(w).flatten(2).sum(2)
+    return total
 
 
 _METHODS = {'render': _by_rendering, 'node_gram': _by_node_gram, 'feature_gram': _by_feature_gram}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ddn_networks import prefixes
-from ddn_networks.candidates import Candidates
+from ddn_networks.candidates import Candidates, full_precision
 from ddn_networks.prefixes import Sharing
 from ddn_networks.samplers import Choice, Sampler
 
@@ -18,7 +18,6 @@ from ddn_networks.samplers import Choice, Sampler
 class Selection(NamedTuple):
     """What a DDL hands on.
 
-    candidates: the K candidates the sampler was asked about, unrendered.
     choice: the sampler's answer.
     partial: [B, C, H, W] float32, the selected candidate (x*_l of Eq. 2), with gradient; [U, C, H, W] of distinct ones
         where images of the same choices share them.
@@ -29,7 +28,6 @@ class Selection(NamedTuple):
         the next block of a ``DDN`` gets them; None unless asked for.
     """
 
-    candidates: Candidates
     choice: Choice
     partial: torch.Tensor
     leak: torch.Tensor | None
@@ -76,7 +74,7 @@ class DDL(nn.Module):
     ) -> Selection:
         """Ask ``sampler`` about the candidates on the features x [B, F or 2F, H, W] and render the one it names.
         ``sharing``: x and ``base`` are of U distinct partial images, and this says which of them is whose. ``tell``:
-        also make ``Selection.told``."""
+        also make ``Selection.told``; without gradients that is x itself, changed in place."""
         # At once for candidates and selected image: under autocast each would make its own float32 of the features.
         full = x.to(torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32))
         rows = None if sharing is None else sharing.rows
@@ -91,9 +89,52 @@ class DDL(nn.Module):
             x = x.index_select(0, continues)
             full = x.to(full.dtype)  # itself, where it is that already
             base = None if base is None else base.index_select(0, continues)
-        with torch.autocast(x.device.type, enabled=False):
-            image, leak, told = _Selected.apply(x, full.detach(), self.weight, codes, base, self.leak_choice, tell)
-        return Selection(candidates, choice, image, leak, continues, sharing, told)
+        with full_precision(x):
+            if torch.is_grad_enabled():
+                image, leak, told = _Selected.apply(x, full.detach(), self.weight, codes, base, self.leak_choice, tell)
+            else:
+                kernel = _kernel(full, self.weight, codes, self.leak_choice)
+                image, leak = _rendered(full, kernel, base, self.leak_choice)
+                told = _tell_(x, image, leak) if tell else None
+        return Selection(choice, image, leak, continues, sharing, told)
+
+
+def _are_rows(features: torch.Tensor) -> bool:
+    """Whether a pixel of the features is a row of channels in memory, not a channel a plane."""
+    return features.is_contiguous(memory_format=torch.channels_last)
+
+
+def _kernel(features: torch.Tensor, weight: torch.Tensor, codes: torch.Tensor, leak_choice: bool) -> torch.Tensor:
+    """What makes image and leak of the features in one product: [B, C, F], or with ``leak_choice`` [2B, C, F] where a
+    channel is a plane in memory, since the halves of the features are then 2B smaller matrices; where a pixel is a row
+    of channels, halves cannot be told apart so, and a kernel with zeros [B, 2C, 2F] reads both."""
+    kernel = weight.index_select(0, codes).to(features.dtype)
+    if not leak_choice:
+        return kernel
+    if not _are_rows(features):
+        return kernel.repeat_interleave(2, 0)
+    halves = torch.eye(2, dtype=kernel.dtype, device=kernel.device).view(2, 1, 2, 1)
+    return (kernel[:, None, :, None] * halves).flatten(3).flatten(1, 2)
+
+
+def _rendered(
+    features: torch.Tensor, kernel: torch.Tensor, base: torch.Tensor | None, leak_choice: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Image and leak [B, C, H, W] of the features, with a ``_kernel``."""
+    B, channels, H, W = features.shape
+    made = torch.bmm(kernel, features.reshape(len(kernel), kernel.shape[2], H * W))
+    made = made.view(B, channels // kernel.shape[2] * kernel.shape[1], H, W)
+    image, leak = made.chunk(2, 1) if leak_choice else (made, None)
+    return image if base is None else image + base, leak
+
+
+def _tell_(x: torch.Tensor, image: torch.Tensor, leak: torch.Tensor | None) -> torch.Tensor:
+    """Add the image to the first channels of x and the leak to the last, in place."""
+    C = image.shape[1]
+    x[:, :C].add_(image)
+    if leak is not None:
+        x[:, -C:].add_(leak)
+    return x
 
 
 class _Selected(torch.autograd.Function):
@@ -102,58 +143,33 @@ class _Selected(torch.autograd.Function):
     without gradient.
 
     As one function, since the gradient of x is then one product that is added to the gradient of what was told, in the
-    memory layout of x; autograd would make both, in two layouts, and convert.
-
-    Image and leak are one product too. Where a channel is a plane in memory, the halves of x are 2B smaller matrices;
-    where a pixel is a row of channels, halves cannot be told apart so, and a kernel with zeros reads both.
+    memory layout and dtype of x; autograd would make both, in two layouts, and convert.
     """
 
     @staticmethod
     def forward(ctx, x, full, weight, codes, base, leak_choice, tell):
         ctx.set_materialize_grads(False)
-        kernel = weight[codes].to(full.dtype)  # [B, C, F], the only node with a gradient
-        B, C, F = kernel.shape
-        as_rows = full.is_contiguous(memory_format=torch.channels_last)
-        if leak_choice and as_rows:
-            one = kernel
-            kernel = one.new_zeros(B, 2 * C, 2 * F)
-            kernel[:, :C, :F] = kernel[:, C:, F:] = one
-        elif leak_choice:
-            kernel = kernel.repeat_interleave(2, 0)  # [2B, C, F]
-        ctx.save_for_backward(full, kernel, codes)
-        ctx.leak_choice, ctx.as_rows, ctx.weight_shape = leak_choice, as_rows, weight.shape
-        ctx.x_dtype, ctx.weight_dtype, ctx.base_dtype = x.dtype, weight.dtype, None if base is None else base.dtype
-        (H, W), halves = full.shape[2:], 2 if leak_choice else 1
-        made = torch.bmm(kernel, full.reshape(len(kernel), kernel.shape[2], H * W)).view(B, halves * C, H, W)
-        image, leak = made.chunk(2, 1) if leak_choice else (made, None)  # [B, C, H, W]
-        image = image if base is None else image + base
-        told = None
-        if tell:
-            told = x.clone()
-            told[:, :C] += image
-            if leak is not None:
-                told[:, -C:] += leak
-        return image, leak, told
+        kernel = _kernel(full, weight, codes, leak_choice)
+        ctx.save_for_backward(x, kernel, codes)
+        ctx.leak_choice, ctx.as_rows, ctx.weight_shape = leak_choice, _are_rows(full), weight.shape
+        ctx.weight_dtype, ctx.base_dtype = weight.dtype, None if base is None else base.dtype
+        image, leak = _rendered(full, kernel, base, leak_choice)
+        return image, leak, _tell_(x.clone(), image, leak) if tell else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx, of_image, of_leak, of_told):
-        full, kernel, codes = ctx.saved_tensors
-        (B, _, H, W), (_, C, F) = full.shape, ctx.weight_shape
-        N, halves = H * W, 2 if ctx.leak_choice else 1
-        made = full.new_zeros(B, halves * C, H, W)  # of image, then leak
-        image, leak = made.chunk(2, 1) if ctx.leak_choice else (made, None)
-        for part, grad in ((image, of_image), (leak, of_leak)):
-            if grad is not None:
-                part += grad
+        x, kernel, codes = ctx.saved_tensors
+        (B, channels, H, W), (_, C, F) = x.shape, ctx.weight_shape
+        image, leak = of_image, of_leak
         if of_told is not None:
-            of_told = of_told.to(full.dtype)
-            image += of_told[:, :C]
-            if leak is not None:
-                leak += of_told[:, -C:]
-        base = None if ctx.base_dtype is None else image.to(ctx.base_dtype)
-        flat = made.view(*kernel.shape[:2], N)  # [B, C or 2C, N] or [2B, C, N]
-        of_kernel = torch.bmm(flat, full.reshape(len(kernel), kernel.shape[2], N).mT)
+            image, leak = _sum(image, of_told[:, :C]), _sum(leak, of_told[:, -C:])
+        zeros = kernel.new_zeros(B, C, H, W) if image is None or leak is None else None
+        image = (zeros if image is None else image).to(kernel.dtype)
+        flat = torch.cat([image, zeros if leak is None else leak], 1) if ctx.leak_choice else image
+        flat = flat.reshape(*kernel.shape[:2], H * W)  # [B, C or 2C, N] or [2B, C, N]
+        features = x.to(kernel.dtype).reshape(len(kernel), kernel.shape[2], H * W)
+        of_kernel = torch.bmm(flat, features.mT)
         if ctx.leak_choice and ctx.as_rows:
             of_kernel = of_kernel[:, :C, :F] + of_kernel[:, C:, F:]
         elif ctx.leak_choice:
@@ -161,10 +177,15 @@ class _Selected(torch.autograd.Function):
         of_weight = of_kernel.new_zeros(ctx.weight_shape, dtype=ctx.weight_dtype)
         of_weight.index_put_((codes,), of_kernel.to(ctx.weight_dtype), accumulate=True)
         left, right = (flat.mT, kernel) if ctx.as_rows else (kernel.mT, flat)
+        left, right = left.to(x.dtype), right.to(x.dtype)
         if of_told is None:
             of_x = torch.bmm(left, right)
         else:
             of_told = of_told.permute(0, 2, 3, 1) if ctx.as_rows else of_told
             of_x = torch.baddbmm(of_told.reshape(len(kernel), left.shape[1], right.shape[2]), left, right)
-        of_x = of_x.view(B, H, W, halves * F).permute(0, 3, 1, 2) if ctx.as_rows else of_x.view(B, halves * F, H, W)
-        return of_x.to(ctx.x_dtype), None, of_weight, None, base, None, None
+        of_x = of_x.view(B, H, W, channels).permute(0, 3, 1, 2) if ctx.as_rows else of_x.view(B, channels, H, W)
+        return of_x, None, of_weight, None, None if ctx.base_dtype is None else image.to(ctx.base_dtype), None, None
+
+
+def _sum(a: torch.Tensor | None, b: torch.Tensor) -> torch.Tensor:
+    return b if a is None else a + b

@@ -42,6 +42,18 @@ def tiny_zip(tmp_path_factory) -> str:
     return write_zip(tmp_path_factory.mktemp('data') / 'tiny.zip', 40, (1, 8, 8))
 
 
+def seeing(sampler, see, seen: list):
+    """``sampler``, but what ``see(candidates, choice)`` makes of each layer is added to ``seen``: candidates are of the
+    moment they are asked about."""
+
+    def asked(candidates, layer):
+        choice = sampler(candidates, layer)
+        seen.append(see(candidates, choice))
+        return choice
+
+    return asked
+
+
 TINY_NET = ['--channels=8,8,8,8', '--blocks=1,2,1,2', '--nodes=5']
 TINY_RUN = [
     *TINY_NET, '--batch=16', '--lr=0.01', '--lr-ramp=0', '--seed=1', '--workers=0', '--device=cpu', '--ema=0.0001',

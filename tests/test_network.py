@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from conftest import seeing
 
 from ddn_networks import DDN, guided, guides, published_config, samplers
 from ddn_networks.blocks import ResBlock, _double, num_groups
@@ -51,9 +52,11 @@ def test_law_1_with_every_switch(learning_residual, leak_choice):
     with torch.no_grad():
         out = net(samplers.nearest(images), len(images), keep=True)
     assert torch.equal(net.decode(net.encode(images)), out.images)
-    for l, selection in enumerate(net.walk(samplers.given(out.codes), len(images))):
+    with_base = []
+    sampler = seeing(samplers.given(out.codes), lambda candidates, _: candidates.base is not None, with_base)
+    for selection in net.walk(sampler, len(images)):
         assert (selection.leak is not None) == leak_choice
-        assert (selection.candidates.base is not None) == (learning_residual and l > 0)
+    assert with_base == [learning_residual and l > 0 for l in range(net.num_layers)]
 
 
 @pytest.mark.parametrize('leak_choice', [True, False])
@@ -96,12 +99,14 @@ def test_walk_and_forward_agree():
     images = pictures(net)
     with torch.no_grad():
         out = net(samplers.nearest(images), len(images), keep=True)
-        steps = list(net.walk(samplers.nearest(images), len(images)))
+        rendered = []
+        sampler = seeing(samplers.nearest(images), lambda asked, choice: asked.render(choice.codes), rendered)
+        steps = list(net.walk(sampler, len(images)))
     assert len(steps) == net.num_layers == len(net.specs) == 5
     for l, step in enumerate(steps):
         assert torch.equal(step.image, out.selected[l])
         assert torch.equal(step.choice.codes, out.codes[:, l])
-        torch.testing.assert_close(step.candidates.render(step.choice.codes), step.image, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(rendered[l], step.image, atol=1e-6, rtol=1e-6)
 
 
 def test_samplers_may_follow_parents():
@@ -365,6 +370,36 @@ def test_a_layer_in_half_precision_keeps_the_features_dtype():
     assert x.grad.dtype == torch.bfloat16 and ddl.weight.grad.dtype == torch.float32
     made = ddl(x.detach().float(), None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0, tell=True)
     torch.testing.assert_close(made.image, ddl(x, None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0).image)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('leak_choice', [True, False])
+def test_without_gradients_a_layer_tells_in_place(leak_choice, layout):
+    ddl = DDL(12, 5, 2, leak_choice)
+    x, base = torch.randn(3, 12, 4, 6).to(memory_format=layout), torch.randn(3, 2, 4, 6)
+    before, sampler = x.clone(), samplers.given(torch.tensor([[4], [0], [4]]))
+    expected = ddl(x, base, sampler, 0, tell=True)
+    assert torch.equal(x, before)  # with gradients, x is needed as it was
+    with torch.no_grad():
+        made = ddl(x, base, sampler, 0, tell=True)
+    assert made.told.data_ptr() == x.data_ptr() and not torch.equal(x, before)
+    for a, b in zip(made[1:], expected[1:], strict=True):
+        assert a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_a_layer_in_half_precision_is_that_in_full(layout):
+    torch.manual_seed(0)
+    ddl = DDL(16, 4, 1)
+    x = torch.randn(6, 16, 8, 8).bfloat16().to(memory_format=layout)
+    gradients = []
+    for features in (x.clone().requires_grad_(), x.float().requires_grad_()):
+        made = ddl(features, None, samplers.given(torch.arange(6)[:, None] % 4), 0, tell=True)
+        (made.image.square().sum() + made.told.float().square().sum()).backward()
+        gradients.append((features.grad.float(), ddl.weight.grad))
+        ddl.weight.grad = None
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).norm() < 0.01 * b.norm()
 
 
 @pytest.mark.parametrize('size', [(6, 10), (5, 9)])

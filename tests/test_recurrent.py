@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import seeing
 
 import fid
 import generate
@@ -37,6 +38,13 @@ def pictures(net: Network, B: int = 3, seed: int = 1) -> torch.Tensor:
     return torch.rand(B, net.img_channels, *net.img_resolution, generator=rng) * 2 - 1
 
 
+def all_candidates(net: Network, codes: torch.Tensor) -> list[torch.Tensor]:
+    """The K candidates [B, K, C, h, w] of every layer on the way that ``codes`` name."""
+    seen = []
+    net(seeing(samplers.given(codes), lambda candidates, _: next(candidates.chunks(99))[1], seen), len(codes))
+    return seen
+
+
 def run(command, *args, expect: int = 0) -> str:
     result = CliRunner().invoke(command, [str(a) for a in args])
     assert result.exit_code == expect, result.output + repr(result.exception)
@@ -63,9 +71,11 @@ def test_law_1_at_any_shape(resolution, channels):
 def test_law_1_with_every_switch(switches):
     net = tiny((6, 9), **switches)
     law_1(net)
-    for step, selection in enumerate(net.walk(samplers.given(net.sample(2)[1]), 2)):
+    with_base = []
+    sampler = seeing(samplers.given(net.sample(2)[1]), lambda candidates, _: candidates.base is not None, with_base)
+    for selection in net.walk(sampler, 2):
         assert (selection.leak is not None) == switches.get('leak_choice', True)
-        assert (selection.candidates.base is not None) == (switches.get('learning_residual', True) and step > 0)
+    assert with_base == [switches.get('learning_residual', True) and step > 0 for step in range(net.num_layers)]
 
 
 def law_1(net: Network) -> None:
@@ -152,8 +162,7 @@ def test_a_step_may_be_told_its_number_or_not():
     for net, alike in ((blind, True), (told, False)):
         with torch.no_grad():
             net.ddls[0].weight[0].zero_()  # node 0 is the image that the first step began with
-            selections = list(net.walk(samplers.given(torch.zeros(1, 2, dtype=torch.long)), 1))
-        first, second = (next(s.candidates.chunks(5))[1] for s in selections)
+            first, second = all_candidates(net, torch.zeros(1, 2, dtype=torch.long))
         assert torch.allclose(first, second, atol=1e-6) == alike
 
 
@@ -239,10 +248,7 @@ def test_one_split_moves_the_node_of_all_steps():
     assert balance.counts[0].tolist() == [1, 1, 3, 1, 3]
     state = optimizer.state[net.ddls[0].weight]
     assert torch.equal(state['exp_avg'][4], state['exp_avg'][2])
-    with torch.no_grad():
-        steps = list(net.walk(samplers.given(torch.full((1, 3), 2)), 1))
-    for step in steps:
-        candidates = next(step.candidates.chunks(5))[1]
+    for candidates in all_candidates(net, torch.full((1, 3), 2)):
         assert torch.equal(candidates[:, 4], candidates[:, 2])
 
 
