@@ -18,6 +18,7 @@ or, much smaller, with what a layer needs of it beside the environment, found th
 Legend: B images, K nodes, L layers, C image channels, H x W pixels.
 """
 
+import contextlib
 import importlib
 import sys
 import types
@@ -29,11 +30,13 @@ from torch import nn
 
 from benchmarks.common import CLOCKS, Call, extra_memory, interleaved, medians, ratio, table
 from ddn_networks import DDN, Choice, published_config
+from ddn_networks.candidates import full_precision
 from ddn_networks.ddl import Selection
 from ddn_networks.samplers import Pyramid, Sampler
 from torch_utils.misc import host_syncs, memory_format
 
 CONFIGURATIONS = ('cpu', 'cifar10', '64x64')
+INEXACT = 'layers in bf16'  # a contestant's name ends so where its layers are under autocast, too
 BATCHES = {'cpu': 64, 'cifar10': 4, '64x64': 1}  # that two cores can bear
 
 
@@ -108,7 +111,8 @@ class Backbone(nn.Module):
 
 class SddnLayer(nn.Module):
     """``sddn``'s layer in the place of a ``DDL``. ``target`` names the images in training, ``codes`` [B, L] otherwise:
-    the layer itself knows the two kinds of choice that the benchmarks need, so it asks no sampler."""
+    the layer itself knows the two kinds of choice that the benchmarks need, so it asks no sampler. ``exact``: float32
+    whatever the blocks are in, as ours is; else it is under the blocks' autocast and compares images of 8 bits."""
 
     def __init__(self, in_channels: int, num_nodes: int, img_channels: int, size: int):
         super().__init__()
@@ -118,11 +122,13 @@ class SddnLayer(nn.Module):
         self.size = size
         self.target: Pyramid | None = None
         self.codes: torch.Tensor | None = None
+        self.exact = True
 
     def forward(
         self, x: torch.Tensor, base: torch.Tensor | None, sampler: Sampler, layer: int, sharing: None, tell: bool
     ) -> Selection:
-        d = {'feat_last': x.contiguous()}  # it would copy all K candidates otherwise
+        features = x.contiguous()  # it would copy all K candidates otherwise
+        d = {'feat_last': features.float() if self.exact else features}
         if base is not None:
             d['predict'] = base
         codes = torch.zeros(len(x), dtype=torch.int64)  # in training it counts for itself and tells nobody
@@ -132,7 +138,8 @@ class SddnLayer(nn.Module):
         else:
             codes = self.codes[:, layer]
             d['idx_ks'] = [codes]
-        d = self.layer(d)
+        with full_precision(x) if self.exact else contextlib.nullcontext():
+            d = self.layer(d)
         image, leak, told = d['predict'], d['feat_leak'], None
         if tell:
             between = x.shape[1] - image.shape[1] - leak.shape[1]
@@ -155,16 +162,17 @@ def networks(name: str, num_nodes: list[int], sddn_nodes: int | None, device: st
     made = {'backbone': Backbone(next(iter(ours.values()))), **ours}
     if sddn_nodes is not None and load_sddn() is not None:
         made[f'sddn K {sddn_nodes}'] = with_sddn(DDN(**configuration(name, sddn_nodes)))
+        made[f'sddn K {sddn_nodes}, {INEXACT}'] = made[f'sddn K {sddn_nodes}']
     for net in made.values():
         net.blocks = blocks
         net.to(device)
     return made
 
 
-def tell_(net: DDN, target: Pyramid | None = None, codes: torch.Tensor | None = None) -> None:
-    """Set what the ``SddnLayer``s of a network choose by."""
+def tell_(net: DDN, exact: bool, target: Pyramid | None = None, codes: torch.Tensor | None = None) -> None:
+    """Set what the ``SddnLayer``s of a network choose by, and how."""
     for ddl in net.ddls:
-        ddl.target, ddl.codes = target, codes
+        ddl.exact, ddl.target, ddl.codes = exact, target, codes
 
 
 def network_options(command):
@@ -216,7 +224,8 @@ def compare(
             for precision in precisions.split(','):
                 for net in nets.values():  # as the training loop has it
                     net.to(memory_format=memory_format(torch.device(device), precision))
-                calls = {name: make(name, net, images, precision) for name, net in nets.items()}
+                names = [name for name in nets if precision != 'fp32' or not name.endswith(INEXACT)]
+                calls = {name: make(name, nets[name], images, precision) for name in names}
                 rounds, burst = (2, 0.0) if quick else (repeats, 1.0)
                 seconds = interleaved(calls, rounds, burst, device=device, clock=clock)
                 caption = f'{config}, batch {B}, {precision}{", blocks compiled" if compiled else ""}'
@@ -240,7 +249,7 @@ def _row(name: str, call: Call, seconds: dict[str, list[float]], batch: int, dev
     }
     ours = [n for n in seconds if n.startswith('ours')]
     row['x / ours, least K'] = ratio(seconds, name, ours[0]) if name in ours else None
-    row['sddn / x'] = next((ratio(seconds, n, name) for n in seconds if n.startswith('sddn')), None)
+    row['sddn / x'] = next((ratio(seconds, n, name) for n in seconds if n.startswith('sddn')), None)  # the exact one
     if device.startswith('cuda'):
         row['peak MB'] = extra_memory(call, device) / 2**20
         with host_syncs() as places:

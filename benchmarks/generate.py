@@ -34,7 +34,7 @@ def make(name: str, net: torch.nn.Module, images: torch.Tensor, precision: str) 
     def call():
         net.eval()
         if name.startswith('sddn'):
-            contestants.tell_(net, codes=codes)
+            contestants.tell_(net, not name.endswith(contestants.INEXACT), codes=codes)
         with contestants.blocks_in(precision, images.device):
             return net(B) if codes is None else net(samplers.given(codes), B).images
 

@@ -11,6 +11,7 @@ last features. All contestants share the blocks, so the weights are the same; on
 blocks compiled. How to install sddn: contestants.py.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -59,13 +60,13 @@ def our_step(net: DDN, images: torch.Tensor, precision: str, optimizer) -> Calla
     return step
 
 
-def sddn_step(net: DDN, images: torch.Tensor, precision: str, optimizer) -> Callable[[], None]:
+def sddn_step(net: DDN, images: torch.Tensor, precision: str, optimizer, exact: bool) -> Callable[[], None]:
     """The same with ``sddn``'s layers, and its way to split."""
 
     def step():
         optimizer.zero_grad(set_to_none=True)
         target = samplers.target_pyramid(images)
-        contestants.tell_(net, target=target)
+        contestants.tell_(net, exact, target=target)
         with contestants.blocks_in(precision, images.device):
             output = net(samplers.nearest_to(target), len(images), keep=True)
         total_loss(layer_losses(output.selected, target), images.shape[1:]).backward()
@@ -78,7 +79,8 @@ def sddn_step(net: DDN, images: torch.Tensor, precision: str, optimizer) -> Call
 
 def make(name: str, net: torch.nn.Module, images: torch.Tensor, precision: str) -> Callable[[], None]:
     """The step of a contestant, by the first word of its name."""
-    steps = {'backbone': backbone_step, 'ours': our_step, 'sddn': sddn_step}
+    sddn = functools.partial(sddn_step, exact=not name.endswith(contestants.INEXACT))
+    steps = {'backbone': backbone_step, 'ours': our_step, 'sddn': sddn}
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
     return steps[name.split()[0]](net.train(), images, precision, optimizer)
 

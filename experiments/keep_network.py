@@ -46,6 +46,8 @@ def last_seconds(run: str) -> float | None:
 def command(stored: dict, dataset: str, preset: str) -> str:
     """The line that trains it again: a preset, and what the run had otherwise."""
     others = {k: stored['options'][k] for k, v in PRESETS[preset].items() if stored['options'].get(k) != v}
+    if stored['options'].get('precision', 'fp32') != 'fp32':
+        others['precision'] = stored['options']['precision']
     if stored['options'].get('transfer'):
         others['transfer'] = begun_with(stored['options']['transfer'])
     options = ''.join(f' --{name.replace("_", "-")}={value}' for name, value in others.items())

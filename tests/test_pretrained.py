@@ -54,7 +54,7 @@ def run_folder(folder, net, emas) -> None:
     meta = {'preset': 'mnist-cpu', 'dataset': 'digits', 'git_revision': 'abc', 'cur_nimg': 640}
     persistence.save_network(str(folder / 'network-snapshot-000000640.safetensors'), net, emas, meta)
     loop = {'lr': 0.1, 'dataset_kwargs': {'path': '/somewhere/of/mine.zip'}, 'val_data': '/somewhere', 'num_workers': 0}
-    options = {**keep_network.PRESETS['mnist-cpu'], 'chain_dropout': 0.25}
+    options = {**keep_network.PRESETS['mnist-cpu'], 'chain_dropout': 0.25, 'precision': 'bf16'}
     stored = {'options': options, 'loop': loop, 'preset': 'mnist-cpu', 'torch': '2.x'}
     (folder / 'training_options.json').write_text(json.dumps(stored))
     (folder / 'stats.jsonl').write_text('{"seconds": 1.0}\n{"seconds": 2.5}\n')
@@ -74,7 +74,8 @@ def test_what_is_kept_is_the_average_alone(tmp_path, dtype, bytes_each):
     facts = json.loads((tmp_path / 'kept' / 'small.json').read_text())
     assert facts['seconds'] == 2.5 and facts['images_seen'] == 640 and facts['averaged_over_mimg'] == '0.1'
     assert facts['command'] == (
-        'python train.py --preset=mnist-cpu --chain-dropout=0.25 --data=datasets/digits.zip --outdir=runs'
+        'python train.py --preset=mnist-cpu --chain-dropout=0.25 --precision=bf16 --data=datasets/digits.zip '
+        '--outdir=runs'
     )
     assert '/somewhere' not in json.dumps(facts) and facts['training'] == {'lr': 0.1}
     assert facts['bytes'] < facts['parameters'] * bytes_each + 8000
