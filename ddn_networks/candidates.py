@@ -193,27 +193,27 @@ def _by_rendering(weight: torch.Tensor, features: torch.Tensor, error: torch.Ten
 
 
 def _cross(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """2 <W_k, E F^T> + |E|^2: the part of the distance that both Gram forms share. [K, B]"""
+    """2 <W_k, E F^T> + |E|^2: the part of the distance that both Gram forms share. [B, K]"""
     correlation = torch.bmm(error, features.mT)  # [B, C, F]
-    return torch.addmm(error.square().sum((1, 2)), weight.flatten(1), correlation.flatten(1).t(), alpha=2)
+    return torch.addmm(error.square().sum((1, 2))[:, None], correlation.flatten(1), weight.flatten(1).t(), alpha=2)
 
 
 def _by_node_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """<W_k^T W_k, F F^T>, with the F x F matrix of every node made once for the batch."""
-    gram = torch.bmm(features, features.mT).flatten(1).t()  # [F F, B]
+    gram = torch.bmm(features, features.mT).flatten(1)  # [B, F F]
     total = _cross(weight, features, error)
-    size = _slice_size(weight, len(gram))
-    for w, part in zip(weight.split(size), total.split(size), strict=True):
+    size = _slice_size(weight, gram.shape[1])
+    for w, part in zip(weight.split(size), total.split(size, 1), strict=True):
         # [k, F, F]; where there is one channel, a product of matrices takes several times as long.
         of_nodes = w * w.mT if w.shape[1] == 1 else torch.bmm(w.mT, w)
-        part.addmm_(of_nodes.flatten(1), gram)
-    return total.t()
+        part.addmm_(gram, of_nodes.flatten(1).t())
+    return total
 
 
 def _by_feature_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """<W_k, W_k (F F^T)>: the same without the node matrices, cheaper for small batches."""
     gram = torch.bmm(features, features.mT)  # [B, F, F]
-    total = _cross(weight, features, error).t()
+    total = _cross(weight, features, error)
     size = _slice_size(weight, len(gram) * weight[0].numel())
     for w, part in zip(weight.split(size), total.split(size, 1), strict=True):
         product = (w.flatten(0, 1) @ gram).unflatten(1, w.shape[:2])  # [B, k, C, F]
