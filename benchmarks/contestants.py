@@ -169,6 +169,15 @@ def networks(name: str, num_nodes: list[int], sddn_nodes: int | None, device: st
     return made
 
 
+def lay_out_(net: nn.Module, format_: torch.memory_format) -> None:
+    """A network's weights in a memory layout, as the training loop has them, in place. ``sddn``'s kernels stay as they
+    were made: channels last they would make its K images so, too, and its layer takes twice the time."""
+    net.to(memory_format=format_)
+    for layer in (module.layer for module in net.modules() if isinstance(module, SddnLayer)):
+        kernels = layer.multi_out_conv1x1.weight  # [K C, F, 1, 1], whose strides alone say how it is laid out
+        kernels.data = kernels.data.flatten(1).view(kernels.shape)
+
+
 def tell_(net: DDN, exact: bool, target: Pyramid | None = None, codes: torch.Tensor | None = None) -> None:
     """Set what the ``SddnLayer``s of a network choose by, and how."""
     for ddl in net.ddls:
@@ -222,8 +231,8 @@ def compare(
             if compiled:
                 compile_(nets['backbone'].blocks)  # everybody's
             for precision in precisions.split(','):
-                for net in nets.values():  # as the training loop has it
-                    net.to(memory_format=memory_format(torch.device(device), precision))
+                for net in nets.values():
+                    lay_out_(net, memory_format(torch.device(device), precision))
                 names = [name for name in nets if precision != 'fp32' or not name.endswith(INEXACT)]
                 calls = {name: make(name, nets[name], images, precision) for name in names}
                 rounds, burst = (2, 0.0) if quick else (repeats, 1.0)
