@@ -104,27 +104,35 @@ def _are_rows(features: torch.Tensor) -> bool:
     return features.is_contiguous(memory_format=torch.channels_last)
 
 
+def _halves(features: torch.Tensor, leak_choice: bool) -> torch.Tensor:
+    """Views of which one product with each ``_kernel`` makes the image and, with ``leak_choice``, the leak: [B, F, N];
+    then of both halves of the features, [2B, F, N] where a channel is a plane in memory, [B, F, 2N] where a pixel is a
+    row of channels, image and leak of a pixel side by side."""
+    B, channels, H, W = features.shape
+    halves = 2 if leak_choice else 1
+    if _are_rows(features):
+        return features.permute(0, 2, 3, 1).reshape(B, H * W * halves, channels // halves).mT
+    return features.reshape(B * halves, channels // halves, H * W)
+
+
 def _kernel(features: torch.Tensor, weight: torch.Tensor, codes: torch.Tensor, leak_choice: bool) -> torch.Tensor:
-    """What makes image and leak of the features in one product: [B, C, F], or with ``leak_choice`` [2B, C, F] where a
-    channel is a plane in memory, since the halves of the features are then 2B smaller matrices; where a pixel is a row
-    of channels, halves cannot be told apart so, and a kernel with zeros [B, 2C, 2F] reads both."""
+    """The chosen node's kernel for each of the ``_halves``: [B or 2B, C, F]."""
     kernel = weight.index_select(0, codes).to(features.dtype)
-    if not leak_choice:
-        return kernel
-    if not _are_rows(features):
-        return kernel.repeat_interleave(2, 0)
-    halves = torch.eye(2, dtype=kernel.dtype, device=kernel.device).view(2, 1, 2, 1)
-    return (kernel[:, None, :, None] * halves).flatten(3).flatten(1, 2)
+    return kernel.repeat_interleave(2, 0) if leak_choice and not _are_rows(features) else kernel
 
 
 def _rendered(
     features: torch.Tensor, kernel: torch.Tensor, base: torch.Tensor | None, leak_choice: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Image and leak [B, C, H, W] of the features, with a ``_kernel``."""
-    B, channels, H, W = features.shape
-    made = torch.bmm(kernel, features.reshape(len(kernel), kernel.shape[2], H * W))
-    made = made.view(B, channels // kernel.shape[2] * kernel.shape[1], H, W)
-    image, leak = made.chunk(2, 1) if leak_choice else (made, None)
+    (B, _, H, W), C = features.shape, kernel.shape[1]
+    made = torch.bmm(kernel, _halves(features, leak_choice))
+    if not leak_choice:
+        image, leak = made.view(B, C, H, W), None
+    elif _are_rows(features):
+        image, leak = made.view(B, C, H, W, 2).unbind(4)
+    else:
+        image, leak = made.view(B, 2, C, H, W).unbind(1)
     return image if base is None else image + base, leak
 
 
@@ -151,7 +159,7 @@ class _Selected(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         kernel = _kernel(full, weight, codes, leak_choice)
         ctx.save_for_backward(x, kernel, codes)
-        ctx.leak_choice, ctx.as_rows, ctx.weight_shape = leak_choice, _are_rows(full), weight.shape
+        ctx.leak_choice, ctx.weight_shape = leak_choice, weight.shape
         ctx.weight_dtype, ctx.base_dtype = weight.dtype, None if base is None else base.dtype
         image, leak = _rendered(full, kernel, base, leak_choice)
         return image, leak, _tell_(x.clone(), image, leak) if tell else None
@@ -160,30 +168,29 @@ class _Selected(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, of_image, of_leak, of_told):
         x, kernel, codes = ctx.saved_tensors
-        (B, channels, H, W), (_, C, F) = x.shape, ctx.weight_shape
+        (B, channels, H, W), C, as_rows = x.shape, kernel.shape[1], _are_rows(x)
         image, leak = of_image, of_leak
         if of_told is not None:
             image, leak = _sum(image, of_told[:, :C]), _sum(leak, of_told[:, -C:])
-        zeros = kernel.new_zeros(B, C, H, W) if image is None or leak is None else None
+        zeros = kernel.new_zeros(B, C, H, W) if image is None or leak is None and ctx.leak_choice else None
         image = (zeros if image is None else image).to(kernel.dtype)
-        flat = torch.cat([image, zeros if leak is None else leak], 1) if ctx.leak_choice else image
-        flat = flat.reshape(*kernel.shape[:2], H * W)  # [B, C or 2C, N] or [2B, C, N]
-        features = x.to(kernel.dtype).reshape(len(kernel), kernel.shape[2], H * W)
-        of_kernel = torch.bmm(flat, features.mT)
-        if ctx.leak_choice and ctx.as_rows:
-            of_kernel = of_kernel[:, :C, :F] + of_kernel[:, C:, F:]
-        elif ctx.leak_choice:
+        made = image  # [B, C, H, W], or with the leak [B, C, H, W, 2] or [B, 2, C, H, W], as _rendered has them
+        if ctx.leak_choice:
+            made = torch.stack([image, zeros if leak is None else leak], 4 if as_rows else 1)
+        made = made.reshape(len(kernel), C, -1)
+        of_kernel = torch.bmm(made, _halves(x, ctx.leak_choice).to(kernel.dtype).mT)  # [B or 2B, C, F]
+        if len(kernel) > B:
             of_kernel = of_kernel[::2] + of_kernel[1::2]
         of_weight = of_kernel.new_zeros(ctx.weight_shape, dtype=ctx.weight_dtype)
         of_weight.index_put_((codes,), of_kernel.to(ctx.weight_dtype), accumulate=True)
-        left, right = (flat.mT, kernel) if ctx.as_rows else (kernel.mT, flat)
-        left, right = left.to(x.dtype), right.to(x.dtype)
+        made, kernel = made.to(x.dtype), kernel.to(x.dtype)
+        left, right = (made.mT, kernel) if as_rows else (kernel.mT, made)
         if of_told is None:
             of_x = torch.bmm(left, right)
         else:
-            of_told = of_told.permute(0, 2, 3, 1) if ctx.as_rows else of_told
+            of_told = of_told.permute(0, 2, 3, 1) if as_rows else of_told
             of_x = torch.baddbmm(of_told.reshape(len(kernel), left.shape[1], right.shape[2]), left, right)
-        of_x = of_x.view(B, H, W, channels).permute(0, 3, 1, 2) if ctx.as_rows else of_x.view(B, channels, H, W)
+        of_x = of_x.view(B, H, W, channels).permute(0, 3, 1, 2) if as_rows else of_x.view(B, channels, H, W)
         return of_x, None, of_weight, None, None if ctx.base_dtype is None else image.to(ctx.base_dtype), None, None
 
 
