@@ -75,14 +75,15 @@ class DDL(nn.Module):
         """Ask ``sampler`` about the candidates on the features x [B, F or 2F, H, W] and render the one it names.
         ``sharing``: x and ``base`` are of U distinct partial images, and this says which of them is whose. ``tell``:
         also make ``Selection.told``; without gradients that is x itself, changed in place."""
+        weight = self.weight
         # At once for candidates and selected image: under autocast each would make its own float32 of the features.
-        full = x.to(torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32))
+        full = x.to(torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32))
         rows = None if sharing is None else sharing.rows
-        candidates = Candidates(self.weight, full[:, : self.weight.shape[2]], base, rows)
+        candidates = Candidates(weight, full[:, : weight.shape[2]], base, rows)
         choice = sampler(candidates, layer)
         codes, continues = choice.codes, choice.parents  # beam search: images continue other rows of the batch
         if sharing is not None:
-            sharing = prefixes.split(sharing, choice, len(self.weight))
+            sharing = prefixes.split(sharing, choice, len(weight))
             codes = codes[sharing.first]
             continues = (rows if continues is None else rows[continues])[sharing.first]
         if continues is not None:
@@ -91,9 +92,9 @@ class DDL(nn.Module):
             base = None if base is None else base.index_select(0, continues)
         with full_precision(x):
             if torch.is_grad_enabled():
-                image, leak, told = _Selected.apply(x, full.detach(), self.weight, codes, base, self.leak_choice, tell)
+                image, leak, told = _Selected.apply(x, full.detach(), weight, codes, base, self.leak_choice, tell)
             else:
-                kernel = _kernel(full, self.weight, codes, self.leak_choice)
+                kernel = _kernel(full, weight, codes, self.leak_choice)
                 image, leak = _rendered(full, kernel, base, self.leak_choice)
                 told = _tell_(x, image, leak) if tell else None
         return Selection(choice, image, leak, continues, sharing, told)

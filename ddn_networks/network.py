@@ -113,8 +113,9 @@ class DDN(Network):
         shared = self.sharing(batch_size, condition, augment_labels)
         x = self.start.repeat(batch_size if shared is None else 1, 1, 1, 1)  # [B or U, C_0, h, w]
         image = conditioned = None
+        blocks, ddls = list(self.blocks), list(self.ddls)  # asking a ModuleList takes longer
         for layer, (spec, use) in enumerate(zip(self.specs, self.layer_weights, strict=True)):
-            block, ddl = self.blocks[use], self.ddls[use]
+            block, ddl = blocks[use], ddls[use]
             if conditioned != x.shape[2:]:  # once per scale
                 conditioned = x.shape[2:]
                 middle = (x.shape[1] - self.condition_channels - self.augment_dim) // 2

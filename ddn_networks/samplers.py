@@ -68,7 +68,8 @@ def nearest_to(target: Pyramid, penalty: Penalty | None = None) -> Sampler:
 
 def given(codes: torch.Tensor) -> Sampler:
     """The nodes named by ``codes`` [B, L] int64: decoding."""
-    return lambda candidates, layer: Choice(codes[:, layer])
+    of_layers = codes.unbind(1)
+    return lambda candidates, layer: Choice(of_layers[layer])
 
 
 def uniform_codes(num_nodes: list[int], seeds: list[int]) -> torch.Tensor:
