@@ -266,20 +266,28 @@ def clip_guide(text: str, net: torch.nn.Module, tokenizer: Callable, **kwargs) -
     return black_boxes.clip(net.encode_image, features, net.visual.image_size, mean, std, **kwargs)
 
 
-def _clip(value: str, options: Mapping[str, str], device: torch.device) -> tuple[list[str], Build]:
+def clip_model(
+    name: str, pretrained: str | None, device: torch.device | str = 'cpu'
+) -> tuple[torch.nn.Module, Callable]:
+    """An ``open_clip`` model, with the weights of a tag or file (None: random), and its tokenizer; ValueError where it
+    does not load."""
     try:
         import open_clip
     except Exception as error:  # a torchvision that does not fit PyTorch raises RuntimeError
         raise ValueError(f'clip needs open_clip, which did not load ({error}): pip install ddn[clip]') from error
-    model, pretrained = options.get('model', 'ViT-B-32'), options.get('pretrained', 'openai')
-    if model not in open_clip.list_models():
-        raise ValueError(f'open_clip has no model {model}; see open_clip.list_models()')
-    pretrained = None if pretrained == 'none' else pretrained
+    if name not in open_clip.list_models():
+        raise ValueError(f'open_clip has no model {name}; see open_clip.list_models()')
     try:
-        net = open_clip.create_model(model, pretrained=pretrained, device=device).eval().requires_grad_(False)
+        net = open_clip.create_model(name, pretrained=pretrained, device=device).eval().requires_grad_(False)
     except Exception as error:  # of a download, of a file, or of a tag that there is not; of many classes
-        raise ValueError(f'clip: model={model},pretrained={pretrained} did not load: {error}') from error
-    guide = clip_guide(value, net, open_clip.get_tokenizer(model), **at_once(options))
+        raise ValueError(f'clip: model={name},pretrained={pretrained} did not load: {error}') from error
+    return net, open_clip.get_tokenizer(name)
+
+
+def _clip(value: str, options: Mapping[str, str], device: torch.device) -> tuple[list[str], Build]:
+    pretrained = options.get('pretrained', 'openai')
+    model = clip_model(options.get('model', 'ViT-B-32'), None if pretrained == 'none' else pretrained, device)
+    guide = clip_guide(value, *model, **at_once(options))
     return [], lambda index, shape: guide
 
 

@@ -157,14 +157,12 @@ PLACES = {  # Fig. 16: what a text is asked for, and the box (top, bottom, left,
 def clip_guides(model: str) -> Callable[[str], guides.Guide]:
     """Text -> guide by the ``open_clip`` model 'NAME,TAG or FILE', which is loaded once."""
     name, _, pretrained = model.partition(',')
+    if not pretrained:
+        raise click.ClickException(f'--clip={model}: which weights? Give {name},TAG or {name},FILE')
     try:
-        import open_clip
-
-        clip = open_clip.create_model(name, pretrained=pretrained or None, require_pretrained=True)
-    except Exception as error:
+        clip, tokenizer = guide_specs.clip_model(name, pretrained)
+    except ValueError as error:
         raise click.ClickException(f'--clip={model}: {error}') from error
-    tokenizer = open_clip.get_tokenizer(name)
-    clip.eval().requires_grad_(False)
     return lambda text: guide_specs.clip_guide(text, clip, tokenizer)
 
 
