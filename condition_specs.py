@@ -1,4 +1,4 @@
-"""Conditions from words: what ``--class``, ``--label`` and ``--condition-image`` of generate.py say, and their files.
+"""Conditions from words: what ``--class``, ``--label`` and ``--condition-image`` of a command say, and their files.
 
 Pictures are read as guides read them: from a file, a folder or a zip, cropped to the middle part that has the network's
 proportions. A folder of n asks for n results.
@@ -7,12 +7,25 @@ proportions. A folder of n asks for n results.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import click
 import torch
 
 import guide_specs
 from ddn_networks import Network, conditions, pixel_maps
 
 KINDS = (*conditions.OF_THE_IMAGE, 'image', conditions.DRAWN)
+
+
+class Numbers(click.ParamType):
+    """'0.5,-1' as [0.5, -1.0]."""
+
+    name = 'list'
+
+    def convert(self, value, param, ctx):
+        try:
+            return [float(part) for part in value.split(',')]
+        except ValueError:
+            self.fail(f'{value!r} is no list of numbers; give for example 0.5,-1', param, ctx)
 
 
 class Row(NamedTuple):
@@ -63,6 +76,13 @@ class Told:
     @property
     def empty(self) -> bool:
         return self.labels == [None] and not self.pictures
+
+    @property
+    def needs_originals(self) -> bool:
+        """Whether ``of_images`` looks at the images: something is made of pictures, and not of given ones."""
+        told_nothing = self.empty and self.net.condition_optional
+        pictures = [kind for kind in self.parts if kind not in conditions.LABELS]
+        return not told_nothing and any(self._source(kind) is None for kind in pictures)
 
     def specs(self) -> list[guide_specs.Spec]:
         """Stand-ins for guides: so many pictures ask for so many results."""
@@ -122,7 +142,7 @@ class Told:
             elif labels is not None:
                 wanted = labels
             else:
-                raise ValueError('the images to reconstruct have no labels: give --class')
+                raise ValueError('these images have no labels: give --class')
         sources = None
         if conditions.needs_images(self.net.conditions):
             sources = dict.fromkeys(conditions.OF_THE_IMAGE, images)

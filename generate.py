@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import condition_specs
 import guide_specs
+from condition_specs import Numbers
 from ddn_networks import Network, RecurrentDDN, conditions, guided, samplers
 from dnnlib.code_files import read_code_file, write_codes
 from dnnlib.images import ImageArchive, read_labels, to_float, to_image, to_uint8
@@ -102,18 +103,6 @@ class Classes(click.ParamType):
 
     def convert(self, value, param, ctx):
         return value if value == 'all' else Seeds().convert(value, param, ctx)
-
-
-class Numbers(click.ParamType):
-    """'0.5,-1' as [0.5, -1.0]."""
-
-    name = 'list'
-
-    def convert(self, value, param, ctx):
-        try:
-            return [float(part) for part in value.split(',')]
-        except ValueError:
-            self.fail(f'{value!r} is no list of numbers; give for example 0.5,-1', param, ctx)
 
 
 # ----------------------------------------------------------------------------------------------------------- what to do

@@ -27,7 +27,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import click
@@ -36,6 +36,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+import condition_specs
 from ddn_networks import Network, codes
 from dnnlib.code_files import CodeFile, read_code_file, write_code_file
 from dnnlib.images import ImageArchive, read_labels, to_float, to_image, to_uint8
@@ -95,11 +96,30 @@ def in_rows(tiles: Sequence[Tile], columns: int = 16) -> list[list[Tile]]:
 # ------------------------------------------------------------------------------------------------------- what they need
 
 
-def load_network(path: str, ema: str | None, device: str) -> Network:
-    net = Network.from_pretrained(path, ema=ema, device=device)
-    if net.condition_channels:
-        raise ValueError(f'{path} needs a condition beside the codes; latents.py gives none')
-    return net
+def load_network(
+    network: str, ema: str | None, device: str, class_: int | None, label: Sequence[float] | None,
+    condition_image: Sequence[str],
+) -> tuple[Network, condition_specs.Told]:  # fmt: skip
+    """What the options ``NET`` name: the network, and what it is told."""
+    net = Network.from_pretrained(network, ema=ema, device=device)
+    return net, condition_specs.Told(net, None if class_ is None else [class_], label, condition_image)
+
+
+class Conditions:
+    """What a network is told beside the codes of rows of a file, [B, c, H, W], or None for nothing: what the command
+    line says, and where that leaves something open, each row's own label and picture."""
+
+    def __init__(self, told: condition_specs.Told, file: CodeFile, data: str | None):
+        told.serve(len(file.codes))
+        self.told, self.labels = told, None if file.labels is None else torch.from_numpy(file.labels)
+        self.pictures = Pictures(file, data) if told.needs_originals else None
+
+    def __call__(self, rows: Sequence[int]) -> torch.Tensor | None:
+        rows = list(rows)
+        images = torch.empty(len(rows), 0)  # only their number counts
+        if self.pictures is not None:
+            images = to_float(torch.from_numpy(np.stack([self.pictures[row] for row in rows])))
+        return self.told.of_images(images, None if self.labels is None else self.labels[rows], rows)
 
 
 def load_codes(path: str, net: Network | None = None) -> tuple[CodeFile, torch.Tensor]:
@@ -140,11 +160,13 @@ class Pictures:
         return self.archive.image(self.places[row])
 
 
-def decode(net: Network, table: torch.Tensor, batch: int = 64) -> np.ndarray:
-    """uint8 [N, C, H, W], with progress."""
-    parts = table.split(batch)
+def decode(
+    net: Network, table: torch.Tensor, condition: Callable[[Sequence[int]], torch.Tensor | None], batch: int = 64
+) -> np.ndarray:
+    """uint8 [N, C, H, W], with progress; ``condition`` of some rows of the table."""
+    parts = torch.arange(len(table)).split(batch)
     bar = tqdm(parts, desc='decode', unit='batch', delay=2, leave=False)
-    return np.concatenate([to_uint8(net.decode(part)).cpu().numpy() for part in bar])
+    return np.concatenate([to_uint8(net.decode(table[part], condition(part.tolist()))).cpu().numpy() for part in bar])
 
 
 def one_line(command):
@@ -169,7 +191,13 @@ def options(*names: str):
         'codes': click.option('--codes', 'codes_file', metavar='FILE', required=True, help='From `latents.py encode`'),
         'data': click.option('--data', metavar='ZIP|DIR', help='Their images  [default: what the file of codes names]'),
         'sheet': click.option('--sheet', metavar='FILE', required=True, help='Picture to write (.png)'),
-    }
+        'class': click.option('--class', 'class_', metavar='INT', type=click.IntRange(min=0),
+                              help="Told to the network  [default: each image's own label]"),
+        'label': click.option('--label', metavar='LIST', type=condition_specs.Numbers(),
+                              help='Told to a network of vector labels: 0.5,-1'),
+        'condition_image': click.option('--condition-image', metavar='[KIND:]PATH', multiple=True,
+                                        help='Picture told to it  [default: what is made of each image]'),
+    }  # fmt: skip
 
     def decorate(command):
         for name in reversed(names):
@@ -179,7 +207,7 @@ def options(*names: str):
     return decorate
 
 
-NET = ('network', 'ema', 'device')
+NET = ('network', 'ema', 'device', 'class', 'label', 'condition_image')
 
 
 @click.group(help=__doc__, context_settings={'show_default': True, 'max_content_width': 110})
@@ -199,7 +227,7 @@ def main() -> None:
 @click.option('--batch', metavar='INT', type=click.IntRange(min=1), default=128, help='Images at once')
 @click.option('--beam', metavar='INT', type=click.IntRange(min=1), default=1, help='Partial images kept in the search')
 @one_line
-def encode_command(network, ema, device, data, dest, bits, max_images, batch, beam) -> None:
+def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> None:
     """The latents of all images of a dataset: at each layer the number of the candidate nearest to the image.
 
     What is nearest now need not lead to what is nearest in the end: --beam follows several partial images at once and
@@ -209,11 +237,12 @@ def encode_command(network, ema, device, data, dest, bits, max_images, batch, be
     """
     if not dest.endswith('.npz'):
         raise ValueError(f'--dest={dest}: the file of codes, names and labels is an .npz')
-    net = load_network(network, ema, device)
+    net, told = load_network(**net_options)
     net.share_prefixes = True
     archive = ImageArchive(data)
     labels = read_labels(archive)
     count = min(len(archive), max_images or len(archive))
+    told.serve(count)
     expected = (net.img_channels, *net.img_resolution)
     found, error = [], 0.0
     with tqdm(total=count, desc='encode', unit='img') as bar:
@@ -224,8 +253,10 @@ def encode_command(network, ema, device, data, dest, bits, max_images, batch, be
                 if image.shape != expected:
                     raise ValueError(f'{archive.title(i)} is {list(image.shape)}, the network encodes {list(expected)}')
             images = to_float(torch.from_numpy(np.stack(pixels))).to(net.device)
-            found.append(net.encode(images, beam=beam))
-            error += (net.decode(found[-1]).clamp(-1, 1) - images).square().mean().item() * len(rows)
+            of_batch = None if labels is None else torch.from_numpy(labels.values[rows.start : rows.stop])
+            condition = told.of_images(images, of_batch, rows)
+            found.append(net.encode(images, condition, beam))
+            error += (net.decode(found[-1], condition).clamp(-1, 1) - images).square().mean().item() * len(rows)
             bar.update(len(rows))
     table = torch.cat(found).cpu()
     file = CodeFile(
@@ -252,12 +283,13 @@ def encode_command(network, ema, device, data, dest, bits, max_images, batch, be
 @options(*NET)
 @click.option('--codes', 'codes_file', metavar='FILE', help='Codes: .npz, .npy or text')
 @click.option('--bits', metavar='STRING|FILE', multiple=True, help='Or strings of 0 and 1, or a file of them')
+@options('data')
 @click.option('--outdir', metavar='DIR', required=True, help='Where to write the images')
 @click.option('--sheet', metavar='FILE', help='One picture of the first 1024 too (.png)')
 @one_line
-def decode_command(network, ema, device, codes_file, bits, outdir, sheet) -> None:
+def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None:
     """The images that latents name, under the names that the file of codes has for them."""
-    net = load_network(network, ema, device)
+    net, told = load_network(**net_options)
     if bool(codes_file) == bool(bits):
         raise ValueError('--codes and --bits each say what to draw: give one')
     file = CodeFile(np.zeros((0, net.num_layers)))
@@ -268,10 +300,11 @@ def decode_command(network, ema, device, codes_file, bits, outdir, sheet) -> Non
         for text in bits:
             texts += pathlib.Path(text).read_text().split() if os.path.isfile(text) else [text]
         table = codes.from_bits(texts, net.num_nodes)
+        file = file._replace(codes=table.numpy())
     names = [f'{i:06d}' for i in range(len(table))]
     if file.names is not None:
         names = [os.path.splitext(name)[0] for name in file.names.tolist()]
-    images = decode(net, table)
+    images = decode(net, table, Conditions(told, file, data))
     for name, image in zip(names, images, strict=True):
         target = os.path.join(outdir, f'{name}.png')
         if os.path.relpath(target, outdir).startswith('..'):
@@ -293,19 +326,24 @@ def decode_command(network, ema, device, codes_file, bits, outdir, sheet) -> Non
 @click.option('--shown', metavar='INT', type=click.IntRange(min=0), default=32, help='Images under it to show')
 @click.option('--children', metavar='INT', type=click.IntRange(min=1), default=64, help='Show the fullest of them')
 @one_line
-def tree_command(network, ema, device, codes_file, data, sheet, node, shown, children) -> None:
+def tree_command(codes_file, data, sheet, node, shown, children, **net_options) -> None:
     """A node of the tree: the image that stands for it, its children with the number of images under each, and images.
 
     The sheet has the node, its children from the fullest on, and images under it. The root stands for nothing: its
     picture is the mean of its children. The same numbers are printed as a table.
+
+    A conditional network has a tree for each condition: with --class, of images of that class.
     """
-    net = load_network(network, ema, device)
+    net, told = load_network(**net_options)
     file, table = load_codes(codes_file, net)
+    condition = told.condition(told.labels, [0])
     prefix = net.check_codes(torch.tensor([node], dtype=torch.int64), prefix=True)
     below = codes.under(table, node)
+    if net_options['class_'] is not None and file.labels is not None:
+        below = below[torch.from_numpy(file.labels)[below] == net_options['class_']]
     name = ','.join(map(str, node)) or 'root'
-    branches = net.branches(prefix)[0] if len(node) < net.num_layers else None
-    image = net.branches(prefix[:, :-1])[0, node[-1]] if node else branches.mean(0)
+    branches = net.branches(prefix, condition)[0] if len(node) < net.num_layers else None
+    image = net.branches(prefix[:, :-1], condition)[0, node[-1]] if node else branches.mean(0)
     H, W = net.img_resolution
     rows = [[Tile(_full_size(image[None], H, W)[0], f'{name}: {len(below)}')], []]
     if branches is not None:
@@ -410,25 +448,29 @@ def cluster_command(codes_file, data, sheet, depth, clusters, shown, dest) -> No
 
 
 @main.command('swap')
-@options(*NET, 'codes', 'sheet')
+@options(*NET, 'codes', 'data', 'sheet')
 @click.option('--coarse', metavar='LIST', type=Ints(), default='0-7', help='Rows of codes: images that give the plan')
 @click.option('--fine', metavar='LIST', type=Ints(), default='8-15', help='Rows of codes: images that give the rest')
 @click.option('--layers', metavar='INT', type=click.IntRange(min=0), help='Layers of the first  [default: half]')
 @one_line
-def swap_command(network, ema, device, codes_file, sheet, coarse, fine, layers) -> None:
+def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -> None:
     """A grid of the coarse layers of some images (first column) with the fine layers of others (first row).
 
     Coarse layers say what it is and where; fine layers are choices made for another picture, and mean something
-    different under each.
+    different under each. A conditional network is told what belongs to the image of the coarse layers.
     """
-    net = load_network(network, ema, device)
-    _, table = load_codes(codes_file, net)
+    net, told = load_network(**net_options)
+    file, table = load_codes(codes_file, net)
     layers = net.num_layers // 2 if layers is None else layers
     if layers > net.num_layers:
         raise ValueError(f'--layers={layers}: this network has {net.num_layers} layers')
     a, b = rows_of(table, coarse, codes_file), rows_of(table, fine, codes_file)
     mixed = codes.swap(a, b, layers)  # [A, B, L]
-    images = decode(net, torch.cat([a, b, mixed.flatten(0, 1)]))
+    told_rows = [*coarse, *fine, *(row for row in coarse for _ in fine)]
+    condition = Conditions(told, file, data)
+    images = decode(
+        net, torch.cat([a, b, mixed.flatten(0, 1)]), lambda part: condition([told_rows[i] for i in part])
+    )
     firsts, tops, grid = np.split(images, [len(a), len(a) + len(b)])
     blank = Tile(np.full_like(firsts[0], 255), f'{layers}|{net.num_layers - layers}')
     rows = [[blank, *(Tile(p, f'fine #{r}') for p, r in zip(tops, fine, strict=True))]]
@@ -438,27 +480,34 @@ def swap_command(network, ema, device, codes_file, sheet, coarse, fine, layers) 
 
 
 @main.command('walk')
-@options(*NET, 'codes', 'sheet')
+@options(*NET, 'codes', 'data', 'sheet')
 @click.option('--rows', metavar='LIST', type=Ints(), default='0,1', help='Rows of codes: from each to the next')
 @click.option('--frames', metavar='INT', type=click.IntRange(min=2), default=12, help='Most pictures in a row')
 @one_line
-def walk_command(network, ema, device, codes_file, sheet, rows, frames) -> None:
+def walk_command(codes_file, data, sheet, rows, frames, **net_options) -> None:
     """From one image to the next, one layer that differs at a time: two rows a pair.
 
     Upper row: the finest layer changes first, so the picture keeps its plan to the end. Lower row: the coarsest first.
-    Captions say how many layers have changed.
+    Captions say how many layers have changed. What a conditional network is told changes with them, little by little.
     """
-    net = load_network(network, ema, device)
-    _, table = load_codes(codes_file, net)
+    net, told = load_network(**net_options)
+    file, table = load_codes(codes_file, net)
     if len(rows) < 2:
         raise ValueError('--rows: a walk needs two images or more')
     stops = rows_of(table, rows, codes_file)
+    condition = Conditions(told, file, data)
     lines = []
-    for start, end in zip(stops[:-1], stops[1:], strict=True):
+    for first in range(len(rows) - 1):
+        ends = condition(rows[first : first + 2])  # [2, c, H, W] or None
         for coarse_first in (False, True):
-            steps = codes.path(start, end, coarse_first)
+            steps = codes.path(stops[first], stops[first + 1], coarse_first)
             kept = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
-            images = decode(net, steps[kept])
+            far = torch.from_numpy(kept / max(1, len(steps) - 1)).float().view(-1, 1, 1, 1).to(net.device)
+
+            def between(part: Sequence[int], ends=ends, far=far) -> torch.Tensor | None:
+                return None if ends is None else torch.lerp(ends[0], ends[1], far[part])
+
+            images = decode(net, steps[kept], between)
             lines.append([Tile(p, f'{n} of {len(steps) - 1}') for p, n in zip(images, kept, strict=True)])
         lines.append([])
     draw_sheet(lines, sheet)

@@ -13,7 +13,9 @@ from PIL import Image
 
 import latents
 from ddn_networks import DDN, RecurrentDDN, codes
-from dnnlib.code_files import CodeFile, read_code_file, write_code_file
+from dnnlib.code_files import CodeFile, read_code_file, write_code_file, write_codes
+from dnnlib.images import to_image, to_uint8
+from dnnlib.sheets import save_png
 from torch_utils import persistence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'experiments'))
@@ -234,6 +236,75 @@ def test_nearest_cluster_swap_and_walk_draw(folder, tmp_path):
     run(latents.main, 'walk', net, of, '--rows=0,1,2', f'--sheet={tmp_path}/w.png')
     for name in 'nqcsw':
         assert np.asarray(Image.open(tmp_path / f'{name}.png')).std() > 0
+
+
+def tile(path: Path, row: int, column: int) -> np.ndarray:
+    """A picture [8, 8] of a sheet, uint8."""
+    top, left = row * (64 + latents.CAPTION + 4) + latents.CAPTION, column * 68 + 2
+    return np.asarray(Image.open(path).convert('L'))[top : top + 64 : 8, left : left + 64 : 8]
+
+
+@pytest.mark.parametrize('kind', ['class:3', 'lowres:2'])
+def test_a_conditional_network_is_told_what_belongs_to_each_image(folder, tmp_path, kind):
+    torch.manual_seed(1)
+    net = DDN(8, 1, [8, 8], [2, 2], [4, 4], conditions=[kind])
+    with torch.no_grad():
+        for block in net.blocks:
+            block.conv1.weight.mul_(1e5)  # a new block hardly listens
+    persistence.save_network(str(tmp_path / 'net.safetensors'), net)
+    archive, labels = latents.ImageArchive(str(folder / 'data.zip')), torch.arange(20) % 3
+    images = torch.stack([torch.from_numpy(archive.image(i)) for i in range(20)]) / 127.5 - 1
+    by_class = kind == 'class:3'
+    told = net.make_condition(labels=labels if by_class else None, images=None if by_class else {'lowres': images})
+    of, at = f'--network={tmp_path}/net.safetensors', f'--codes={tmp_path}/c.npz'
+    run(latents.main, 'encode', of, f'--data={folder}/data.zip', f'--dest={tmp_path}/c.npz', '--batch=7')
+    table = torch.from_numpy(read_code_file(str(tmp_path / 'c.npz')).codes)
+    assert torch.equal(table, net.encode(images, told))
+
+    def is_of(picture, codes: torch.Tensor, told: torch.Tensor) -> bool:
+        """Whether it is what they name, up to the rounding of sums in another order."""
+        drawn = to_uint8(net.decode(codes, told)).numpy()[0, 0]
+        return np.abs(drawn.astype(int) - np.asarray(picture).astype(int)).max() <= 1
+
+    run(latents.main, 'decode', of, at, f'--outdir={tmp_path}/out')
+    for i in (0, 7, 19):
+        png = Image.open(tmp_path / 'out' / '00000' / f'img{i:08d}.png')
+        assert is_of(png, table[i : i + 1], told[i : i + 1])
+        assert not is_of(png, table[i : i + 1], told[i - 2 : i - 1] if i else told[2:3])  # what others are told
+    end = next(i for i in range(5, 20) if (table[i] != table[4]).sum() > 1 and (told[i] != told[4]).any())
+    run(latents.main, 'walk', of, at, f'--rows=4,{end}', f'--sheet={tmp_path}/w.png')
+    steps = codes.path(table[4], table[end])
+    for i in range(len(steps)):
+        between = torch.lerp(told[4:5], told[end : end + 1], i / (len(steps) - 1))
+        assert is_of(tile(tmp_path / 'w.png', 0, i), steps[i : i + 1], between)
+    run(latents.main, 'swap', of, at, '--coarse=1,5', '--fine=3,8', '--layers=2', f'--sheet={tmp_path}/s.png')
+    mixed = torch.cat([table[5:6, :2], table[8:9, 2:]], 1)
+    assert is_of(tile(tmp_path / 's.png', 2, 2), mixed, told[5:6])
+    assert is_of(tile(tmp_path / 's.png', 0, 2), table[8:9], told[8:9])
+
+    # What the command line says counts for all.
+    save_png(to_image(archive.image(2)), str(tmp_path / 'two.png'))
+    option = '--class=2' if by_class else f'--condition-image={tmp_path}/two.png'
+    run(latents.main, 'decode', of, at, option, f'--outdir={tmp_path}/two')
+    assert is_of(Image.open(tmp_path / 'two' / '00000' / 'img00000006.png'), table[6:7], told[2:3])
+    out = run(latents.main, 'tree', of, at, option, '--node=1', f'--sheet={tmp_path}/t.png')
+    node = to_uint8(net.branches(table[:1, :0], told[2:3]))[0, 1, 0].numpy()  # [4, 4]
+    assert np.array_equal(tile(tmp_path / 't.png', 0, 0), node.repeat(2, 0).repeat(2, 1))
+    inside = table[(table[:, 0] == 1) & ((labels == 2) if by_class else True)]
+    counts = inside[:, 1].bincount(minlength=4)
+    for k in range(4):
+        assert f'\n{k:>6}  {counts[k]:>7}' in out
+    errors = run(latents.main, 'tree', of, at, f'--sheet={tmp_path}/t.png', expect=1)
+    assert ('give --class=3' if by_class else 'give --condition-image') in errors
+
+
+def test_codes_alone_of_a_conditional_network_say_what_is_missing(folder, tmp_path):
+    persistence.save_network(str(tmp_path / 'net.safetensors'), DDN(8, 1, [8], [3], [4], conditions=['class:3']))
+    write_codes(str(tmp_path / 'c.txt'), np.zeros((2, 3), np.int64))
+    args = ['decode', f'--network={tmp_path}/net.safetensors', f'--codes={tmp_path}/c.txt', f'--outdir={tmp_path}/out']
+    assert 'give --class' in run(latents.main, *args, expect=1)
+    run(latents.main, *args, '--class=1')
+    assert '0..2, not 3' in run(latents.main, *args, '--class=3', expect=1)
 
 
 BAD = {
