@@ -55,7 +55,7 @@ def load_state(path: str, net, ema: EMA, optimizer, balance) -> dict[str, Any]:
         keys = [key for key in tensors if key.startswith('opt/') and key.split('/', 2)[2] == name]
         for key in keys:
             moment = tensors[key]
-            like = torch.zeros_like(param) if moment.shape == param.shape else torch.zeros_like(moment)
+            like = torch.zeros_like(param if moment.shape == param.shape else moment, device=param.device)
             optimizer.state[param][key.split('/', 2)[1]] = like
     for name, tensor in _tensors(net, ema, optimizer, balance):
         if name not in tensors:

@@ -380,6 +380,6 @@ def _iterate(loader: torch.utils.data.DataLoader) -> Iterator[tuple[torch.Tensor
 
 
 def _leave_signals_to_parent(worker_id: int) -> None:
-    """Ctrl-C reaches the whole process group: the parent decides what to do, and ends its workers itself."""
+    """Signals reach the whole process group: the parent decides what to do, and ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -303,8 +303,8 @@ def training_loop(
             collector.report('grad_norm', health.grad_norm)
             if on_nan == 'stop' or health.step_is_finite():
                 scaler.step(optimizer)  # ends with Split-and-Prune
-                scaler.update()
                 ema.update_(cur_nimg, batch_size)
+            scaler.update()
             loss_sum += losses
             loss_steps += 1
             cur_nimg += batch_size
