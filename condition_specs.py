@@ -78,11 +78,15 @@ class Told:
         return self.labels == [None] and not self.pictures
 
     @property
+    def without(self) -> bool:
+        """Whether the network gets no condition: it has none, or it does without what nobody said."""
+        return not self.net.conditions or self.empty and self.net.condition_optional
+
+    @property
     def needs_originals(self) -> bool:
         """Whether ``of_images`` looks at the images: something is made of pictures, and not of given ones."""
-        told_nothing = self.empty and self.net.condition_optional
         pictures = [kind for kind in self.parts if kind not in conditions.LABELS]
-        return not told_nothing and any(self._source(kind) is None for kind in pictures)
+        return not self.without and any(self._source(kind) is None for kind in pictures)
 
     def specs(self) -> list[guide_specs.Spec]:
         """Stand-ins for guides: so many pictures ask for so many results."""
@@ -90,7 +94,7 @@ class Told:
 
     def check(self) -> None:
         """ValueError, in terms of the options, where the network needs more than was said."""
-        if self.empty and self.net.condition_optional:
+        if self.without:
             return
         for kind in self.parts:
             if kind in conditions.CLASSES and self.labels == [None]:
@@ -102,7 +106,7 @@ class Told:
 
     def condition(self, labels: Sequence, targets: Sequence[int]) -> torch.Tensor | None:
         """[B, c, H, W] of B images with these labels and pictures, or None."""
-        if not self.net.conditions or (self.empty and self.net.condition_optional):
+        if self.without:
             return None
         self.check()
         return torch.cat([self._one(label, target) for label, target in zip(labels, targets, strict=True)])
@@ -133,7 +137,7 @@ class Told:
     ) -> torch.Tensor | None:
         """The condition of given images [B, C, H, W] and their labels, to encode them by: what the command line does
         not say is made of the images themselves."""
-        if not self.net.conditions or (self.empty and self.net.condition_optional):
+        if self.without:
             return None
         wanted = None
         if conditions.needs_labels(self.net.conditions):

@@ -169,7 +169,8 @@ class _Selected(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, of_image, of_leak, of_told):
         x, kernel, codes = ctx.saved_tensors
-        (B, channels, H, W), C, as_rows = x.shape, kernel.shape[1], _are_rows(x)
+        features = x.to(kernel.dtype)  # as forward read them, and so in the memory layout of then
+        (B, channels, H, W), C, as_rows = x.shape, kernel.shape[1], _are_rows(features)
         image, leak = of_image, of_leak
         if of_told is not None:
             image, leak = _sum(image, of_told[:, :C]), _sum(leak, of_told[:, -C:])
@@ -179,7 +180,7 @@ class _Selected(torch.autograd.Function):
         if ctx.leak_choice:
             made = torch.stack([image, zeros if leak is None else leak], 4 if as_rows else 1)
         made = made.reshape(len(kernel), C, -1)
-        of_kernel = torch.bmm(made, _halves(x, ctx.leak_choice).to(kernel.dtype).mT)  # [B or 2B, C, F]
+        of_kernel = torch.bmm(made, _halves(features, ctx.leak_choice).mT)  # [B or 2B, C, F]
         if len(kernel) > B:
             of_kernel = of_kernel[::2] + of_kernel[1::2]
         of_weight = of_kernel.new_zeros(ctx.weight_shape, dtype=ctx.weight_dtype)

@@ -402,6 +402,19 @@ def test_the_gradient_of_a_layer_in_half_precision_is_that_in_full(layout):
         assert (a - b).norm() < 0.01 * b.norm()
 
 
+def test_the_gradient_of_a_slice_of_rows_is_that_of_its_copy():
+    ddl, sampler = DDL(8, 4, 3), samplers.given(torch.tensor([[1], [3]]))
+    wide = torch.randn(2, 12, 4, 4).bfloat16().to(memory_format=torch.channels_last)
+    gradients = []
+    for x in (wide[:, :8].requires_grad_(), wide[:, :8].clone().requires_grad_()):
+        made = ddl(x, None, sampler, 0)
+        (made.image.square().sum() + made.leak.sum()).backward()
+        gradients.append((x.grad.float(), ddl.weight.grad))
+        ddl.weight.grad = None
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize('size', [(6, 10), (5, 9)])
 def test_doubling_is_the_same_in_both_memory_layouts(size):
     x = torch.randn(2, 3, 3, 5, requires_grad=True)

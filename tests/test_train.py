@@ -1,5 +1,6 @@
 """train.py as its users run it: options, a whole small run, and going on after a stop."""
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from conftest import TINY_RUN, write_zip
 
 import train
 from torch_utils import persistence
+from training import training_loop
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -88,9 +90,9 @@ def test_rounds_of_accumulation_change_nothing_but_rounding(tiny_zip, tmp_path):
         torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
 
 
-def start(*args: str) -> subprocess.Popen:
+def start(*args: str, **kwargs) -> subprocess.Popen:
     command = [sys.executable, os.path.join(ROOT, 'train.py'), *map(str, args)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -110,6 +112,36 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(tiny_zip, tmp_path, numb
     run_train(command[1], f'--duration={duration:f}')
     run_train(f'--outdir={tmp_path / "b"}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', f'--duration={duration:f}')
     assert_same(final(tmp_path / 'a'), final(tmp_path / 'b'))
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_saves_the_state(tiny_zip, tmp_path, number):
+    """As a terminal, torchrun and job schedulers send it: to the workers of the loader, too."""
+    args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--tick=0.16', '--workers=1']
+    with start(*args, start_new_session=True) as process:
+        for line in process.stdout:
+            if line.startswith('tick'):
+                os.killpg(process.pid, number)
+                break
+        output = process.stdout.read()
+    assert process.returncode == 128 + number and 'Traceback' not in output, output
+    nimg = int(re.search(r'at ([\d,]+) images', output)[1].replace(',', ''))
+    assert os.path.exists(tmp_path / f'training-state-{nimg:09d}.safetensors')
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_a_step_that_is_not_finite_is_passed_over(tiny_zip, tmp_path, monkeypatch, precision):
+    calls, real = itertools.count(), training_loop.layer_losses
+
+    def third_is_nan(*args):
+        return real(*args) * (float('nan') if next(calls) == 2 else 1)
+
+    monkeypatch.setattr(training_loop, 'layer_losses', third_is_nan)
+    run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000160',
+              '--on-nan=skip', f'--precision={precision}')  # fmt: skip
+    last = json.loads((tmp_path / 'stats.jsonl').read_text().splitlines()[-1])
+    assert last['nimg'] == 160 and last['skipped_steps'] >= 1
+    assert all(tensor.isfinite().all() for tensor in final(tmp_path, 'network-snapshot').values())
 
 
 KILLED = '''
