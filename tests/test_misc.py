@@ -1,6 +1,5 @@
 """The small helpers of the loop."""
 
-import math
 import re
 import subprocess
 
@@ -9,33 +8,6 @@ import torch
 from torch import nn
 
 from torch_utils import misc
-
-
-def test_check_finite_names_the_first():
-    tensors = [('a', torch.ones(3)), ('b', torch.ones(2, 2, dtype=torch.bfloat16)), ('i', torch.arange(3)),
-               ('empty', torch.zeros(0)), ('c', torch.ones(4)), ('d', torch.ones(1, dtype=torch.float64))]  # fmt: skip
-    assert misc.check_finite(tensors) is None
-    assert misc.check_finite([]) is None
-    assert misc.check_finite([('i', torch.arange(3))]) is None
-    for bad in (math.nan, math.inf, -math.inf):
-        for name in 'abcd':
-            broken = [(n, t.clone()) for n, t in tensors]
-            dict(broken)[name].view(-1)[-1] = bad
-            assert misc.check_finite(broken) == name
-    broken = [('x', torch.tensor([math.nan])), ('y', torch.ones(1)), ('z', torch.tensor([math.inf]))]
-    assert misc.check_finite(broken) == 'x' and misc.check_finite(broken[1:]) == 'z'
-    assert misc.finite_mask(t for _, t in broken).tolist() == [False, True, False]
-
-
-def test_large_numbers_are_finite():
-    largest = [torch.full((9,), torch.finfo(dtype).max, dtype=dtype) for dtype in (torch.float16, torch.float32)]
-    assert misc.finite_mask([*largest, torch.full((9,), 1e300, dtype=torch.float64)]).all()
-
-
-def test_num_parameters():
-    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
-    module[1].weight = nn.Parameter(torch.zeros(4, 4), requires_grad=False)
-    assert misc.num_parameters(module) == 3 * 4 + 4 + 4
 
 
 def test_copy_params_and_buffers():

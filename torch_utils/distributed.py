@@ -193,13 +193,6 @@ def all_reduce_(tensor: torch.Tensor, op: str = 'sum') -> None:
         dist.all_reduce(tensor, _OPS[op])
 
 
-def broadcast_(tensor: torch.Tensor, source: int = 0) -> None:
-    """Overwrite ``tensor`` with that of rank ``source``."""
-    if get_world_size() > 1:
-        _enter('broadcast')
-        dist.broadcast(tensor, source)
-
-
 def all_gather_object(obj: Any) -> list[Any]:
     """The objects of all ranks, by rank. They travel pickled between our own processes; not for the step."""
     if get_world_size() == 1:

@@ -3,16 +3,11 @@
 import contextlib
 import subprocess
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
-
-
-def num_parameters(module: nn.Module) -> int:
-    """Trainable numbers of a module; shared ones count once."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def memory_format(device: torch.device, precision: str) -> torch.memory_format:
@@ -20,29 +15,6 @@ def memory_format(device: torch.device, precision: str) -> torch.memory_format:
     a CPU with bfloat16 blocks, where the norms between the convolutions lose more by it than those gain."""
     contiguous = device.type == 'cpu' and precision == 'bf16'
     return torch.contiguous_format if contiguous else torch.channels_last
-
-
-def finite_mask(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """[N] bool, on the device of the tensors: which of N tensors hold finite numbers only. No host synchronisation."""
-    tensors = [t.detach() for t in tensors]
-    groups: dict[torch.dtype, list[int]] = {}
-    for i, t in enumerate(tensors):
-        if t.is_floating_point() and t.numel() > 0:
-            groups.setdefault(t.dtype, []).append(i)
-    device = tensors[0].device if tensors else 'cpu'
-    mask = torch.ones(len(tensors), dtype=torch.bool, device=device)
-    for members in groups.values():
-        largest = torch._foreach_norm([tensors[i] for i in members], torch.inf)  # a few kernels, not one per tensor
-        index = torch.tensor(members).to(device, non_blocking=True)
-        mask[index] = torch.stack(largest).isfinite()
-    return mask
-
-
-def check_finite(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    """The name of the first tensor that holds a NaN or an infinity, or None. One host synchronisation for them all."""
-    named_tensors = list(named_tensors)
-    mask = finite_mask(t for _, t in named_tensors).tolist()
-    return next((name for (name, _), finite in zip(named_tensors, mask, strict=True) if not finite), None)
 
 
 @torch.no_grad()

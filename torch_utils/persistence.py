@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from dnnlib.util import atomic_write, local_path
 
@@ -43,6 +44,8 @@ def persistent_class(cls: type) -> type:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -69,7 +72,7 @@ def save_tensors(path: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[s
         whole[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared memory
         storages.add(storage)
     with atomic_write(path) as f:
-        save_file(whole, f.name, metadata={'ddn': json.dumps(meta)})
+        f.write(save(whole, metadata={'ddn': json.dumps(meta)}))
 
 
 def network_path(network: str) -> Path:
