@@ -195,7 +195,7 @@ def test_a_rank_that_fails_ends_all_with_its_reason(ended, mode, reason):
 def test_a_rank_that_hangs_is_named_and_says_where(ended):
     zero, one = ended['hang0'], ended['hang1']
     assert zero.code == one.code == 1
-    assert 'rank 1 let others wait for 4 s at collective 5 (all_reduce)' in zero.only('rank 0 of 2')
+    assert 'rank 1 let others wait for 4 s at collective 4 (all_reduce)' in zero.only('rank 0 of 2')
     assert 'this rank was at script.py:' in one.only('rank 1 of 2')
 
 
