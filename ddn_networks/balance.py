@@ -159,9 +159,9 @@ class LossFreeBalancing(NoBalancing):
             raise ValueError('balancing by a bias has to observe the distances too (forward with keep=True)')
         super().observe(codes, dropped)
         spreads = torch.stack([d.detach().std(1) for d in distances], 1).to(self.seen.dtype)  # [B, L]
-        K = self.counts.shape[1]
-        self.seen[:, K].index_add_(0, self.layer_weights, spreads.sum(0))
-        self.seen[:, K + 1].index_add_(0, self.layer_weights, torch.full_like(spreads[0], len(spreads)))
+        finite, K = spreads.isfinite(), self.counts.shape[1]  # one overflow must not stay in the unit for ever
+        self.seen[:, K].index_add_(0, self.layer_weights, spreads.where(finite, 0).sum(0))
+        self.seen[:, K + 1].index_add_(0, self.layer_weights, finite.sum(0, dtype=self.seen.dtype))
 
     @torch.no_grad()
     def step_(self, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -316,6 +316,21 @@ def test_the_bias_does_not_depend_on_the_scale_of_distances():
     torch.testing.assert_close(large.bias[0], small.bias[0], rtol=1e-3, atol=0)
 
 
+def test_distances_that_are_not_finite_leave_the_unit_alone():
+    weights, _ = layer_weights_and_optimizer([(4, 1, 1), (2, 1, 1)])
+    with_bad, without = (LossFreeBalancing(weights, rate=0.5) for _ in range(2))
+    codes = torch.tensor([[0, 1], [2, 1], [0, 0]])
+    distances = [torch.rand(3, k, generator=torch.Generator().manual_seed(k)) for k in (4, 2)]
+    for balance, bad in ((with_bad, (float('nan'), float('inf'))), (without, ())):
+        balance.observe(codes, None, distances)
+        for value in bad:
+            broken = [d.clone() for d in distances]
+            broken[0][:, 1] = broken[1][:] = value
+            balance.observe(codes, torch.ones_like(codes, dtype=torch.bool), broken)
+        balance.step_()
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(with_bad.bias, without.bias, strict=True))
+
+
 def test_the_bias_needs_distances():
     weights, _ = layer_weights_and_optimizer([(4, 1, 1)])
     with pytest.raises(ValueError, match='keep=True'):
