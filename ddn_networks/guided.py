@@ -47,13 +47,13 @@ def ranks(distances: torch.Tensor) -> torch.Tensor:
 
 
 def top_k(k: int = 2) -> Rule:
-    """One of the k best at random, or of all where there are fewer; 2 is the paper's choice, 1 is argmax."""
+    """One of the k best at random, or of all where fewer are finite; 2 is the paper's choice, 1 is argmax."""
     if k < 1:
         raise ValueError(f'top-k takes at least the best one, not {k}')
 
     def rule(scores: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-        best = min(k, scores.shape[1])
-        pick = (chance * best).long().clamp(max=best - 1)
+        best = (scores < math.inf).sum(1).clamp(1, k)  # [B]
+        pick = torch.minimum((chance * best).long(), best - 1)
         return scores.sort(dim=1, stable=True).indices.gather(1, pick[:, None])[:, 0]
 
     return rule
@@ -120,7 +120,7 @@ def chance_table(num_nodes: list[int], seeds: Sequence[int]) -> Chance:
 def sampler(guidance: Guidance, chance: Chance, img_resolution: tuple[int, int]) -> Sampler:
     """The sampler of one pass over B b rows. The best picture of each image is the first of its rows."""
     b = guidance.beam
-    alive = None  # [B, b] bool: rows that are no copy of another
+    alive = None  # [B, b] bool: rows that are neither a copy of another nor what a guide forbids
 
     def guided(candidates: Candidates, layer: int) -> Choice:
         nonlocal alive
@@ -135,10 +135,10 @@ def sampler(guidance: Guidance, chance: Chance, img_resolution: tuple[int, int])
             full = candidates.pixels(lambda x: pixel_maps.upsample(x, img_resolution))
         distances = [guide(full if guide.full_size else candidates, layer) for guide in guidance.guides]
         dead = ~alive[..., None].expand(-1, -1, K).flatten(1)  # [B, b K]
-        distances = [d.reshape(rows // b, b * K).masked_fill(dead, math.inf) for d in distances]
+        distances, never = _forbidden([d.reshape(rows // b, b * K) for d in distances], dead)
         weights = [guide.weight for guide in guidance.guides]
         if len(distances) > 1 or weights[0] < 0:
-            scores = guidance.combine(distances, weights).masked_fill(dead, math.inf)
+            scores = guidance.combine(distances, weights).masked_fill(never, math.inf)
         else:
             scores = distances[0]
         ties = (chance.ties[:, layer].to(device) * K).long()  # [B]
@@ -149,11 +149,23 @@ def sampler(guidance: Guidance, chance: Chance, img_resolution: tuple[int, int])
             return Choice(order.gather(1, pick[:, None])[:, 0], scores)
         best = turned.sort(dim=1, stable=True).indices[:, :b]  # [B, b], the best first
         best = order.gather(1, best)
-        alive = ~dead.gather(1, best)
+        alive = ~never.gather(1, best)
         parents = best // K + torch.arange(0, rows, b, device=device)[:, None]  # [B, b] rows
         return Choice((best % K).flatten(), scores.view(rows, K), None, parents.flatten())
 
     return guided
+
+
+def _forbidden(distances: Sequence[torch.Tensor], never: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What a guide gives +inf is never chosen, whatever its weight and whatever others say of it; but a guide that
+    leaves nothing of what ``never`` [B, K] and the guides before it leave is not heard. Returns the distances [B, K],
+    +inf at all that is never chosen and finite there alone elsewhere, and that [B, K] bool."""
+    infinite = [d == math.inf for d in distances]
+    for one in infinite:
+        both = never | one
+        never = torch.where(both.all(1, keepdim=True), never, both)
+    pairs = zip(distances, infinite, strict=True)
+    return [d.masked_fill(one, 0).masked_fill(never, math.inf) for d, one in pairs], never
 
 
 def _turned(by: torch.Tensor, length: int) -> torch.Tensor:

@@ -26,7 +26,8 @@ class Guide(NamedTuple):
     """One condition.
 
     name: what errors call it.
-    distances: (candidates, layer) -> [B, K], smaller is better; +inf is "never", NaN an error.
+    distances: (candidates, layer) -> [B, K], smaller is better; NaN is an error, and +inf is "never", whatever the
+        weight, as long as anything else is left.
     weight: its influence beside other guides.
     full_size: true where the candidates must come at the network's resolution, whatever the layer's.
     """

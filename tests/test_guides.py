@@ -525,6 +525,35 @@ def test_indifferent_guides_leave_the_choice_to_chance():
     assert len(codes.unique(dim=0)) == 1  # and the other guide alone decides
 
 
+def judged(*values: float, weight: float = 1.0) -> Guide:
+    """The same distances [K] at every layer."""
+    return Guide('judged', lambda c, layer: torch.tensor(values).expand(c.shape[0], -1), weight)
+
+
+@pytest.mark.parametrize('combine', [guided.by_rank, guided.by_distance])
+@pytest.mark.parametrize('options', [
+    {'choose': guided.top_k(1)}, {'choose': guided.top_k(2)}, {'choose': guided.temperature(1.0)}, {'beam': 3},
+])  # fmt: skip
+def test_infinite_is_never(combine, options):
+    net, inf = tiny(), float('inf')
+
+    def chosen(*given: Guide) -> set[int]:
+        return set(net.sample(20, guide=Guidance(given, combine=combine, **options))[1].flatten().tolist())
+
+    for weight in (1.0, -1.0):
+        only_2 = judged(inf, inf, 1, inf, weight=weight)
+        others = judged(0, 1, 2, 3), judged(3, inf, 1, 0), judged(0, 1, 2, 3, weight=-5.0)
+        assert chosen(only_2) == {2}
+        for other in others:
+            assert chosen(only_2, other) == chosen(other, only_2) == {2}
+        assert chosen(judged(inf, 0, 1, inf, weight=weight)) <= {1, 2}
+        assert 2 not in chosen(judged(1, 0, inf, 2), judged(3, 2, 1, 0, weight=weight))
+        nothing = judged(inf, inf, inf, inf, weight=weight)
+        assert chosen(only_2, nothing) == chosen(nothing, only_2) == {2}
+        assert chosen(nothing) == chosen(nothing, nothing) == {0, 1, 2, 3}
+        assert chosen(only_2, judged(0, 1, inf, 2)) == {2}  # they leave nothing: the first is heard
+
+
 def test_negative_weight_is_away_from():
     net = tiny()
     least = Guide('least', lambda c, layer: torch.arange(4.0).expand(c.shape[0], 4))
