@@ -130,7 +130,8 @@ class ConditionalBalancing(SplitAndPrune):
         gradient.zero_()
         plan = super().step_(optimizer)
         for w, (split, prune, active) in enumerate(zip(*plan, strict=True)):  # each half is half as likely
-            self.forecasts[w][:, -1].index_add_(0, torch.cat([split, prune]), active.repeat(2) * -math.log(2))
+            halves = torch.cat([split, prune]).where(active.repeat(2), 0)  # an inactive pair may be beyond this K
+            self.forecasts[w][:, -1].index_add_(0, halves, active.repeat(2) * -math.log(2))
         return plan
 
     def state_dict(self) -> dict[str, torch.Tensor]:

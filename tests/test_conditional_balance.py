@@ -88,6 +88,22 @@ def test_a_node_that_splits_takes_its_forecast_along():
         assert torch.equal(moments[3], moments[1]) and not torch.equal(moments[0], moments[1])
 
 
+def test_more_pairs_than_a_weight_has_nodes():
+    shapes = (16, 1, 2), (2, 1, 2)
+    both = [make(layers(*shapes), pairs=8) for make in (ConditionalBalancing, SplitAndPrune)]
+    features, targets = batch(12, 2, 1, 0)
+    codes = torch.tensor([[0, 1], [1, 1], [2, 1]] * 4)
+    plans = []
+    for balance in both:
+        if isinstance(balance, ConditionalBalancing):
+            asked(balance, balance.weights, features, targets)
+        balance.observe(codes)
+        plans.append(balance.step_())
+    assert plans[0].active.sum(1).tolist() == [3, 1]  # as Split-and-Prune, which takes the pairs there are
+    assert all(torch.equal(a, b) for a, b in zip(*plans, strict=True))
+    assert both[0].forecasts[0].isfinite().all() and both[0].forecasts[1].isfinite().all()
+
+
 def test_it_uses_nodes_that_split_and_prune_leaves_alone():
     """Two kinds of images, told apart by their features. At first half of the nodes serve the one kind and half the
     other: all are equally used, Split-and-Prune is content, and behind each kind half of them are never trained."""
