@@ -33,6 +33,8 @@ class Output(NamedTuple):
     selected: L tensors [B, C, h, w], the selected image of every layer (x*_l of Eq. 2); empty unless asked for.
     distances: L tensors [B, K] or None, what the sampler chose by; empty unless asked for.
     dropped: [B, L] bool, choices that chance made (Chain Dropout), or None where the sampler tells of none.
+
+    With a beam, row b of every tensor belongs to the branch that ends in ``images[b]``.
     """
 
     images: torch.Tensor
@@ -53,6 +55,10 @@ def resolution_pair(img_resolution: int | Sequence[int]) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise ValueError(f'a resolution has at least one pixel a side, not {height} x {width}')
     return int(height), int(width)
+
+
+def _rows(tensors: list[torch.Tensor | None], rows: torch.Tensor) -> list[torch.Tensor | None]:
+    return [None if x is None else x[rows] for x in tensors]
 
 
 SomeNetwork = TypeVar('SomeNetwork', bound='Network')
@@ -146,13 +152,15 @@ class Network(nn.Module):
         codes, dropped, selected, distances = [], [], [], []
         image = None
         for image, choice in ((s.image, s.choice) for s in self.walk(sampler, batch_size, condition, augment_labels)):
+            if keep:
+                distances.append(choice.distances)
             if choice.parents is not None:
-                codes = [c[choice.parents] for c in codes]
+                lists = codes, dropped, selected, distances
+                codes, dropped, selected, distances = (_rows(tensors, choice.parents) for tensors in lists)
             codes.append(choice.codes)
             dropped.append(choice.dropped)
             if keep:
                 selected.append(image)
-                distances.append(choice.distances)
         dropped = torch.stack(dropped, 1) if all(d is not None for d in dropped) else None
         return Output(image, torch.stack(codes, 1), selected, distances, dropped)
 

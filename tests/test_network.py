@@ -126,6 +126,28 @@ def test_samplers_may_follow_parents():
     torch.testing.assert_close(net.decode(out.codes), out.images, atol=1e-6, rtol=0)
 
 
+@torch.no_grad()
+def test_what_is_kept_of_a_beam_belongs_to_its_branches():
+    net = tiny()
+    target = pictures(net, 2)
+    chance = guided.chance_table(net.num_nodes, range(2))
+    beam = guided.sampler(guided.Guidance([guides.l2(target)], beam=3), chance, net.img_resolution)
+
+    def dropping(candidates, layer):  # says of every choice whether it was node 0
+        choice = beam(candidates, layer)
+        return choice._replace(dropped=choice.codes == 0)
+
+    out = net(dropping, 6, keep=True)
+    assert torch.equal(out.dropped, out.codes == 0)
+    again = net(samplers.given(out.codes), 6, keep=True)
+    parts = zip(net.specs, out.selected, again.selected, out.distances, out.codes.T, strict=True)
+    for spec, selected, wanted, distances, codes in parts:
+        torch.testing.assert_close(selected, wanted, atol=1e-6, rtol=0)
+        error = (wanted - samplers.area_resize(target, spec.size).repeat_interleave(3, 0)).square().mean((1, 2, 3))
+        error, chosen = error[::3], distances.gather(1, codes[:, None])[::3, 0]  # the others may be dead
+        torch.testing.assert_close(chosen, error)
+
+
 def test_a_seed_names_an_image_at_any_batch_size():
     net = tiny((6, 10))
     images, codes = net.sample(7, seed=10)
