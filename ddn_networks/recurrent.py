@@ -223,6 +223,6 @@ class RecurrentDDN(Network):
         shift = None
         if self.step_shift is not None:
             angles = step * 0.5 ** torch.arange(STEP_FREQUENCIES, device=x.device)  # periods of 2 pi to 256 pi steps
-            shift = self.step_shift(torch.cat([angles.sin(), angles.cos()]))
+            shift = self.step_shift(torch.cat([angles.sin(), angles.cos()]).to(x.dtype))
         hidden = F.silu(self.norm_out(self.unet(x, shift)))
         return self.conv_out(hidden), hidden

@@ -166,6 +166,19 @@ def test_a_step_may_be_told_its_number_or_not():
         assert torch.allclose(first, second, atol=1e-6) == alike
 
 
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-5), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize('make', [tiny, repeating])
+def test_any_floating_dtype(make, dtype, tolerance):
+    net = make()
+    codes = net.sample(3)[1]
+    wanted, net = net.decode(codes), net.to(dtype)
+    images = net.decode(codes)
+    assert images.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(images.float(), wanted, atol=tolerance, rtol=0)
+    net.train()(samplers.nearest(images.detach()), 3).images.square().mean().backward()
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+
+
 def test_branches_are_the_candidates_of_a_node():
     for net in (tiny(), repeating()):
         codes = net.sample(3, seed=5)[1]
