@@ -23,9 +23,11 @@ Start with torchrun for several GPUs or machines, with plain python for one devi
 import contextlib
 import inspect
 import json
+import math
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -33,11 +35,12 @@ import torch
 from click.core import ParameterSource
 
 from ddn_networks import conditions, published_config
-from dnnlib.util import Logger, atomic_write, remove_unfinished
+from dnnlib.util import Logger, remove_unfinished
 from torch_utils import distributed as dist
 from torch_utils import misc
 from training import checkpoint
 from training.dataset import ImageFolderDataset
+from training.ema import ema_label
 from training.memory import auto_batch_gpu
 from training.presets import PRESETS
 from training.training_loop import BALANCERS, training_loop
@@ -189,9 +192,11 @@ def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any
     if o['ls'] is not None and precision != 'fp16':
         raise click.ClickException('--ls scales the loss for fp16; with fp32 and bf16 there is nothing to scale')
     try:
-        halflives = [float(part) * 1e6 for part in o['ema'].split(',')]
-    except ValueError:
+        halflives = [FLOAT_NONNEGATIVE(part) * 1e6 for part in o['ema'].split(',')]
+    except click.BadParameter:
         raise click.ClickException(f'--ema={o["ema"]}: give half-lives in Mimg, such as 0.5 or 0.5,0.05') from None
+    if len({ema_label(h) for h in halflives}) < len(halflives):
+        raise click.ClickException(f'--ema={o["ema"]}: two of the half-lives are the same')
     network = network_options(o, dataset)
     labelled = any(name.split(':')[0] in conditions.LABELS for name in network['network_kwargs'].get('conditions', ()))
     return {
@@ -246,10 +251,12 @@ def balance_options(text: str) -> dict[str, Any]:
         if key not in known:
             takes = ', '.join(known) or 'no arguments'
             raise click.ClickException(f'--balance={text}: {name} takes {takes}, not {key}')
+        whole = isinstance(arguments[key].default, int)
         try:
-            kwargs[key] = int(value) if re.fullmatch(r'\d+', value) else float(value)
-        except ValueError:
-            raise click.ClickException(f'--balance={text}: {key} is a number, not {value!r}') from None
+            kwargs[key] = int(value) if whole else FLOAT_NONNEGATIVE(value)
+        except (ValueError, click.BadParameter):
+            kind = 'whole number' if whole else 'number'
+            raise click.ClickException(f'--balance={text}: {key} is a {kind}, not {value!r}') from None
     return {'balance': name, 'balance_kwargs': kwargs}
 
 
@@ -280,9 +287,12 @@ def stored_options(run_dir: str) -> dict[str, Any]:
     path = os.path.join(run_dir, 'training_options.json')
     try:
         with open(path) as f:
-            return json.load(f)
+            stored = json.load(f)
     except (OSError, ValueError) as e:
         raise click.ClickException(f'{path} cannot be read, and without it the run cannot go on: {e}') from None
+    if not (isinstance(stored, dict) and {'options', 'loop'} <= stored.keys()):
+        raise click.ClickException(f'{path} does not hold the options of a run of train.py')
+    return stored
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
@@ -302,6 +312,8 @@ def new_run_dir(o: dict[str, Any], dataset_name: str) -> str:
     if o['nosubdir']:
         run_dir = o['outdir']
         os.makedirs(run_dir, exist_ok=True)
+        if os.path.exists(os.path.join(run_dir, 'training_options.json')):
+            raise ValueError(f'--nosubdir: {run_dir} has a run; --resume={run_dir} goes on with it')
         return run_dir
     os.makedirs(o['outdir'], exist_ok=True)
     taken = [int(m[0]) for d in os.listdir(o['outdir']) if (m := re.match(r'\d+', d))]
@@ -311,6 +323,22 @@ def new_run_dir(o: dict[str, Any], dataset_name: str) -> str:
     run_dir = os.path.join(o['outdir'], f'{max(taken, default=-1) + 1:05d}-{desc}')
     os.makedirs(run_dir)
     return run_dir
+
+
+@contextlib.contextmanager
+def run_log(run_dir: str) -> Iterator[None]:
+    """What is printed goes to log.txt, too. The folder of a run that could not begin is removed if nothing else is in
+    it."""
+    remove_unfinished(run_dir)
+    log = os.path.join(run_dir, 'log.txt')
+    try:
+        with Logger(log):
+            yield
+    finally:
+        if os.listdir(run_dir) == ['log.txt']:
+            os.remove(log)
+            with contextlib.suppress(OSError):  # the root of a file system
+                os.rmdir(run_dir)
 
 
 class LongHelp(click.Command):
@@ -330,7 +358,16 @@ class BatchGpu(click.ParamType):
         return value if value == 'auto' else click.IntRange(min=1).convert(value, param, ctx)
 
 
-FLOAT_POS = click.FloatRange(min=0, min_open=True)
+class FiniteRange(click.FloatRange):
+    """Numbers of a range, without nan and inf."""
+
+    def convert(self, value, param, ctx):
+        value = super().convert(value, param, ctx)
+        return value if math.isfinite(value) else self.fail(f'{value} is not finite.', param, ctx)
+
+
+FLOAT_POS = FiniteRange(min=0, min_open=True)
+FLOAT_NONNEGATIVE = FiniteRange(min=0)
 INT_POS = click.IntRange(min=1)
 
 
@@ -343,7 +380,7 @@ INT_POS = click.IntRange(min=1)
 @click.option('--cond', metavar='BOOL', type=bool, default=False, help='The same as --condition=class')
 @click.option('--condition', metavar='LIST', type=str, multiple=True,
               help='What the network is told: class, onehot, color, edge, lowres:N, mask, image:PATH; with commas')
-@click.option('--condition-dropout', metavar='FLOAT', type=click.FloatRange(0, 1, max_open=True), default=0.0,
+@click.option('--condition-dropout', metavar='FLOAT', type=FiniteRange(0, 1, max_open=True), default=0.0,
               help='Probability of no condition; the network then works without, too')
 @click.option('--arch', type=click.Choice(list(NETWORKS)), default='ddn',
               help='Network: single-shot generator, or one UNet again and again (Fig. 3c)')
@@ -363,7 +400,7 @@ INT_POS = click.IntRange(min=1)
 @click.option('--base-width', metavar='INT', type=INT_POS, help='recurrent: --cres counts in it  [default: 10]')
 @click.option('--learning-residual', metavar='BOOL', type=bool, default=True, help='Candidates add to the image before')
 @click.option('--leak-choice', metavar='BOOL', type=bool, default=True, help='The next block is told what was chosen')
-@click.option('--dropout', metavar='FLOAT', type=click.FloatRange(0, 1, max_open=True), default=0.0,
+@click.option('--dropout', metavar='FLOAT', type=FiniteRange(0, 1, max_open=True), default=0.0,
               help='Dropout of features in the blocks')
 # Training.
 @click.option('--duration', metavar='MIMG', type=FLOAT_POS, default=200.0, help='Length, millions of images')
@@ -371,17 +408,17 @@ INT_POS = click.IntRange(min=1)
 @click.option('--batch-gpu', metavar='INT|auto', type=BatchGpu(),
               help='Images per rank at once, or auto: what fits  [default: all]')
 @click.option('--lr', metavar='FLOAT', type=FLOAT_POS, default=1e-3, help="Adam's learning rate")
-@click.option('--lr-ramp', metavar='MIMG', type=click.FloatRange(min=0), default=10.0, help='Linear ramp to --lr')
+@click.option('--lr-ramp', metavar='MIMG', type=FLOAT_NONNEGATIVE, default=10.0, help='Linear ramp to --lr')
 @click.option('--lr-decay', type=click.Choice(['none', 'cosine']), default='none', help='After the ramp')
-@click.option('--beta2', metavar='FLOAT', type=click.FloatRange(0, 1, max_open=True), default=0.999, help="Adam's")
+@click.option('--beta2', metavar='FLOAT', type=FiniteRange(0, 1, max_open=True), default=0.999, help="Adam's")
 @click.option('--ema', metavar='LIST', type=str, default='0.5', help='Half-lives of averaged weights, Mimg: 0.5,0.05')
-@click.option('--chain-dropout', metavar='FLOAT', type=click.FloatRange(0, 1), default=0.05,
+@click.option('--chain-dropout', metavar='FLOAT', type=FiniteRange(0, 1), default=0.05,
               help='Probability that chance makes a choice')
 @click.option('--balance', metavar='NAME[:KEY=VALUE,...]', default='split-prune',
               help='How nodes are kept equally used: split-prune (Algorithm 1), conditional (and that whatever was '
                    'chosen before), bias (Loss-Free Balancing), none; with arguments of its class in ddn_networks, '
                    'such as split-prune:pairs=4,memory=100')
-@click.option('--augment', metavar='FLOAT', type=click.FloatRange(0, 1), default=0.0,
+@click.option('--augment', metavar='FLOAT', type=FiniteRange(0, 1), default=0.0,
               help="Probability of EDM's augmentations; 0 for none")
 @click.option('--on-nan', type=click.Choice(['stop', 'skip']), default='stop', help='At a non-finite loss or gradient')
 @click.option('--transfer', metavar='FILE', type=str, help='Begin with the weights of this snapshot')
@@ -405,7 +442,8 @@ INT_POS = click.IntRange(min=1)
               help='Write event files too (extra: tensorboard)')
 @click.option('--snap', metavar='TICKS', type=INT_POS, default=50, help='Ticks between snapshots and pictures')
 @click.option('--dump', metavar='TICKS', type=INT_POS, default=50, help='Ticks between states; two newest are kept')
-@click.option('--seed', metavar='INT', type=click.IntRange(min=0), help='Of everything random  [default: a new one]')
+@click.option('--seed', metavar='INT', type=click.IntRange(0, 2**63 - 1),
+              help='Of everything random  [default: a new one]')
 @click.option('--resume', metavar='RUN|STATE', is_flag=False, flag_value='latest',
               help='Go on with a run: its folder, a state in it, or nothing for the newest in --outdir')
 @click.option('-n', '--dry-run', is_flag=True, help='Print what would be done and stop')
@@ -418,6 +456,8 @@ def main(ctx: click.Context, **o: Any) -> None:
     if o['resume']:
         run_dir, state = find_resume(o['resume'], o['outdir'])
         old = stored_options(run_dir)
+        if o['preset'] not in (None, old.get('preset')):
+            raise click.ClickException(f'--preset={o["preset"]}: {run_dir} was started with another; leave it out')
         o |= {k: v for k, v in old['options'].items() if k not in given and k not in NOT_STORED}
     elif o['preset']:
         o |= {k: v for k, v in PRESETS[o['preset']].items() if k not in given}
@@ -446,15 +486,14 @@ def main(ctx: click.Context, **o: Any) -> None:
                 run_dir = dist.all_gather_object(run_dir)[0]
             preset = o['preset'] or old.get('preset')
             meta = {'preset': preset, 'dataset': dataset.name, 'git_revision': misc.git_revision()}
-            if dist.get_rank() == 0:
-                remove_unfinished(run_dir)
-                with atomic_write(os.path.join(run_dir, 'training_options.json'), 'w') as f:
-                    json.dump({'options': {k: v for k, v in o.items() if k not in NOT_STORED}, 'loop': loop, **meta,
-                               'torch': torch.__version__, 'ranks': dist.get_world_size()}, f, indent=2)  # fmt: skip
-            log = Logger(os.path.join(run_dir, 'log.txt')) if dist.get_rank() == 0 else contextlib.nullcontext()
-            with log:
+            options = {k: v for k, v in o.items() if k not in NOT_STORED}
+            stored = {'options': options, 'loop': loop, **meta, 'torch': torch.__version__,
+                      'ranks': dist.get_world_size()}  # fmt: skip
+            with run_log(run_dir) if dist.get_rank() == 0 else contextlib.nullcontext():
                 dist.print0(f'Run folder: {run_dir}')
-                training_loop(run_dir=run_dir, device=device, resume_state=state, snapshot_meta=meta, **loop)
+                training_loop(
+                    run_dir=run_dir, device=device, resume_state=state, snapshot_meta=meta, run_options=stored, **loop
+                )
     except (ValueError, OSError, FloatingPointError) as e:
         raise click.ClickException(' '.join(str(e).split())) from None
 

@@ -16,6 +16,7 @@ from conftest import TINY_RUN, write_zip
 import train
 from torch_utils import persistence
 from training import training_loop
+from training.report import read_stats
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -95,6 +96,66 @@ def start(*args: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
+def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_zip, tmp_path):
+    run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--duration=0.000160', '--nosubdir')
+    before = (tmp_path / 'training_options.json').read_text()
+    for wrong, words in {
+        '--nodes=6': 'ddls.0.weight is [5, 1, 4]',
+        '--batch-gpu=5': 'divisor',
+        '--balance=bias': 'balance/',
+        '--ema=0.0002': 'ema/0.0002',
+        '--data=nowhere.zip': 'nowhere.zip',
+        '--preset=mnist-cpu': 'was started with another',
+    }.items():
+        assert words in run_train(f'--resume={tmp_path}', wrong, '--duration=0.000320', expect=1).splitlines()[-1]
+        assert (tmp_path / 'training_options.json').read_text() == before
+    run_train(f'--resume={tmp_path}', '--duration=0.000320')
+    assert '"total_nimg": 320' in (tmp_path / 'training_options.json').read_text()
+    (tmp_path / 'training_options.json').write_text('{}')
+    assert 'training_options.json does not hold' in run_train(f'--resume={tmp_path}', expect=1)
+
+
+def test_going_on_from_an_older_state_sets_the_newer_ones_aside(tiny_zip, tmp_path):
+    args = [f'--data={tiny_zip}', *TINY_RUN, '--tick=0.08', '--dump=1', '--nosubdir']
+    run_train(f'--outdir={tmp_path}', *args, '--duration=0.000320')
+    out = run_train(f'--resume={tmp_path / "training-state-000000240.safetensors"}', '--lr=0.001', '--tick=0.016')
+    assert 'training-state-000000320.safetensors.old' in out
+    assert sorted(p.name for p in tmp_path.glob('training-state*')) == [
+        'training-state-000000304.safetensors',
+        'training-state-000000320.safetensors',
+        'training-state-000000320.safetensors.old',
+    ]
+    old, new = (tmp_path / f'training-state-000000320.safetensors{end}' for end in ('.old', ''))
+    assert old.read_bytes() != new.read_bytes()
+    assert [s['nimg'] for s in read_stats(str(tmp_path))] == [80, 160, 240, 256, 272, 288, 304, 320]
+    new.write_bytes(new.read_bytes()[:1000])
+    out = run_train(f'--resume={tmp_path}', '--duration=0.000400', expect=1).splitlines()[-1]
+    assert 'is not a whole safetensors file' in out and out.endswith('training-state-000000304.safetensors')
+
+
+def test_a_folder_with_a_run_takes_no_other_run(tiny_zip, tmp_path):
+    args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000032']
+    run_train(*args)
+    assert f'--resume={tmp_path} goes on with it' in run_train(*args, expect=1)
+
+
+def test_snapshots_and_states_are_kept_where_a_step_spans_several_ticks(tiny_zip, tmp_path):
+    run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000160',
+              '--tick=0.005', '--snap=10', '--dump=10')  # fmt: skip
+    snapshots = sorted(p.name for p in tmp_path.glob('network-snapshot*'))
+    assert [int(re.search(r'\d+', name)[0]) for name in snapshots] == [64, 112, 160]
+
+
+def test_the_loss_scale_of_fp16_is_part_of_the_state(tiny_zip, tmp_path):
+    args = [f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--precision=fp16', '--ls=1e38', '--on-nan=skip']
+    run_train(f'--outdir={tmp_path / "a"}', *args, '--duration=0.000320')
+    run_train(f'--outdir={tmp_path / "b"}', *args, '--duration=0.000160')
+    run_train(f'--resume={tmp_path / "b"}', '--duration=0.000320')
+    a, b = (persistence.load_tensors(str(tmp_path / d / 'training-state-000000320.safetensors'))[1] for d in 'ab')
+    assert a['scaler'] == b['scaler'] and a['scaler']['scale'] < 1e37
+    assert_same(final(tmp_path / 'a'), final(tmp_path / 'b'))
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_state_and_says_how_to_go_on(tiny_zip, tmp_path, number):
     with start(f'--outdir={tmp_path / "a"}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--tick=0.16') as process:
@@ -140,7 +201,7 @@ def test_a_step_that_is_not_finite_is_passed_over(tiny_zip, tmp_path, monkeypatc
     run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000160',
               '--on-nan=skip', f'--precision={precision}')  # fmt: skip
     last = json.loads((tmp_path / 'stats.jsonl').read_text().splitlines()[-1])
-    assert last['nimg'] == 160 and last['skipped_steps'] >= 1
+    assert last['nimg'] == 160 and last['skipped_steps'] >= 1 and last['loss'] < 10
     assert all(tensor.isfinite().all() for tensor in final(tmp_path, 'network-snapshot').values())
 
 
@@ -258,6 +319,9 @@ BAD = {
     'not-numbers': (['--data=DATA', '--nodes=a'], '--nodes=a'),
     'one-node': (['--data=DATA', '--nodes=1'], 'at least 2 nodes'),
     'ema': (['--data=DATA', '--ema=x'], '--ema=x'),
+    'ema-infinite': (['--data=DATA', '--ema=inf'], '--ema=inf'),
+    'ema-negative': (['--data=DATA', '--ema=-1'], '--ema=-1'),
+    'ema-twice': (['--data=DATA', '--ema=0.5,0.50'], 'two of the half-lives are the same'),
     'ls': (['--data=DATA', '--ls=8'], '--ls'),
     'cuda': (['--data=DATA', '--device=cuda:77'], 'cuda:77'),
     'resume-nothing': (['--resume=nowhere'], 'nowhere'),
@@ -266,6 +330,7 @@ BAD = {
     'balance': (['--data=DATA', '--balance=split'], 'there are split-prune, conditional, bias, none'),
     'balance-key': (['--data=DATA', '--balance=bias:pairs=2'], 'bias takes limit, memory, rate, not pairs'),
     'balance-value': (['--data=DATA', '--balance=conditional:rate=x'], 'rate is a number'),
+    'balance-whole': (['--data=DATA', '--balance=split-prune:pairs=1.5'], 'pairs is a whole number'),
     'balance-range': (['--data=DATA', '--balance=split-prune:pairs=0'], 'pairs >= 1'),
     'val-shape': (['--data=DATA', '--val-data=OTHER'], 'OTHER'),
 }
@@ -280,6 +345,13 @@ def test_bad_input_is_one_line(tiny_zip, tmp_path, args, words):
     out = run_train(f'--outdir={tmp_path / "out"}', *tiny, '--duration=0.000032', *given, expect=1)
     errors = [line for line in out.splitlines() if line.startswith('Error:')]
     assert len(errors) == 1 and words in errors[0], out
+    assert not list(tmp_path.glob('out/*'))  # no folder of a run that never began
+
+
+@pytest.mark.parametrize('option', ['--duration=nan', '--duration=inf', '--tick=inf', '--lr=nan', f'--seed={2**63}'])
+def test_a_number_that_is_none(tiny_zip, option):
+    out = run_train(f'--data={tiny_zip}', option, '-n', expect=2)
+    assert option.split('=')[0] in out.splitlines()[-1]
 
 
 def test_a_run_folder_that_cannot_be_made(tiny_zip, tmp_path):

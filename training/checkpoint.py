@@ -48,7 +48,11 @@ def save_state(path: str, net, ema: EMA, optimizer, balance, meta: dict[str, Any
 @torch.no_grad()
 def load_state(path: str, net, ema: EMA, optimizer, balance) -> dict[str, Any]:
     """Copy a state into the given objects; returns its meta data. ValueError names what does not fit."""
-    tensors, meta = persistence.load_tensors(path)
+    try:
+        tensors, meta = persistence.load_tensors(path)
+    except ValueError as e:
+        others = [state for state in find_states(os.path.dirname(path) or '.') if not os.path.samefile(state, path)]
+        raise ValueError(f'{e}; there is also --resume={others[0]}' if others else str(e)) from None
     if meta.get('kind') != 'training-state':
         raise ValueError(f'{path} is no training state; give --resume a run folder or a training-state-*.safetensors')
     for name, param in net.named_parameters():  # moments exist after the first step only: make room for them
@@ -66,7 +70,19 @@ def load_state(path: str, net, ema: EMA, optimizer, balance) -> dict[str, Any]:
     return meta
 
 
+def set_newer_aside(run_dir: str, cur_nimg: int) -> list[str]:
+    """Rename states of more than ``cur_nimg`` images, from which a run that goes on there parts; the new names."""
+    paths = [path for path in find_states(run_dir) if _images(path) > cur_nimg]
+    for path in paths:
+        os.replace(path, f'{path}.old')
+    return [f'{path}.old' for path in paths]
+
+
 def find_states(run_dir: str) -> list[str]:
     """The training states of a run folder, newest first."""
-    found = [(int(m[1]), m[0]) for m in map(_STATE.fullmatch, os.listdir(run_dir)) if m]
-    return [os.path.join(run_dir, name) for _, name in sorted(found, reverse=True)]
+    names = filter(_STATE.fullmatch, os.listdir(run_dir))
+    return sorted((os.path.join(run_dir, name) for name in names), key=_images, reverse=True)
+
+
+def _images(path: str) -> int:
+    return int(_STATE.fullmatch(os.path.basename(path))[1])

@@ -188,19 +188,21 @@ def write_report(run_dir: str) -> None:
 
 
 def read_stats(run_dir: str) -> list[dict[str, Any]]:
-    """The ticks of stats.jsonl in the order of images seen; of a tick that was run again after a resume, the last."""
+    """The ticks of stats.jsonl. A run that went on from an older state has replaced what came after that."""
     path = os.path.join(run_dir, 'stats.jsonl')
     if not os.path.exists(path):
         return []
-    by_nimg = {}
+    ticks = []
     with open(path) as f:
         for line in f:
             try:
                 stats = json.loads(line)
             except json.JSONDecodeError:  # the line that a kill cut off
                 continue
-            by_nimg[stats['nimg']] = stats
-    return [by_nimg[n] for n in sorted(by_nimg)]
+            while ticks and ticks[-1]['nimg'] >= stats['nimg']:
+                ticks.pop()
+            ticks.append(stats)
+    return ticks
 
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 380, 200, 52, 22

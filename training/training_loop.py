@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 import ddn_networks
 from ddn_networks import conditions, samplers
 from dnnlib.images import to_float
-from dnnlib.util import format_time
+from dnnlib.util import atomic_write, format_time
 from torch_utils import distributed as dist
 from torch_utils import misc, persistence, training_stats
 from training import checkpoint, report
@@ -71,7 +72,7 @@ def training_loop(
     share_prefixes: bool = False,
     tick_nimg: int = 50_000,
     snapshot_ticks: int = 50,
-    state_ticks: int = 500,
+    state_ticks: int = 50,
     val_data: str | None = None,
     num_workers: int = 1,
     tensorboard: bool = False,
@@ -80,6 +81,7 @@ def training_loop(
     transfer: str | None = None,
     resume_state: str | None = None,
     snapshot_meta: dict[str, Any] | None = None,
+    run_options: dict[str, Any] | None = None,
 ) -> None:
     """Train a DDN and leave logs, snapshots, training states and pictures in ``run_dir``.
 
@@ -112,6 +114,7 @@ def training_loop(
         transfer: a snapshot whose weights to begin with, where names and shapes fit.
         resume_state: a training state to go on from.
         snapshot_meta: JSON-able facts for the snapshots' headers.
+        run_options: JSON-able; they are in training_options.json once nothing of them stands against the run.
 
     Raises:
         SystemExit: after SIGINT or SIGTERM, the state being saved.
@@ -152,7 +155,7 @@ def training_loop(
     if compile_blocks:
         for block in net.blocks:
             block.compile()
-    # The fused step is one kernel on CUDA; on the CPU it is a third faster than the default.
+    # The fused step is one kernel on CUDA; what it brings on a CPU: benchmarks/backbone_options.py.
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=tuple(betas), eps=1e-8, fused=device.type != 'mps')
     balancer = BALANCERS[balance](
         net.node_weights,
@@ -169,17 +172,26 @@ def training_loop(
     scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale or 2**16, enabled=precision == 'fp16')
     ddp = net
     if world_size > 1:
-        ddp = torch.nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)  # 2.13 has another name for broadcast_buffers
+            ddp = torch.nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     # Where to begin.
     cur_nimg = 0
     if resume_state is not None:
-        cur_nimg = checkpoint.load_state(resume_state, net, ema, optimizer, balancer)['cur_nimg']
+        meta = checkpoint.load_state(resume_state, net, ema, optimizer, balancer)
+        cur_nimg = meta['cur_nimg']
+        if meta.get('scaler'):
+            scaler.load_state_dict(meta['scaler'])
         dist.print0(f'Resuming from {resume_state} at {cur_nimg:,} images.')
-    if rank == 0:
-        print(report.layer_table(net), flush=True)
     stream = BatchStream(len(dataset), seed, cur_nimg, batch_size, batch_gpu, rank, world_size)
     data = data_iterator(loaded, stream, device, num_workers)
+    if rank == 0:
+        for path in checkpoint.set_newer_aside(run_dir, cur_nimg):
+            print(f'A newer state, which this run no longer comes to, is kept as {path}')
+        with atomic_write(os.path.join(run_dir, 'training_options.json'), 'w') as f:
+            json.dump(run_options or {}, f, indent=2)
+        print(report.layer_table(net), flush=True)
     rounds, B = stream.num_accumulation_rounds, stream.batch_gpu
     dist.print0(
         f'Training on {device.type} x {world_size}: {len(dataset):,} images of {dataset.name}, batch {batch_size}'
@@ -201,7 +213,8 @@ def training_loop(
         path = checkpoint.state_path(run_dir, cur_nimg)
         if rank == 0 and not os.path.exists(path):
             health.raise_if_bad(checkpoint.find_states(run_dir))
-            checkpoint.save_state(path, net, ema, optimizer, balancer, {'cur_nimg': cur_nimg})
+            meta = {'cur_nimg': cur_nimg, 'scaler': scaler.state_dict()}
+            checkpoint.save_state(path, net, ema, optimizer, balancer, meta)
 
     def maintain() -> None:
         """What is due after ``cur_nimg`` images: a line, pictures, a snapshot, a training state."""
@@ -210,7 +223,7 @@ def training_loop(
         if not (done or cur_nimg >= (tick + 1) * tick_nimg):
             return
         health.raise_if_bad(checkpoint.find_states(run_dir))
-        tick = cur_nimg // tick_nimg
+        last_tick, tick = tick, cur_nimg // tick_nimg
         dist.all_reduce_(loss_sum)
         usage.reduce_()
         collected = collector.update()
@@ -244,7 +257,7 @@ def training_loop(
                 f.write(json.dumps(stats) + '\n')
             if events is not None:
                 report.write_events(events, stats)
-            if done or tick % snapshot_ticks == 0:
+            if done or tick // snapshot_ticks > last_tick // snapshot_ticks:
                 _write_pictures(run_dir, cur_nimg, net, ema, val_images, val_condition)
                 persistence.save_network(
                     os.path.join(run_dir, f'network-snapshot-{cur_nimg:09d}.safetensors'),
@@ -253,7 +266,7 @@ def training_loop(
                     {**(snapshot_meta or {}), 'cur_nimg': cur_nimg},
                 )
                 report.write_report(run_dir)
-            if done or tick % state_ticks == 0:
+            if done or tick // state_ticks > last_tick // state_ticks:
                 save_state()
         usage.next_tick()
         dist.barrier()
@@ -304,9 +317,9 @@ def training_loop(
             if on_nan == 'stop' or health.step_is_finite():
                 scaler.step(optimizer)  # ends with Split-and-Prune
                 ema.update_(cur_nimg, batch_size)
+                loss_sum += losses
+                loss_steps += 1
             scaler.update()
-            loss_sum += losses
-            loss_steps += 1
             cur_nimg += batch_size
             step += 1
             if device.type == 'cpu' or step % STOP_EVERY == 0:
