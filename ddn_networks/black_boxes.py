@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ddn_networks import pixel_maps
-from ddn_networks.candidates import Candidates
+from ddn_networks.candidates import Candidates, full_precision
 from ddn_networks.guides import MAX_CANDIDATES, Guide, rendered
 
 ImageFn = Callable[[torch.Tensor], torch.Tensor]
@@ -134,6 +134,7 @@ def style(
 
     def gram(x: torch.Tensor) -> torch.Tensor:
         x = x.flatten(2)
-        return x @ x.mT / (x.shape[1] * x.shape[2])
+        with full_precision(x):
+            return x @ x.mT / (x.shape[1] * x.shape[2])
 
     return _by_features('style', feature_fn, gram, target, weight, max_candidates)

@@ -86,8 +86,9 @@ class Candidates:
         ``fn`` takes [B, any channels, H, W] and returns [B, the same channels, H', W']. It must be linear (area
         pooling, a mask, a blur, a crop, a warp), and must not mix channels or images.
         """
-        base = None if self.base is None else fn(self.base)
-        return Candidates(self.weight, fn(self.features.to(self.dtype)), base)
+        with full_precision(self.weight):
+            base = None if self.base is None else fn(self.base)
+            return Candidates(self.weight, fn(self.features.to(self.dtype)), base)
 
     def channels(self, matrix: torch.Tensor) -> 'Candidates':
         """The candidates after a linear map over image channels, [C', C]: T(W F + b) = (T W) F + T b."""

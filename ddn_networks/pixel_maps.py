@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from ddn_networks.candidates import Candidates, area_resize
+from ddn_networks.candidates import Candidates, area_resize, full_precision
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, what image files converted to grey hold
 
@@ -33,7 +33,8 @@ def box(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if all(a % b == 0 for a, b in zip(images.shape[2:], size, strict=True)):
         return area_resize(images, size)
     rows, columns = (_overlaps(a, b, images) for a, b in zip(images.shape[2:], size, strict=True))
-    return rows @ images @ columns.mT
+    with full_precision(images):
+        return rows @ images @ columns.mT
 
 
 def _overlaps(length: int, parts: int, like: torch.Tensor) -> torch.Tensor:
@@ -47,7 +48,8 @@ def _overlaps(length: int, parts: int, like: torch.Tensor) -> torch.Tensor:
 def gaussian_blur(images: torch.Tensor, sigma: tuple[float, float]) -> torch.Tensor:
     """[B, C, H, W] blurred by a Gaussian of (vertical, horizontal) deviation in pixels; borders are repeated."""
     rows, columns = (_gaussian(n, s, images) for n, s in zip(images.shape[2:], sigma, strict=True))
-    return rows @ images @ columns.mT
+    with full_precision(images):
+        return rows @ images @ columns.mT
 
 
 def _gaussian(length: int, sigma: float, like: torch.Tensor) -> torch.Tensor:
@@ -78,7 +80,8 @@ def to_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
     if C not in (1, 3) or channels not in (1, 3, 4):
         raise ValueError(f'a picture of {C} channels does not convert to the {channels} of the network')
     if channels == 1:
-        return torch.einsum('dc,bchw->bdhw', grey_matrix(C).to(images), images)
+        with full_precision(images):
+            return torch.einsum('dc,bchw->bdhw', grey_matrix(C).to(images), images)
     images = images.expand(-1, 3, -1, -1)
     return images if channels == 3 else F.pad(images, (0, 0, 0, 0, 0, 1), value=1.0)
 
@@ -87,7 +90,8 @@ def soft_edges(grey: torch.Tensor, threshold: float, softness: float) -> torch.T
     """[B, 1, H, W] in [-1, 1] -> the same shape: 1 where the Sobel magnitude is well above ``threshold``, -1 below."""
     kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).to(grey)
     padded = F.pad(grey, (1, 1, 1, 1), mode='replicate')
-    gradient = F.conv2d(padded, torch.stack([kernel, kernel.t()])[:, None])  # [B, 2, H, W]
+    with full_precision(grey):
+        gradient = F.conv2d(padded, torch.stack([kernel, kernel.t()])[:, None])  # [B, 2, H, W]
     return torch.tanh((gradient.norm(dim=1, keepdim=True) - threshold) / (2 * softness))
 
 

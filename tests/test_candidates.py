@@ -93,10 +93,12 @@ def test_autocast_does_not_touch_distances(shape):
     with torch.autocast('cpu', dtype=torch.bfloat16):
         got, image, chunk = c.distances(target), c.render(codes), next(c.chunks(100))[1]
         luma = c.channels(matrix).distances(target[:, :1])
+        blurred = c.pixels(blur).distances(target)
     assert torch.equal(got, c.distances(target))
     assert torch.equal(image, c.render(codes))
     assert torch.equal(chunk, next(c.chunks(100))[1])
     assert torch.equal(luma, c.channels(matrix).distances(target[:, :1]))
+    assert torch.equal(blurred, c.pixels(blur).distances(target))
 
 
 @pytest.mark.parametrize('shape', [(4, 16, 3, 8, 6, 5), (2, 8, 3, 16, 2, 2), (3, 4, 1, 8, 4, 4)])

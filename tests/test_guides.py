@@ -160,6 +160,17 @@ def test_linear_guides_never_render(never_render):
         guides.l1(picture)(candidates, 0)
 
 
+@pytest.mark.parametrize('make', [
+    guides.l2, lambda x: guides.superres(x[:, :, :7, :5]), guides.colorization, guides.edges,
+    lambda x: guides.blur(x, 1.0), lambda x: black_boxes.style(lambda images: images, x),
+])  # fmt: skip
+def test_autocast_does_not_touch_what_guides_compare(make):
+    candidates, target = family(), uniform(2, 3, 8, 8)
+    wanted = make(target)(candidates, 0)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(make(target)(candidates, 0), wanted)
+
+
 def test_candidates_without_a_base():
     candidates, picture = family(3, (8, 8), base=False), uniform(2, 3, 4, 4, seed=3)
     images = all_images(candidates)
