@@ -9,7 +9,7 @@ Start with torchrun for several GPUs or machines, with plain python for one devi
   # a small network for digits on a CPU, minutes
   python train.py --preset=mnist-cpu --outdir=runs --data=datasets/mnist.zip
 \b
-  # the paper's recurrent network for digits, 407 k parameters, K = 64, L = 10
+  # the paper's recurrent network for digits, 404 k parameters, K = 64, L = 10
   python train.py --preset=mnist-recurrent --outdir=runs --data=datasets/mnist.zip
 \b
   # told of classes; told of the grey picture, and of nothing one time in ten; see docs/conditions.md
@@ -17,7 +17,7 @@ Start with torchrun for several GPUs or machines, with plain python for one devi
   python train.py --condition=color --condition-dropout=0.1 --outdir=runs --data=ffhq-64x64.zip
 \b
   # go on after a stop, exactly
-  python train.py --resume=runs/00000-mnist-ddn-batch64
+  python train.py --resume=runs/00000-mnist-ddn-batch32-mnist-cpu
 """
 
 import contextlib
