@@ -1,11 +1,12 @@
 """Quality over L: a recurrent network asked to make more or fewer steps than it was trained for.
 
-    python experiments/recurrent_depth.py --network=mnist-recurrent --real=datasets/mnist-test.zip \\
+    python experiments/recurrent_depth.py --network=recurrent --real=datasets/mnist16-t10k.zip --num=500 \\
         --outdir=experiments/results/recurrent_depth
 
 One pass of --steps steps shows what every smaller L would have made, since a step knows nothing of L. Held-out digits
 are encoded, and the PSNR of the image after each step is taken; uniform samples are read by a LeNet, as in
-experiments/digit_quality.py: a sample counts as read where the largest class probability is at least 0.9.
+experiments/digit_quality.py: a sample counts as read where the largest class probability is at least 0.9. The network
+`recurrent` of pretrained/ is for digits of 16x16; docs/latents.md makes those.
 """
 
 import json
