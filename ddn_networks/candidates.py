@@ -115,7 +115,7 @@ class Candidates:
             error = -to.to(self.dtype) if base is None else base.detach().to(self.dtype) - to.to(self.dtype)
             error = error.flatten(2)  # [B, C, N]
             total = _METHODS[cheapest_method(B, *weight.shape, H * W)](weight, features, error)
-            return total / (C * H * W)
+            return total.clamp_(min=0) / (C * H * W)  # the Gram forms round below zero
 
     def _shared_pays(self) -> bool:
         """Whether B images times U K candidates cost less than B images times K of their own."""
