@@ -142,8 +142,9 @@ def test_a_folder_with_a_run_takes_no_other_run(tiny_zip, tmp_path):
 def test_snapshots_and_states_are_kept_where_a_step_spans_several_ticks(tiny_zip, tmp_path):
     run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000160',
               '--tick=0.005', '--snap=10', '--dump=10')  # fmt: skip
-    snapshots = sorted(p.name for p in tmp_path.glob('network-snapshot*'))
-    assert [int(re.search(r'\d+', name)[0]) for name in snapshots] == [64, 112, 160]
+    kept = {kind: sorted(int(re.search(r'-(\d{9})', p.name)[1]) for p in tmp_path.glob(f'{kind}*'))
+            for kind in ('network-snapshot', 'training-state')}  # fmt: skip
+    assert kept == {'network-snapshot': [64, 112, 160], 'training-state': [112, 160]}
 
 
 def test_the_loss_scale_of_fp16_is_part_of_the_state(tiny_zip, tmp_path):
