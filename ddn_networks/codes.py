@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 # Comparing.
 
@@ -103,13 +104,14 @@ def from_bits(texts: Sequence[str], num_nodes: Sequence[int]) -> torch.Tensor:
 
 
 def groups(codes: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The nodes of the tree at a depth that images are under, the fullest first.
+    """The nodes of the tree at a depth that images are under, the fullest first; depth 0 is the root.
 
     Returns prefixes [n, depth] int64, counts [n], and which of them each image is under, [N].
     """
-    prefixes, at, counts = codes[:, :depth].unique(dim=0, return_inverse=True, return_counts=True)
+    rooted = F.pad(codes[:, :depth], (1, 0))  # unique takes no rows of length 0
+    prefixes, at, counts = rooted.unique(dim=0, return_inverse=True, return_counts=True)
     order = counts.argsort(descending=True, stable=True)
-    return prefixes[order], counts[order], order.argsort()[at]
+    return prefixes[order, 1:], counts[order], order.argsort()[at]
 
 
 def under(codes: torch.Tensor, prefix: Sequence[int]) -> torch.Tensor:
@@ -129,7 +131,7 @@ def vote(
     Between equal numbers of votes the ancestors decide, and after the root the lowest class.
     """
     K = int(torch.cat([codes, queries]).max()) + 1
-    one_hot = torch.nn.functional.one_hot(labels, num_classes).double()  # [N, classes]
+    one_hot = F.one_hot(labels, num_classes).double()  # [N, classes]
     score = one_hot.sum(0, keepdim=True)  # [n, classes] of the root
     at = torch.zeros_like(codes[:, 0])  # which node of this depth each labelled image is under
     where = torch.zeros_like(queries[:, 0])  # and each query
