@@ -81,7 +81,8 @@ def classifier(
     index = torch.as_tensor(index).flatten()  # [n]
 
     def log_odds(images: torch.Tensor, rows: torch.Tensor, batch: int) -> torch.Tensor:
-        logits = fn(images).double()  # [m, classes]
+        logits = fn(images)  # [m, classes]
+        logits = logits.to(torch.float32 if logits.device.type == 'mps' else torch.float64)  # MPS has no float64
         if logits.ndim != 2 or logits.shape[1] < 2 or not 0 <= index.min() <= index.max() < logits.shape[1]:
             raise ValueError(f'class {index.tolist()} is not in logits {list(logits.shape)}')
         chosen = pixel_maps.repeat(index, batch).to(logits.device)[rows][:, None]  # [m, 1]
