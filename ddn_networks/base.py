@@ -136,7 +136,8 @@ class Network(nn.Module):
     ) -> Iterator[Selection]:
         """The layers one by one, each a ``Selection``: one question to ``sampler`` per layer, nothing else differs
         between training, generation, reconstruction and guided generation. ``condition`` is image-like,
-        [B or 1, condition_channels, h, w]; ``augment_labels`` [B, augment_dim] are training's.
+        [B or 1, condition_channels, h, w]; ``augment_labels`` [B, augment_dim] are training's. Without gradients
+        features are changed in place: hooks and samplers that keep some, or ``Candidates`` of them, clone them.
         """
         raise NotImplementedError
 

@@ -23,6 +23,9 @@ import torch.nn.functional as F
 class Candidates:
     """One layer's K candidate images, lazily: candidate k is ``base + weight[k] @ features``.
 
+    Those that a sampler gets are good until it has answered: without gradients the layer then changes the features in
+    place. Render what is to be kept (``render``, ``chunks``).
+
     Args:
         weight: [K, C, F] one 1x1 convolution per node.
         features: [B, F, H, W], any floating dtype; arithmetic is float32 or the wider of the dtypes.

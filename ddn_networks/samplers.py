@@ -75,7 +75,8 @@ def given(codes: torch.Tensor) -> Sampler:
 def uniform_codes(num_nodes: list[int], seeds: list[int]) -> torch.Tensor:
     """Uniform codes [B, L] int64, one row per seed (Section 3, "How to generation").
 
-    A row depends on its seed alone, so a seed names the same image at any batch size, rank count and device.
+    A row depends on its seed alone, so a seed names the same image at any batch size, rank count and device. Of a seed
+    PyTorch's generator reads the lower 32 bits: s and s + 2^32 are the same image.
     """
     K = torch.tensor(num_nodes, dtype=torch.float64)
     rows = [torch.rand(len(num_nodes), generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]

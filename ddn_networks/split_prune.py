@@ -89,7 +89,8 @@ class SplitAndPrune(NoBalancing):
     """Counts, plans and moves rows for all node weights of a network, once per optimizer step.
 
     ``observe`` the codes of every round, then let the optimizer step: ``attach`` makes it call ``step_`` afterwards.
-    The defaults are Algorithm 1.
+    The defaults are Algorithm 1. Rows move whether or not a weight is trained: where node weights are frozen
+    (``requires_grad=False``), take ``NoBalancing``.
 
     Args:
         weights, layer_weights, reduce_fn, dtype: see ``NoBalancing``.
