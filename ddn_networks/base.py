@@ -5,6 +5,7 @@ Legend: B images, L layers, K nodes, C image channels, H x W pixels.
 
 import itertools
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -51,7 +52,7 @@ def scale_sizes(img_resolution: tuple[int, int], num_scales: int) -> list[tuple[
 
 def resolution_pair(img_resolution: int | Sequence[int]) -> tuple[int, int]:
     """An int or (H, W) as (H, W)."""
-    height, width = (img_resolution,) * 2 if isinstance(img_resolution, int) else img_resolution
+    height, width = (img_resolution,) * 2 if isinstance(img_resolution, numbers.Integral) else img_resolution
     if height < 1 or width < 1:
         raise ValueError(f'a resolution has at least one pixel a side, not {height} x {width}')
     return int(height), int(width)

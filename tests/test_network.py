@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from conftest import seeing
@@ -257,7 +258,7 @@ def test_sizes_of_the_scales():
     assert scale_sizes((8, 8), 4) == [(1, 1), (2, 2), (4, 4), (8, 8)]
     assert scale_sizes((28, 12), 4) == [(4, 2), (7, 3), (14, 6), (28, 12)]
     assert scale_sizes((5, 1), 3) == [(2, 1), (3, 1), (5, 1)]
-    assert resolution_pair(7) == (7, 7) and resolution_pair([3, 4]) == (3, 4)
+    assert resolution_pair(7) == resolution_pair(np.int64(7)) == (7, 7) and resolution_pair([3, 4]) == (3, 4)
 
 
 @pytest.mark.parametrize('channels', [1, 3, 4, 6, 10, 36, 100, 128, 256])
