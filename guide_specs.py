@@ -274,7 +274,8 @@ def clip_model(
     try:
         import open_clip
     except Exception as error:  # a torchvision that does not fit PyTorch raises RuntimeError
-        raise ValueError(f'clip needs open_clip, which did not load ({error}): pip install ddn[clip]') from error
+        install = "pip install -c constraints.txt -e '.[clip]'"
+        raise ValueError(f'clip needs open_clip, which did not load ({error}): {install}') from error
     if name not in open_clip.list_models():
         raise ValueError(f'open_clip has no model {name}; see open_clip.list_models()')
     try:

@@ -130,7 +130,8 @@ def open_events(run_dir: str) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("--tensorboard=1 needs the package: pip install 'ddn[tensorboard]'") from None
+        install = "pip install -c constraints.txt -e '.[tensorboard]'"
+        raise ValueError(f'--tensorboard=1 needs the package: {install}') from None
     return SummaryWriter(run_dir)
 
 
