@@ -145,7 +145,7 @@ class Logger:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+def atomic_write(path: str | os.PathLike, mode: str = "wb", sync: bool = True) -> Iterator[IO]:
     """A file that appears at `path` whole or not at all.
 
     Yields a file opened under a temporary name in the same directory (`.NAME.XXXXXXXX.tmp`). When the block ends well
@@ -153,8 +153,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     stood at `path` before still stands. After a `kill -9` the temporary file stays behind: see `remove_unfinished`.
 
     Args:
-        path: where the file shall be; its directory must exist.
+        path: where the file shall be; its directory is made where there is none.
         mode: "wb" (the default) or "w" (UTF-8 text); both can be read back ("+" is added).
+        sync: wait until it is on the disk. Without, a power cut may lose it: for files that are many and easily remade.
 
     Raises:
         OSError: disk full (`errno.ENOSPC`) or no permission, in one line with the path.
@@ -163,14 +164,17 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     if mode not in ("wb", "w"):
         raise ValueError(f"atomic_write writes whole files: mode is 'wb' or 'w', not {mode!r}")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # "x" rather than tempfile: the file gets the permissions that the user's umask gives to any new file.
         with open(temporary, mode.replace("w", "x") + "+", encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        if sync:
+            _sync_directory(path.parent)
     except OSError as error:
         _unlink(temporary)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
