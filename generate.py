@@ -37,7 +37,7 @@ import guide_specs
 from condition_specs import Numbers
 from ddn_networks import Network, RecurrentDDN, conditions, guided, samplers
 from dnnlib.code_files import read_code_file, write_codes
-from dnnlib.images import ImageArchive, read_labels, to_float, to_image, to_uint8
+from dnnlib.images import ImageArchive, png_names, read_labels, save_image, to_float, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from torch_utils import distributed as dist
 
@@ -132,25 +132,17 @@ def from_codes(codes: torch.Tensor, told: condition_specs.Told, rows: list[int],
 
 
 def from_images(
-    net: Network, archive: ImageArchive, told: condition_specs.Told, rows: list[int], batch: int
+    net: Network, archive: ImageArchive, names: list[str], told: condition_specs.Told, rows: list[int], batch: int
 ) -> Iterator[Batch]:
     told.serve(len(archive))
     labels = None
     if conditions.needs_labels(net.conditions) and told.labels == [None] and (found := read_labels(archive)):
         labels = torch.from_numpy(found.values)
-    expected = (net.img_channels, *net.img_resolution)
+    shape = (net.img_channels, *net.img_resolution)
     for part in chunks(rows, batch):
-        pixels = [archive.image(i) for i in part]
-        for i, image in zip(part, pixels, strict=True):
-            if image.shape != expected:
-                raise ValueError(
-                    f'{archive.title(i)} is {image.shape[2]}x{image.shape[1]} with {image.shape[0]} channels, the '
-                    f'network makes {expected[2]}x{expected[1]} with {expected[0]}: see dataset_tool.py --resolution'
-                )
-        originals = to_float(torch.from_numpy(np.stack(pixels)))
+        originals = to_float(torch.from_numpy(archive.images(part, shape)))
         condition = told.of_images(originals, None if labels is None else labels[part], part)
-        names = [f'{os.path.splitext(archive.name(i))[0]}.png' for i in part]
-        yield Batch(names, net.encode(originals, condition), condition, originals)
+        yield Batch([names[i] for i in part], net.encode(originals, condition), condition, originals)
 
 
 def from_guides(
@@ -256,8 +248,8 @@ def main(
                 count, batches = len(table), from_codes(table, told, list(range(len(table)))[rank::world], batch)
             elif reconstruct:
                 archive = ImageArchive(reconstruct)
-                count = len(archive)
-                batches = from_images(net, archive, told, list(range(count))[rank::world], batch)
+                count, names = len(archive), png_names(archive.names(), outdir, archive.path)
+                batches = from_images(net, archive, names, told, list(range(count))[rank::world], batch)
             elif guide:
                 choose = guided.top_k(top_k) if temperature is None else guided.temperature(temperature)
                 by = {'ranks': guided.by_rank, 'distances': guided.by_distance}[combine]
@@ -272,9 +264,7 @@ def main(
             for b in batches:
                 images = to_uint8(net.decode(b.codes, b.condition)).cpu().numpy()  # [B, C, H, W]
                 for name, image in zip(b.names, images, strict=True):
-                    path = os.path.join(outdir, name)
-                    os.makedirs(os.path.dirname(path), exist_ok=True)
-                    to_image(image).save(path)
+                    save_image(image, outdir, name)
                 if save_codes:
                     tables.append(b.codes.cpu().numpy())
                 if grid and len(kept) * batch < GRID_MAX:
@@ -299,7 +289,6 @@ def main(
                     pictures = shown(pictures, in_order(kept_originals, GRID_MAX), columns)
                 elif len(told.labels) > 1 and not asked:
                     columns = len(rows) // len(told.labels)
-                os.makedirs(os.path.dirname(grid) or '.', exist_ok=True)
                 sheet = image_grid(pictures, columns, rows_apart=2 if reconstruct else 0)
                 save_png(sheet, grid, comfortable_scale(net.img_resolution[1]))
                 dist.print0(f'Grid: {grid}')

@@ -1,5 +1,8 @@
 """Latents on disk: codes [N, L] as .npz, .npy or text, and with them, in .npz, what they are the codes of."""
 
+import warnings
+import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -23,19 +26,23 @@ def read_code_file(path: str) -> CodeFile:
     more = {}
     try:
         if path.endswith('.npz'):
-            with np.load(local_path(path), allow_pickle=False) as archive:
+            with open(local_path(path), 'rb') as f, np.load(f, allow_pickle=False) as archive:
                 codes = archive['codes']
                 more = {key: archive[key] for key in CodeFile._fields[1:] if key in archive}
         elif path.endswith('.npy'):
             codes = np.load(local_path(path), allow_pickle=False)
         else:
-            codes = np.loadtxt(local_path(path), dtype=np.int64, ndmin=2)
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # that it is empty, which is an error below
+                codes = np.loadtxt(local_path(path), dtype=np.int64, ndmin=2)
     except KeyError:
         raise ValueError(f"{path} has no array named 'codes'") from None
-    except ValueError as e:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f'{path} holds no codes (integers, one image per line): {e}') from None
     if not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f'{path} holds {codes.dtype}, not integers')
+    if codes.ndim != 2 or not codes.size:
+        raise ValueError(f'{path} holds no codes: its integers are {list(codes.shape)}, not [images, layers]')
     if 'data' in more:
         more['data'] = str(more['data'])
     return CodeFile(codes.astype(np.int64), **more)

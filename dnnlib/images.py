@@ -11,13 +11,15 @@ import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from .util import local_path
+from .util import atomic_write, local_path
 
 if TYPE_CHECKING:
     import torch
@@ -157,6 +159,41 @@ def to_uint8(images: "torch.Tensor") -> "torch.Tensor":
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
 
 
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def png_names(names: list[str], folder: str | os.PathLike, source: str | os.PathLike | None = None) -> list[str]:
+    """What to call PNGs, to be written into `folder`, that are made of images of these names.
+
+    `a/1.jpg` makes `a/1.png`; where two would make the same, all keep their endings: `a/1.jpg.png`.
+
+    Raises:
+        ValueError: two images of one name, or a PNG that would replace one of the images of the folder `source`.
+    """
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"two images are called {twice!r}, and one would replace the other in {folder}")
+    pngs = [f"{os.path.splitext(name)[0]}.png" for name in names]
+    if len(set(pngs)) < len(names):
+        pngs = [f"{name}.png" for name in names]
+    if source is not None:
+        at, folder_at = os.path.realpath(source), os.path.realpath(folder)
+        originals = {f"{at}/{name}" for name in names}
+        for name in pngs:
+            if f"{folder_at}/{name}" in originals:
+                raise ValueError(f"{folder}/{name} is itself an image of {source}: choose another folder")
+    return pngs
+
+
+def save_image(pixels: np.ndarray, folder: str | os.PathLike, name: str) -> None:
+    """Write uint8 [C, H, W] as `folder/name`, whole or not at all. ValueError where that lies outside of the folder."""
+    path = os.path.join(folder, name)
+    if Path(os.path.relpath(path, folder)).parts[0] == os.pardir:
+        raise ValueError(f"an image is called {name!r}, which lies outside of {folder}: give it another name")
+    with atomic_write(path, sync=False) as file:
+        to_image(pixels).save(file, format="png")
+
+
 # -------------------------------------------------------------------------------------------------------------- archive
 
 
@@ -209,6 +246,18 @@ class ImageArchive:
     def image(self, index: int) -> np.ndarray:
         """One image, decoded: uint8 [C, H, W]. Raises BadImageError with its name."""
         return decode_image(self.read(index), self.title(index))
+
+    def images(self, indices: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
+        """uint8 [B, C, H, W] of images of the shape that a network takes. Raises BadImageError for one of another."""
+        pixels = [self.image(i) for i in indices]
+        for i, image in zip(indices, pixels, strict=True):
+            if image.shape != shape:
+                (C, H, W), (channels, height, width) = image.shape, shape
+                raise BadImageError(
+                    f"{self.title(i)} is {W}x{H} with {C} channels, the network's images are {width}x{height} with "
+                    f"{channels}: see dataset_tool.py --resolution"
+                )
+        return np.stack(pixels)
 
     def header(self, index: int) -> ImageHeader:
         """Size and channels of one image without decoding it. Raises BadImageError with its name."""

@@ -1,7 +1,9 @@
 """generate.py as its users run it."""
 
+import errno
 import os
 import pathlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -75,6 +77,48 @@ def test_reconstruct_keeps_names_and_draws_pairs(network, tmp_path):
     assert pixels(tmp_path / 'grid.png').shape == (8 * (4 * 9 + 1 + 4), 8 * (3 * 9 + 1))
 
 
+def folder_of(path, names: list[str]) -> pathlib.Path:
+    """A folder of different pictures of the network's shape."""
+    for i, name in enumerate(names):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(path / name)
+    return path
+
+
+def test_reconstruct_draws_images_that_differ_in_their_ending(network, tmp_path):
+    data = folder_of(tmp_path / 'data', ['1.png', '1.bmp', 'b/1.png'])
+    run(f'--network={network}', f'--outdir={tmp_path / "r"}', f'--reconstruct={data}')
+    found = {str(p.relative_to(tmp_path / 'r')) for p in (tmp_path / 'r').rglob('*.*')}
+    assert found == {'1.png.png', '1.bmp.png', 'b/1.png.png'}
+
+
+@pytest.mark.parametrize('source, outdir', [('a', 'a'), ('a', 'b/../a'), ('a', 'link'), ('.', '.'), ('a', 'a/b')])
+def test_reconstruct_does_not_replace_its_source(network, tmp_path, monkeypatch, source, outdir):
+    folder_of(tmp_path, ['a/1.png', 'a/b/1.png', 'a/b/b/1.png', 'b/2.png'])
+    (tmp_path / 'link').symlink_to(tmp_path / 'a')
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*.png')}
+    out = run(f'--network={network}', f'--outdir={outdir}', f'--reconstruct={source}', expect=1)
+    assert 'is itself an image of' in out and {p: p.read_bytes() for p in tmp_path.rglob('*.png')} == before
+
+
+def test_names_in_a_zip_cannot_lead_out_of_the_folder(network, tmp_path):
+    folder_of(tmp_path, ['1.png'])
+    with zipfile.ZipFile(tmp_path / 'data.zip', 'w') as archive:
+        archive.writestr(f'{tmp_path}/out.png', (tmp_path / '1.png').read_bytes())
+    out = run(f'--network={network}', f'--outdir={tmp_path / "r"}', f'--reconstruct={tmp_path / "data.zip"}', expect=1)
+    assert 'outside' in out and not (tmp_path / 'out.png').exists()
+
+
+def test_a_full_disk_is_one_line_with_the_path(network, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, 'save', full)
+    out = run(f'--network={network}', f'--outdir={tmp_path}', '--seeds=0', expect=1)
+    assert f'disk full: could not write {tmp_path / "000000.png"}' in out and os.listdir(tmp_path) == []
+
+
 def test_ema_or_raw_weights(network, tmp_path):
     run(f'--network={network}', f'--outdir={tmp_path / "a"}', '--seeds=0')
     run(f'--network={network}', f'--outdir={tmp_path / "b"}', '--seeds=0', '--ema=0.5')
@@ -100,6 +144,12 @@ def test_bad_input_is_one_line(network, tmp_path):
     assert '[B, 5]' in error(net, f'--codes={tmp_path / "short.txt"}')
     (tmp_path / 'words.txt').write_text('zero one\n')
     assert 'no codes' in error(net, f'--codes={tmp_path / "words.txt"}')
+    (tmp_path / 'zip.npz').write_bytes(b'PK\3\4 cut')
+    np.save(tmp_path / 'flat.npy', np.zeros(5, int))
+    (tmp_path / 'npy.npz').write_bytes((tmp_path / 'flat.npy').read_bytes())
+    for name in ('empty.txt', 'empty.npz', 'empty.npy', 'zip.npz', 'npy.npz', 'flat.npy'):
+        (tmp_path / name).touch()
+        assert f'{name} holds no codes' in error(net, f'--codes={tmp_path / name}')
     larger = write_zip(tmp_path / 'larger.zip', 1, (1, 16, 16))
     assert '16x16' in error(net, f'--reconstruct={larger}')
     data = pathlib.Path(network).read_bytes()
