@@ -42,6 +42,7 @@ from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from torch_utils import distributed as dist
 
 GRID_MAX = 1024  # images that a grid shows
+GUIDING = ('top_k', 'temperature', 'beam', 'combine', 'guide_every', 'guide_layers')  # mean nothing without --guide
 
 
 class Batch(NamedTuple):
@@ -231,6 +232,10 @@ def main(
 ) -> None:  # fmt: skip
     if sum(map(bool, (codes, reconstruct, guide))) > 1:
         raise click.ClickException('--codes, --reconstruct and --guide each say what to draw: give one')
+    given = [name for name in GUIDING if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+    if given and not guide:
+        option = given[0].replace('_', '-')
+        raise click.ClickException(f'--{option} says how to guide: give --guide too, or leave it out')
     try:
         with dist.session(device) as device:
             net = Network.from_pretrained(network, ema=ema, device=device).to(memory_format=torch.channels_last)

@@ -135,6 +135,8 @@ def test_bad_input_is_one_line(network, tmp_path):
         return lines[0]
 
     net = f'--network={network}'
+    for option in ('top-k=1', 'temperature=1', 'beam=2', 'combine=ranks', 'guide-every=1', 'guide-layers=0-1'):
+        assert f'--{option.split("=")[0]} says how to guide' in error(net, f'--{option}')
     assert 'did you mean 1-5' in error(net, '--seeds=5-1', expect=2)
     assert 'nowhere' in error('--network=nowhere.safetensors')
     assert 'averaged weights' in error(net, '--ema=3')
