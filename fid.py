@@ -30,6 +30,7 @@ import ddn_networks
 from ddn_networks import conditions
 from dnnlib import util
 from dnnlib.images import to_float, to_uint8
+from dnnlib.sheets import comfortable_scale, save_png
 from metrics import distances
 from metrics.detectors import PRECISIONS, Detector, file_sha256, load_detector, load_lpips
 from metrics.lpips import LPIPS, MIN_SIZE
@@ -59,6 +60,7 @@ class Files:
         if num is not None and num > held:
             raise ValueError(f'{path} holds {held} images, fewer than the {num} asked for with --num')
         self.num = held if num is None else num
+        self.resolution = self.dataset.resolution
         self.indices = np.sort(np.random.RandomState(seed).permutation(held)[: self.num])
         self.pool = ThreadPoolExecutor(READERS)
 
@@ -73,6 +75,13 @@ class Files:
         return of | ({'drawn with seed': self.seed} if self.num < len(self.dataset) else {})
 
 
+def at_least(least: int, source: Files) -> Files:
+    """The source. Raises ValueError where it has fewer images."""
+    if source.num < least:
+        raise ValueError(f'{source.path} holds too few images ({source.num}): give {least} or more')
+    return source
+
+
 class Samples:
     """What a network draws with seeds seed .. seed + num - 1, in 8 bits as a PNG would hold it.
 
@@ -82,6 +91,7 @@ class Samples:
 
     def __init__(self, net, num: int, seed: int = 0, about: dict | None = None):
         self.net, self.num, self.seed, self.about = net, num, seed, about or {}
+        self.resolution = net.img_resolution
 
     def read(self, positions: list[int]) -> torch.Tensor:
         """uint8 `[B, C, H, W]`."""
@@ -238,7 +248,7 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
     reference = load_statistics(ref_path)
     notes = check_reference(reference, ref, detector)
     if images is not None:
-        source = Files(images, num, seed) if num is not None else Files(images)
+        source = at_least(2, Files(images, num, seed))
         if num is None and source.num > NUM:
             source = Files(images, NUM, seed, source.dataset)
     else:
@@ -260,9 +270,7 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
 @shared_options
 def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) -> None:
     """Write the reference statistics of a dataset."""
-    if not Path(dest).parent.is_dir():
-        raise ValueError(f'no such folder: {Path(dest).parent}')
-    source = Files(data, num, seed)
+    source = at_least(2, Files(data, num, seed))
     made = collect(source, detector, batch, keep, 'features')
     about = {'images': source.describe()} | how
     dest = dest if dest.endswith('.npz') else f'{dest}.npz'
@@ -280,7 +288,7 @@ def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) ->
 @shared_options
 def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
     """Compare one random half of a dataset with the other: the numbers that a perfect generator would have."""
-    whole = Files(data, num, seed)
+    whole = at_least(4, Files(data, num, seed))
     order = np.random.RandomState(seed).permutation(whole.indices)
     halves = []
     for i, title in enumerate(('first half', 'second half')):
@@ -302,13 +310,15 @@ def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
 def reconstruct(network, ema, data, held_out, num, batch, seed, detector, device, how, json_path) -> None:
     """Encode and decode images: rFID, PSNR, SSIM, LPIPS, bits per pixel, on training and on held-out data."""
     net, about = load_network(network, ema, device, classes=False)
-    numbers, notes, sources = {}, [], {}
-    for name, path in (('training', data), ('held-out', held_out)):
-        if path is None:
-            continue
-        sources[name] = Files(path, num, seed)
-        lpips, reason = find_lpips(sources[name], device)
-        measured, more = score_reconstruction(net, sources[name], detector, lpips, batch, name)
+    sources = {'training': at_least(2, Files(data, num, seed))}
+    if held_out is not None:
+        sources['held-out'] = at_least(2, Files(held_out, num, seed))
+    for source in sources.values():  # all of its images are of one shape
+        source.dataset.archive.images([0], (net.img_channels, *net.img_resolution))
+    numbers, notes = {}, []
+    for name, source in sources.items():
+        lpips, reason = find_lpips([source], device)
+        measured, more = score_reconstruction(net, source, detector, lpips, batch, name)
         numbers |= {f'{name} {key}': value for key, value in measured.items()}
         notes += reason + [f'{name}: {note}' for note in more]
     about = {'network': about, 'images': {name: source.describe() for name, source in sources.items()}}
@@ -321,7 +331,7 @@ def score_reconstruction(
     """(numbers, notes) of what is left of a source's images after `net.encode` and `net.decode`, in 8 bits."""
     collectors = [Collector(detector.dim, source.num, KEEP) for _ in range(2)]
     sums = torch.zeros(3, dtype=torch.float64)
-    height, width = source.dataset.resolution
+    height, width = source.resolution
     for positions, images in shares(source, batch, title):
         again = to_uint8(net.decode(net.encode(to_float(images)))).cpu()
         for collector, pictures in zip(collectors, (images, again), strict=True):
@@ -341,9 +351,12 @@ def score_reconstruction(
     return numbers | {'bits per pixel': net.num_bits / (height * width)}, notes
 
 
-def find_lpips(source: Files, device: torch.device) -> tuple[LPIPS | None, list[str]]:
-    """(LPIPS, []) or (None, [why not])."""
-    if min(source.dataset.resolution) < MIN_SIZE:
+def find_lpips(sources: list, device: torch.device) -> tuple[LPIPS | None, list[str]]:
+    """(LPIPS, []) or (None, [why not]), of sources that are to be compared."""
+    sizes = sorted({f'{source.resolution[1]}x{source.resolution[0]}' for source in sources})
+    if len(sizes) > 1:
+        return None, [f'no LPIPS: it compares pictures of one size, and these are {" and ".join(sizes)}']
+    if min(sources[0].resolution) < MIN_SIZE:
         return None, [f'no LPIPS: it needs pictures of at least {MIN_SIZE}x{MIN_SIZE}']
     try:
         return load_lpips(device), []
@@ -378,13 +391,13 @@ def neighbours(
     gallery = Files(data)
     held = None if held_out is None else Files(held_out)
     held = held and Files(held_out, min(num, held.num), seed, held.dataset)
-    lpips, notes = find_lpips(gallery, device)
+    sets = [samples] if held is None else [samples, held]
+    lpips, notes = find_lpips([gallery, *sets], device)
     embeddings = {detector.name: detector.features}
     if lpips is not None:
         embeddings = {'LPIPS': lambda x: lpips.embed(x.to(device))} | embeddings
     numbers, found = {}, {}
     for name, embed in embeddings.items():
-        sets = [samples] if held is None else [samples, held]
         near = nearest(sets, gallery, embed, columns, batch, name)
         found[name] = near[0].indices[:rows]
         # An LPIPS distance is the square of the embedding's.
@@ -397,10 +410,10 @@ def neighbours(
             numbers[f'{name}: share of samples closer than 99 % of held-out images (new: 0.01)'] = close.copies
     if held is None:
         notes.append('without --held-out there is nothing to compare these distances with')
-    if sheet and dist.get_rank() == 0:
-        draw_sheet(sheet, samples, gallery, found)
     about = {'samples': samples.describe(), 'data': gallery.describe(), 'held-out': held and held.describe()}
     report('neighbours', numbers, notes, about | {'sheet': sheet} | how, json_path)
+    if sheet and dist.get_rank() == 0:
+        draw_sheet(sheet, samples, gallery, found)
 
 
 def nearest(sets: list, gallery: Files, embed: Callable, k: int, batch: int, name: str) -> list[distances.Nearest]:
@@ -447,8 +460,7 @@ def draw_sheet(path: str, samples, gallery: Files, found: dict[str, torch.Tensor
         cells = [pad(cell.expand(3, -1, -1), frame, value=255) for cell, frame in zip(cells, frames, strict=True)]
         rows.append(torch.cat(cells, 2))
     picture = Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).contiguous().numpy())
-    scale = max(1, 64 // samples.read([0]).shape[2])
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    save_png(picture, path, comfortable_scale(samples.resolution[1]))
 
 
 if __name__ == '__main__':

@@ -142,6 +142,9 @@ def compare(real: Statistics, fake: Statistics, seed: int = 0, prefix: str = '')
             'images: fid.py ref --data DATA --dest NPZ'
         )
         return numbers, notes
+    if fake.features is None:
+        notes.append('no features of the images were kept (--keep=0): FID alone')
+        return numbers, notes
     x, y = real.features.float(), fake.features.float()
     kept = min(len(x), len(y))
     if kept <= 2 * K_DENSITY:

@@ -159,6 +159,19 @@ def test_keep_0_writes_a_file_like_edms(room, tmp_path):
         assert set(file.files) == {'mu', 'sigma', 'meta'}
 
 
+def test_keep_0_gives_fid_alone(room):
+    result = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'a.npz', '--keep', 0)
+    assert list(result['numbers']) == ['FID-130'] and any('--keep=0' in note for note in result['notes'])
+
+
+def test_files_may_go_into_a_new_folder(room, tmp_path):
+    new = tmp_path / 'new'
+    run(room, 'ref', '--data', room / 'a.zip', '--dest', new / 'a' / 'x.npz', '--json', new / 'b' / 'x.json')
+    options = ['--images', room / 'a.zip', '--data', room / 'a.zip', '--num', 2, '--sheet', new / 'c' / 'x.png']
+    run(room, 'neighbours', *options)
+    assert {p.name for p in new.rglob('x.*')} == {'x.npz', 'x.json', 'x.png'}
+
+
 def test_selftest_compares_disjoint_halves(room):
     result = run(room, 'selftest', '--data', room / 'a.zip')
     other = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'a.npz', '--num', 60)
@@ -205,7 +218,20 @@ def test_bad_inputs_end_in_one_clear_line(room, tmp_path):
     assert 'text.pth is no file of weights' in run(tmp_path, 'calc', *a, *ref, fails=True, detector='text.pth')
     assert 'another detector' in run(tmp_path, 'calc', *a, *ref, fails=True, detector='other.pth')
     assert 'no such' in run(tmp_path, 'calc', *a, *ref, fails=True, detector='nowhere.pth')
-    assert 'no such folder' in run(room, 'ref', '--data', room / 'a.zip', '--dest', tmp_path / 'x/y.npz', fails=True)
+    for num in (1, 3):
+        save_zip(tmp_path / f'{num}.zip', pictures(num, 0))
+    net = ['--network', room / 'net.safetensors', '--data']
+    cases = [
+        (['calc', *ref, '--images', tmp_path / '1.zip'], '1.zip holds too few images (1): give 2'),
+        (['ref', '--dest', tmp_path / 'x.npz', '--data', tmp_path / '1.zip'], '1.zip holds too few images (1): give 2'),
+        (['selftest', '--data', tmp_path / '3.zip'], '3.zip holds too few images (3): give 4'),
+        (['reconstruct', *net, tmp_path / '1.zip'], '1.zip holds too few images (1): give 2'),
+        (['reconstruct', *net, tmp_path / 'big.zip'], 'big.zip: 00000/img00000000.png is 64x64 with 1 channels'),
+        (['reconstruct', *net, tmp_path / 'rgba.zip'], 'see dataset_tool.py'),
+        (['reconstruct', *net, room / 'a.zip', '--held-out', tmp_path / 'big.zip'], 'big.zip: 00000/img'),
+    ]
+    for options, expected in cases:
+        assert expected in run(room, *options, fails=True)
 
 
 def test_a_network_that_needs_a_condition_is_refused(room, tmp_path):
@@ -245,7 +271,7 @@ def test_a_network_whose_condition_is_optional_draws_without(room, tmp_path):
 class Darker:
     """A network whose latent is the image, and whose decoder takes off `steps` of 255."""
 
-    num_bits = 512.0
+    num_bits, img_channels, img_resolution = 512.0, 3, (32, 32)
 
     def __init__(self, steps):
         self.steps = steps
@@ -326,6 +352,25 @@ def test_neighbours_by_lpips(room, tmp_path, lpips_weights):
     assert result['numbers']['LPIPS: median distance of samples to the nearest training image'] == pytest.approx(0)
     assert result['numbers']['LPIPS: the same of held-out images'] > 0
     assert result['numbers']['LPIPS: share of samples closer than a held-out image (new: 0.5)'] == 1
+
+
+@pytest.mark.parametrize('images, data, held', [(16, 32, None), (32, 16, None), (32, 32, 16)])
+def test_neighbours_of_other_sizes_go_without_lpips(room, tmp_path, lpips_weights, images, data, held):
+    options = []
+    for option, size in (('--images', images), ('--data', data), ('--held-out', held)):
+        if size:
+            options += [option, save_zip(tmp_path / f'{option}.zip', pictures(5, size, size=size, channels=3))]
+    result = run(room, 'neighbours', *options, '--sheet', tmp_path / 'sheet.png')
+    sizes = sorted({f'{size}x{size}' for size in (images, data, held) if size})
+    assert f'these are {" and ".join(sizes)}' in result['notes'][0] and (tmp_path / 'sheet.png').exists()
+
+
+def test_neighbours_are_told_before_the_sheet_is_drawn(room, tmp_path):
+    options = ['neighbours', '--images', room / 'a.zip', '--data', room / 'a.zip', '--num', '3', '--sheet', tmp_path]
+    common = ['--detector', room / 'detector.pth', '--device', 'cpu']
+    result = CliRunner().invoke(fid.main, [*map(str, options + common)])
+    assert result.exit_code == 1 and '"command": "neighbours"' in result.stdout
+    assert f'{tmp_path}' in result.output.splitlines()[-1]
 
 
 def test_neighbours_without_held_out_images_say_so(room):
