@@ -39,9 +39,10 @@ from tqdm import tqdm
 import condition_specs
 from ddn_networks import Network, codes
 from dnnlib.code_files import CodeFile, read_code_file, write_code_file
-from dnnlib.images import ImageArchive, read_labels, to_float, to_image, to_uint8
+from dnnlib.images import ImageArchive, png_names, read_labels, save_image, to_float, to_image, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write
+from torch_utils import distributed as dist
 
 CAPTION = 12  # pixels of a line of text
 
@@ -97,11 +98,11 @@ def in_rows(tiles: Sequence[Tile], columns: int = 16) -> list[list[Tile]]:
 
 
 def load_network(
-    network: str, ema: str | None, device: str, class_: int | None, label: Sequence[float] | None,
+    network: str, ema: str | None, device: str | None, class_: int | None, label: Sequence[float] | None,
     condition_image: Sequence[str],
 ) -> tuple[Network, condition_specs.Told]:  # fmt: skip
     """What the options ``NET`` name: the network, and what it is told."""
-    net = Network.from_pretrained(network, ema=ema, device=device)
+    net = Network.from_pretrained(network, ema=ema, device=dist.device_for_rank(device))
     return net, condition_specs.Told(net, None if class_ is None else [class_], label, condition_image)
 
 
@@ -126,18 +127,14 @@ def load_codes(path: str, net: Network | None = None) -> tuple[CodeFile, torch.T
     """A file of codes and its codes [N, L] as a tensor, which must fit the network, if there is one."""
     file = read_code_file(path)
     table = torch.from_numpy(file.codes)
-    if net is not None:
-        table = net.check_codes(table)
-    if not len(table):
-        raise ValueError(f'{path} holds no codes')
-    return file, table
+    return file, table if net is None else net.check_codes(table)
 
 
-def rows_of(table: torch.Tensor, rows: Sequence[int], path: str) -> torch.Tensor:
-    """``table[rows]``, or a ValueError that says how many there are."""
+def rows_of(table: torch.Tensor, rows: Sequence[int], path: str, option: str) -> torch.Tensor:
+    """``table[rows]``, or a ValueError that says what the option may be."""
     wrong = [row for row in rows if row >= len(table)]
     if wrong or not rows:
-        raise ValueError(f'{path} holds rows 0-{len(table) - 1}; {wrong[0] if wrong else "none"} was asked for')
+        raise ValueError(f'{option}: {path} holds rows 0 to {len(table) - 1}, not {wrong[0] if wrong else "none"}')
     return table[list(rows)]
 
 
@@ -187,7 +184,7 @@ def options(*names: str):
     known = {
         'network': click.option('--network', metavar='FILE|URL', required=True, help='Network snapshot'),
         'ema': click.option('--ema', metavar='LABEL', help="Averaged weights, or 'none'  [default: the first]"),
-        'device': click.option('--device', default='cpu', help='cuda, mps or cpu'),
+        'device': click.option('--device', help='cuda, mps or cpu  [default: the best there is]'),
         'codes': click.option('--codes', 'codes_file', metavar='FILE', required=True, help='From `latents.py encode`'),
         'data': click.option('--data', metavar='ZIP|DIR', help='Their images  [default: what the file of codes names]'),
         'sheet': click.option('--sheet', metavar='FILE', required=True, help='Picture to write (.png)'),
@@ -243,16 +240,12 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
     labels = read_labels(archive)
     count = min(len(archive), max_images or len(archive))
     told.serve(count)
-    expected = (net.img_channels, *net.img_resolution)
+    shape = (net.img_channels, *net.img_resolution)
     found, error = [], 0.0
     with tqdm(total=count, desc='encode', unit='img') as bar:
         for start in range(0, count, batch):
             rows = range(start, min(start + batch, count))
-            pixels = [archive.image(i) for i in rows]
-            for i, image in zip(rows, pixels, strict=True):
-                if image.shape != expected:
-                    raise ValueError(f'{archive.title(i)} is {list(image.shape)}, the network encodes {list(expected)}')
-            images = to_float(torch.from_numpy(np.stack(pixels))).to(net.device)
+            images = to_float(torch.from_numpy(archive.images(rows, shape))).to(net.device)
             of_batch = None if labels is None else torch.from_numpy(labels.values[rows.start : rows.stop])
             condition = told.of_images(images, of_batch, rows)
             found.append(net.encode(images, condition, beam))
@@ -266,7 +259,6 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
         np.array(net.num_nodes),
         os.path.abspath(data) if os.path.exists(data) else data,
     )
-    os.makedirs(os.path.dirname(dest) or '.', exist_ok=True)
     write_code_file(dest, file)
     if bits:
         texts = codes.to_bits(table, net.num_nodes)
@@ -298,19 +290,21 @@ def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None
     else:
         texts = []
         for text in bits:
-            texts += pathlib.Path(text).read_text().split() if os.path.isfile(text) else [text]
+            if os.path.isfile(text):
+                strings = pathlib.Path(text).read_text(errors='replace').split()
+            else:
+                strings = [text] if set(text) <= {'0', '1'} else []
+            if not strings:
+                raise ValueError(f'--bits={text}: neither a string of 0 and 1 nor a file of such strings')
+            texts += strings
         table = codes.from_bits(texts, net.num_nodes)
         file = file._replace(codes=table.numpy())
-    names = [f'{i:06d}' for i in range(len(table))]
+    names = [f'{i:06d}.png' for i in range(len(table))]
     if file.names is not None:
-        names = [os.path.splitext(name)[0] for name in file.names.tolist()]
+        names = png_names(file.names.tolist(), outdir, data or file.data)
     images = decode(net, table, Conditions(told, file, data))
     for name, image in zip(names, images, strict=True):
-        target = os.path.join(outdir, f'{name}.png')
-        if os.path.relpath(target, outdir).startswith('..'):
-            raise ValueError(f'{codes_file} names an image {name!r}, which lies outside of {outdir}')
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        to_image(image).save(target)
+        save_image(image, outdir, name)
     click.echo(f'{len(images)} images: {outdir}')
     if sheet:
         save_png(image_grid(images[:1024], 16), sheet, comfortable_scale(images.shape[3]))
@@ -393,7 +387,7 @@ def nearest_command(codes_file, data, sheet, rows, query_codes, query_data, num)
     query_file, query_table = load_codes(query_codes) if query_codes else (file, table)
     if query_table.shape[1] != table.shape[1]:
         raise ValueError(f'{query_codes} has {query_table.shape[1]} layers, {codes_file} has {table.shape[1]}')
-    queries = rows_of(query_table, rows, query_codes or codes_file)
+    queries = rows_of(query_table, rows, query_codes or codes_file, '--rows')
     pictures = Pictures(file, data)
     asked = Pictures(query_file, query_data) if query_codes else pictures
     lines = []
@@ -464,7 +458,7 @@ def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -
     layers = net.num_layers // 2 if layers is None else layers
     if layers > net.num_layers:
         raise ValueError(f'--layers={layers}: this network has {net.num_layers} layers')
-    a, b = rows_of(table, coarse, codes_file), rows_of(table, fine, codes_file)
+    a, b = rows_of(table, coarse, codes_file, '--coarse'), rows_of(table, fine, codes_file, '--fine')
     mixed = codes.swap(a, b, layers)  # [A, B, L]
     told_rows = [*coarse, *fine, *(row for row in coarse for _ in fine)]
     condition = Conditions(told, file, data)
@@ -494,13 +488,16 @@ def walk_command(codes_file, data, sheet, rows, frames, **net_options) -> None:
     file, table = load_codes(codes_file, net)
     if len(rows) < 2:
         raise ValueError('--rows: a walk needs two images or more')
-    stops = rows_of(table, rows, codes_file)
+    stops = rows_of(table, rows, codes_file, '--rows')
     condition = Conditions(told, file, data)
     lines = []
     for first in range(len(rows) - 1):
         ends = condition(rows[first : first + 2])  # [2, c, H, W] or None
         for coarse_first in (False, True):
             steps = codes.path(stops[first], stops[first + 1], coarse_first)
+            layers = len(steps) - 1
+            if not layers and ends is not None and not torch.equal(*ends):
+                steps = steps.expand(frames, -1)  # only what it is told changes
             kept = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
             far = torch.from_numpy(kept / max(1, len(steps) - 1)).float().view(-1, 1, 1, 1).to(net.device)
 
@@ -508,7 +505,7 @@ def walk_command(codes_file, data, sheet, rows, frames, **net_options) -> None:
                 return None if ends is None else torch.lerp(ends[0], ends[1], far[part])
 
             images = decode(net, steps[kept], between)
-            lines.append([Tile(p, f'{n} of {len(steps) - 1}') for p, n in zip(images, kept, strict=True)])
+            lines.append([Tile(p, f'{min(n, layers)} of {layers}') for p, n in zip(images, kept, strict=True)])
         lines.append([])
     draw_sheet(lines, sheet)
 

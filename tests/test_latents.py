@@ -153,6 +153,14 @@ def test_logistic_regression_finds_the_minimum():
 # The scripts.
 
 
+@pytest.fixture(scope='module', autouse=True)
+def no_gpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, 'is_available', lambda: False)
+        patch.setattr(torch.backends.mps, 'is_available', lambda: False)
+        yield
+
+
 def run(command, *args, expect: int = 0) -> str:
     result = CliRunner().invoke(command, [str(a) for a in args])
     assert result.exit_code == expect, result.output + repr(result.exception)
@@ -169,6 +177,9 @@ def folder(tmp_path_factory) -> Path:
     persistence.save_network(str(folder / 'bits.safetensors'), RecurrentDDN(8, 1, 2, 6, **small))
     persistence.save_network(str(folder / 'single.safetensors'), DDN(8, 1, [8, 8], [1, 1], [3, 4]))
     write_zip(folder / 'data.zip', 20, (1, 8, 8))
+    write_zip(folder / 'larger.zip', 1, (1, 16, 16))
+    write_codes(str(folder / 'few.txt'), np.zeros((3, 3), np.int64))
+    (folder / 'empty.txt').touch()
     run(latents.main, 'encode', f'--network={folder}/net.safetensors', f'--data={folder}/data.zip',
         f'--dest={folder}/codes.npz', '--batch=7')  # fmt: skip
     return folder
@@ -277,6 +288,13 @@ def test_a_conditional_network_is_told_what_belongs_to_each_image(folder, tmp_pa
     for i in range(len(steps)):
         between = torch.lerp(told[4:5], told[end : end + 1], i / (len(steps) - 1))
         assert is_of(tile(tmp_path / 'w.png', 0, i), steps[i : i + 1], between)
+    same = torch.stack([table[4], table[4]])
+    file = CodeFile(same.numpy(), np.array(archive.names())[[4, 5]], labels[4:6].numpy(), None, str(archive.path))
+    write_code_file(str(tmp_path / 'same.npz'), file)  # of two images whose codes are equal, what they are told is not
+    run(latents.main, 'walk', of, f'--codes={tmp_path}/same.npz', '--frames=3', f'--sheet={tmp_path}/w.png')
+    for row in range(2):
+        for i in range(3):
+            assert is_of(tile(tmp_path / 'w.png', row, i), same[:1], torch.lerp(told[4:5], told[5:6], i / 2))
     run(latents.main, 'swap', of, at, '--coarse=1,5', '--fine=3,8', '--layers=2', f'--sheet={tmp_path}/s.png')
     mixed = torch.cat([table[5:6, :2], table[8:9, 2:]], 1)
     assert is_of(tile(tmp_path / 's.png', 2, 2), mixed, told[5:6])
@@ -311,7 +329,7 @@ def test_codes_alone_of_a_conditional_network_say_what_is_missing(folder, tmp_pa
 
 BAD = {
     'dest': (['encode', 'NET', '--data=DIR/data.zip', '--dest=x.txt'], '.npz'),
-    'row': (['swap', 'NET', 'CODES', '--coarse=99', '--sheet=x.png'], '0-19; 99'),
+    'row': (['swap', 'NET', 'CODES', '--coarse=99', '--sheet=x.png'], '--coarse: '),
     'one': (['walk', 'NET', 'CODES', '--rows=1', '--sheet=x.png'], 'two images'),
     'node': (['tree', 'NET', 'CODES', '--node=9', '--sheet=x.png'], 'layer 0'),
     'deep': (['tree', 'NET', 'CODES', '--node=1,1,1,1', '--sheet=x.png'], '3 or fewer'),
@@ -321,6 +339,13 @@ BAD = {
     'both': (['decode', 'NET', '--outdir=x'], 'give one'),
     'bits': (['decode', 'NET', '--bits=01', '--outdir=x'], '9 characters'),
     'k': (['decode', '--network=DIR/single.safetensors', '--bits=01', '--outdir=x'], 'K = 3'),
+    'rows': (['nearest', '--codes=DIR/few.txt', '--data=DIR/data.zip', '--sheet=x.png'], '--rows: '),
+    'fine': (['swap', 'NET', '--codes=DIR/few.txt', '--coarse=0', '--sheet=x.png'], 'few.txt holds rows 0 to 2, not 8'),
+    'empty': (['cluster', '--codes=DIR/empty.txt', '--sheet=x.png'], 'empty.txt holds no codes'),
+    'no bits': (['decode', 'NET', '--bits=DIR/empty.txt', '--outdir=x'], 'empty.txt: neither a string of 0 and 1 nor'),
+    'missing': (['decode', 'NET', '--bits=missing.txt', '--outdir=x'], 'missing.txt: neither a string of 0 and 1 nor'),
+    'shape': (['encode', 'NET', '--data=DIR/larger.zip', '--dest=x.npz'], 'see dataset_tool.py --resolution'),
+    'device': (['decode', 'NET', 'CODES', '--device=cuda', '--outdir=x'], 'device cuda was asked for'),
     'layers': (['swap', 'NET', 'CODES', '--layers=4', '--sheet=x.png'], '3 layers'),
 }
 
@@ -331,6 +356,24 @@ def test_bad_input_is_one_line(folder, args, words):
     args = [known.get(a, a.replace('DIR', str(folder))) for a in args]
     errors = [line for line in run(latents.main, *args, expect=1).splitlines() if line.startswith('Error:')]
     assert len(errors) == 1 and words in errors[0], errors
+
+
+def test_decode_does_not_replace_the_originals(folder, tmp_path):
+    net, at, codes_at = f'--network={folder}/net.safetensors', tmp_path / '1.png', f'{tmp_path}/c.npz'
+    save_png(Image.new('L', (8, 8), 9), str(at))
+    before = at.read_bytes()
+    run(latents.main, 'encode', net, f'--data={tmp_path}', f'--dest={codes_at}')
+    out = run(latents.main, 'decode', net, f'--codes={codes_at}', f'--outdir={tmp_path}', expect=1)
+    assert 'is itself an image of' in out and at.read_bytes() == before
+
+
+def test_files_may_go_into_a_new_folder(folder, tmp_path):
+    net, of = f'--network={folder}/bits.safetensors', f'--codes={tmp_path}/a/c.npz'
+    data = f'--data={folder}/data.zip'
+    run(latents.main, 'encode', net, data, f'--dest={tmp_path}/a/c.npz', f'--bits={tmp_path}/b/c')
+    run(latents.main, 'cluster', of, f'--dest={tmp_path}/c/c.npz', f'--sheet={tmp_path}/d/c.png')
+    run(latents.main, 'decode', net, of, f'--outdir={tmp_path}/e', f'--sheet={tmp_path}/f/c.png')
+    assert {p.parent.name for p in tmp_path.rglob('c*')} >= set('abcdf')
 
 
 def test_names_cannot_lead_out_of_the_folder(folder, tmp_path):
