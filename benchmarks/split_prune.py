@@ -11,6 +11,7 @@ import os
 import sys
 import time
 
+import click
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
@@ -43,6 +44,7 @@ def least_ms(fn, prepare, device: torch.device, rounds: int = 15) -> float:
     return 1000 * best
 
 
+@click.command(help=__doc__)
 def main() -> None:
     torch.set_num_threads(1)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
