@@ -4,10 +4,14 @@ import json
 import os
 import zipfile
 
+import click
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
+
+from torch_utils import persistence
 
 # One thread everywhere: some tests compare bits of runs in this process with those of runs in others, and sums depend
 # on the number of threads. It is also faster for networks this small.
@@ -40,6 +44,19 @@ def write_zip(path, count: int, shape: tuple[int, int, int], seed: int = 0, labe
 def tiny_zip(tmp_path_factory) -> str:
     """40 grey images, 8x8."""
     return write_zip(tmp_path_factory.mktemp('data') / 'tiny.zip', 40, (1, 8, 8))
+
+
+def invoke(command: click.Command, *args, expect: int = 0) -> str:
+    """What a script prints; its exit code must be ``expect``."""
+    result = CliRunner().invoke(command, [str(a) for a in args])
+    assert result.exit_code == expect, result.output + repr(result.exception)
+    return result.output
+
+
+def final(run_dir, kind: str = 'training-state') -> dict[str, torch.Tensor]:
+    """The tensors of a run's newest state or ('network-snapshot') snapshot."""
+    name = sorted(n for n in os.listdir(run_dir) if n.startswith(kind))[-1]
+    return persistence.load_tensors(os.path.join(run_dir, name))[0]
 
 
 def seeing(sampler, see, seen: list):

@@ -1,5 +1,6 @@
 """Conditions: what they are made of, who is told, and train.py and generate.py with them."""
 
+import functools
 import json
 import os
 
@@ -7,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner
-from conftest import TINY_NET, TINY_RUN, write_zip
+from conftest import TINY_NET, TINY_RUN, final, invoke, write_zip
 from PIL import Image
 
 import ddn_networks
@@ -302,21 +302,8 @@ def published_names(net) -> dict[str, torch.Tensor]:
 # train.py and the data.
 
 
-def run_train(*args: str, expect: int = 0) -> str:
-    result = CliRunner().invoke(train.main, [str(a) for a in args])
-    assert result.exit_code == expect, result.output + repr(result.exception)
-    return result.output
-
-
-def run_generate(*args: str, expect: int = 0) -> str:
-    result = CliRunner().invoke(generate.main, ['--device=cpu', *(str(a) for a in args)])
-    assert result.exit_code == expect, result.output + repr(result.exception)
-    return result.output
-
-
-def final(run_dir, kind: str = 'training-state') -> dict[str, torch.Tensor]:
-    name = sorted(n for n in os.listdir(run_dir) if n.startswith(kind))[-1]
-    return persistence.load_tensors(os.path.join(run_dir, name))[0]
+run_train = functools.partial(invoke, train.main)
+run_generate = functools.partial(invoke, generate.main, '--device=cpu')
 
 
 def snapshot(run_dir) -> str:

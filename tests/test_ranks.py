@@ -6,9 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY_RUN, write_zip
-
-from torch_utils import persistence
+from conftest import TINY_RUN, final, write_zip
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -21,11 +19,6 @@ def train(ranks: int, *args: str) -> None:
     command = [*launch, os.path.join(ROOT, 'train.py'), *map(str, args)]
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
-
-
-def final(run_dir) -> dict[str, torch.Tensor]:
-    name = sorted(n for n in os.listdir(run_dir) if n.startswith('training-state'))[-1]
-    return persistence.load_tensors(os.path.join(run_dir, name))[0]
 
 
 @pytest.fixture(scope='module')

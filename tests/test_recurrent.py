@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import seeing
+from conftest import invoke, seeing
 
 import fid
 import generate
@@ -43,12 +42,6 @@ def all_candidates(net: Network, codes: torch.Tensor) -> list[torch.Tensor]:
     seen = []
     net(seeing(samplers.given(codes), lambda candidates, _: next(candidates.chunks(99))[1], seen), len(codes))
     return seen
-
-
-def run(command, *args, expect: int = 0) -> str:
-    result = CliRunner().invoke(command, [str(a) for a in args])
-    assert result.exit_code == expect, result.output + repr(result.exception)
-    return result.output
 
 
 SWITCHES = [
@@ -318,14 +311,14 @@ RUN = ['--arch=recurrent', '--nodes=5', '--steps=3', '--base-width=2', '--batch=
 @pytest.fixture(scope='module')
 def trained(tiny_zip, tmp_path_factory) -> str:
     run_dir = tmp_path_factory.mktemp('run')
-    out = run(train.main, f'--data={tiny_zip}', f'--outdir={run_dir}', *RUN, '--duration=0.000080')
+    out = invoke(train.main, f'--data={tiny_zip}', f'--outdir={run_dir}', *RUN, '--duration=0.000080')
     assert '0-2' in out and '1 sets of nodes' in out
     return str(run_dir)
 
 
 def test_five_steps_stop_five_steps_are_ten_bit_for_bit(trained, tiny_zip, tmp_path):
-    run(train.main, f'--data={tiny_zip}', f'--outdir={tmp_path / "b"}', *RUN, '--duration=0.000040')
-    out = run(train.main, f'--resume={tmp_path / "b"}', '--duration=0.000080')
+    invoke(train.main, f'--data={tiny_zip}', f'--outdir={tmp_path / "b"}', *RUN, '--duration=0.000040')
+    out = invoke(train.main, f'--resume={tmp_path / "b"}', '--duration=0.000080')
     assert out.count('goes on with another option') == 1
     a, b = (persistence.load_tensors(f'{d}/training-state-000000080.safetensors')[0] for d in (trained, tmp_path / 'b'))
     assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
@@ -336,7 +329,7 @@ def test_generate_fid_and_guides_take_it(trained, tiny_zip, tmp_path):
     network = f'--network={trained}/network-snapshot-000000080.safetensors'
 
     def draw(folder: str, *args: str) -> None:
-        run(generate.main, network, f'--outdir={tmp_path / folder}', '--device=cpu', *args)
+        invoke(generate.main, network, f'--outdir={tmp_path / folder}', '--device=cpu', *args)
 
     draw('s', '--seeds=0-2', f'--save-codes={tmp_path / "c.txt"}')
     assert len((tmp_path / 'c.txt').read_text().split()) == 9
@@ -348,13 +341,13 @@ def test_generate_fid_and_guides_take_it(trained, tiny_zip, tmp_path):
     assert fid.load_network(network.split('=')[1], None, torch.device('cpu'))[0].num_layers == 3
     single = tmp_path / 'single.safetensors'
     persistence.save_network(str(single), repeating())
-    out = run(generate.main, f'--network={single}', f'--outdir={tmp_path / "x"}', '--steps=6', expect=1)
+    out = invoke(generate.main, f'--network={single}', f'--outdir={tmp_path / "x"}', '--steps=6', expect=1)
     assert '--steps' in out and 'not recurrent' in out
 
 
 @pytest.mark.parametrize('preset, K, L', [('mnist-recurrent', 64, 10), ('mnist-tree', 8, 3), ('taiji', 2, 10)])
 def test_presets(tiny_zip, preset, K, L):
-    loop = json.loads(run(train.main, f'--data={tiny_zip}', f'--preset={preset}', '-n'))
+    loop = json.loads(invoke(train.main, f'--data={tiny_zip}', f'--preset={preset}', '-n'))
     assert loop['network_class'] == 'ddn_networks.recurrent.RecurrentDDN'
     net = persistence.rebuild({'class_name': loop['network_class'], 'kwargs': loop['network_kwargs']})
     assert (net.num_nodes, net.num_layers) == ([K] * L, L)
@@ -363,7 +356,7 @@ def test_presets(tiny_zip, preset, K, L):
 
 def test_options_of_the_other_network_are_refused(tiny_zip):
     def error(*args: str) -> str:
-        return run(train.main, f'--data={tiny_zip}', '-n', *args, expect=1)
+        return invoke(train.main, f'--data={tiny_zip}', '-n', *args, expect=1)
 
     assert '--channels does nothing with --arch=recurrent' in error('--arch=recurrent', '--channels=8')
     assert '--steps does nothing with --arch=ddn' in error('--steps=3')

@@ -1,5 +1,6 @@
 """train.py as its users run it: options, a whole small run, and going on after a stop."""
 
+import functools
 import itertools
 import json
 import os
@@ -10,8 +11,7 @@ import sys
 
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import TINY_RUN, write_zip
+from conftest import TINY_RUN, final, invoke, write_zip
 
 import train
 from torch_utils import persistence
@@ -21,15 +21,7 @@ from training.report import read_stats
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def run_train(*args: str, expect: int = 0) -> str:
-    result = CliRunner().invoke(train.main, [str(a) for a in args])
-    assert result.exit_code == expect, result.output + repr(result.exception)
-    return result.output
-
-
-def final(run_dir, kind: str = 'training-state') -> dict[str, torch.Tensor]:
-    name = sorted(n for n in os.listdir(run_dir) if n.startswith(kind))[-1]
-    return persistence.load_tensors(os.path.join(run_dir, name))[0]
+run_train = functools.partial(invoke, train.main)
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
