@@ -90,7 +90,10 @@ class Told:
 
     def specs(self) -> list[guide_specs.Spec]:
         """Stand-ins for guides: so many pictures ask for so many results."""
-        return [guide_specs.Spec(p.path, p.names, lambda *_: None, '--condition-image') for p in self.pictures.values()]
+        return [
+            guide_specs.Spec(p.path, p.names, lambda *_: None, p.path, '--condition-image')
+            for p in self.pictures.values()
+        ]
 
     def check(self) -> None:
         """ValueError, in terms of the options, where the network needs more than was said."""

@@ -5,7 +5,7 @@
   python generate.py --network=NET --outdir=out --seeds=0-63 --grid=out/grid.png
 \b
   # encode images and decode their codes: originals above, reconstructions below
-  python generate.py --network=NET --outdir=out --reconstruct=datasets/test.zip --grid=out/pairs.png
+  python generate.py --network=NET --outdir=out --reconstruct=datasets/mnist-test.zip --grid=out/pairs.png
 \b
   # keep the latents, change some, draw them
   python generate.py --network=NET --outdir=out --seeds=0-9 --save-codes=codes.txt
@@ -22,7 +22,6 @@ NET is a network-snapshot-*.safetensors, as a path or URL. A seed names the same
 number of ranks (torchrun works).
 """
 
-import os
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -37,7 +36,7 @@ import guide_specs
 from condition_specs import Numbers
 from ddn_networks import Network, RecurrentDDN, conditions, guided, samplers
 from dnnlib.code_files import read_code_file, write_codes
-from dnnlib.images import ImageArchive, png_names, read_labels, save_image, to_float, to_uint8
+from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from torch_utils import distributed as dist
 
@@ -110,26 +109,27 @@ class Classes(click.ParamType):
 
 
 def from_seeds(
-    net: Network, rows: list[condition_specs.Row], told: condition_specs.Told, subdirs: bool, batch: int
+    net: Network, rows: list[condition_specs.Row], told: condition_specs.Told, batch: int
 ) -> Iterator[Batch]:
     for part in chunks(rows, batch):
-        names = [os.path.join(f'{row.seed - row.seed % 1000:06d}' if subdirs else '', row.name) for row in part]
         codes = samplers.uniform_codes(net.num_nodes, [row.seed for row in part])
-        yield Batch(names, codes, condition_of(told, part))
+        yield Batch([row.name for row in part], codes, condition_of(told, part))
 
 
 def condition_of(told: condition_specs.Told, rows: list[condition_specs.Row]) -> torch.Tensor | None:
     return told.condition([row.label for row in rows], [row.target for row in rows])
 
 
-def from_codes(codes: torch.Tensor, told: condition_specs.Told, rows: list[int], batch: int) -> Iterator[Batch]:
+def from_codes(
+    codes: torch.Tensor, names: list[str], told: condition_specs.Told, rows: list[int], batch: int
+) -> Iterator[Batch]:
     told.serve(len(codes))
     labels = told.labels * len(codes) if len(told.labels) == 1 else told.labels
     if len(labels) != len(codes):
         raise ValueError(f'{len(labels)} classes for {len(codes)} codes: give one, or one each')
     for part in chunks(rows, batch):
         condition = told.condition([labels[i] for i in part], part)
-        yield Batch([f'{i:06d}.png' for i in part], codes[part], condition)
+        yield Batch([names[i] for i in part], codes[part], condition)
 
 
 def from_images(
@@ -248,20 +248,29 @@ def main(
             specs = [guide_specs.parse(text, device) for text in guide]
             seeds_given = ctx.get_parameter_source('seeds') is not click.core.ParameterSource.DEFAULT
             rows = condition_specs.rows(told, specs, seeds, seeds_given)
+            if subdirs:
+                rows = [row._replace(name=f'{row.seed - row.seed % 1000:06d}/{row.name}') for row in rows]
+            names = [row.name for row in rows]
+            sources = [(spec.source, spec.names) for spec in [*specs, *told.specs()] if spec.names]
             if codes:
                 table = net.check_codes(read_code_file(codes).codes)
-                count, batches = len(table), from_codes(table, told, list(range(len(table)))[rank::world], batch)
+                names = [f'{i:06d}.png' for i in range(len(table))]
+                batches = from_codes(table, names, told, list(range(len(table)))[rank::world], batch)
             elif reconstruct:
                 archive = ImageArchive(reconstruct)
-                count, names = len(archive), png_names(archive.names(), outdir, archive.path)
-                batches = from_images(net, archive, names, told, list(range(count))[rank::world], batch)
+                names = png_names(archive.names())
+                sources.append((reconstruct, archive.names()))
+                batches = from_images(net, archive, names, told, list(range(len(archive)))[rank::world], batch)
             elif guide:
                 choose = guided.top_k(top_k) if temperature is None else guided.temperature(temperature)
                 by = {'ranks': guided.by_rank, 'distances': guided.by_distance}[combine]
                 guidance = guided.Guidance([], choose, by, beam, guide_every, guide_layers)
-                count, batches = len(rows), from_guides(net, specs, guidance, rows[rank::world], told, batch)
+                batches = from_guides(net, specs, guidance, rows[rank::world], told, batch)
             else:
-                count, batches = len(rows), from_seeds(net, rows[rank::world], told, subdirs, batch)
+                batches = from_seeds(net, rows[rank::world], told, batch)
+            for source, of in sources:
+                keep_originals(names, outdir, source, of)
+            count = len(names)
             dist.print0(f'{count} images from {network} to {outdir}')
 
             kept, kept_originals, tables = [], [], []

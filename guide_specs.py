@@ -21,18 +21,20 @@ import torch
 import dnnlib
 from ddn_networks import black_boxes, guides, pixel_maps
 from ddn_networks.guides import Guide
+from dnnlib.images import png_names
 
 Size = tuple[int, int]
 Build = Callable[[Sequence[int], Size], Guide]  # (which pictures, the network's resolution) -> guide
 
 
 class Spec(NamedTuple):
-    """One --guide: its text, the names of its pictures (one, n, or none), and what makes the guide of a batch. Pictures
-    of another option that ask for results in the same way name it."""
+    """One --guide: its text, the names of its pictures (one, n, or none), what makes the guide of a batch, and where
+    the pictures are. Pictures of another option that ask for results in the same way name it."""
 
     text: str
     names: list[str]
     build: Build
+    source: str = ''
     option: str = '--guide'
 
 
@@ -376,7 +378,7 @@ def parse(text: str, device: torch.device | str = 'cpu') -> Spec:
         except (ValueError, OSError) as error:
             raise ValueError(f'--guide {text}: {error}') from error
 
-    return Spec(text, names, weighted)
+    return Spec(text, names, weighted, value)
 
 
 def target_names(specs: Sequence[Spec]) -> list[str]:
@@ -407,7 +409,7 @@ def jobs(specs: Sequence[Spec], seeds: Sequence[int], seeds_given: bool) -> list
     names = target_names(specs)
     if len(names) <= 1:
         return [Job(f'{seed:06d}.png', 0, seed) for seed in seeds]
-    stems = [os.path.splitext(name)[0] for name in names]
+    stems = [os.path.splitext(name)[0] for name in png_names(names)]
     if not seeds_given:
         return [Job(f'{stem}.png', i, 0) for i, stem in enumerate(stems)]
     return [Job(f'{stem}-{seed:06d}.png', i, seed) for i, stem in enumerate(stems) for seed in seeds]

@@ -39,7 +39,7 @@ from tqdm import tqdm
 import condition_specs
 from ddn_networks import Network, codes
 from dnnlib.code_files import CodeFile, read_code_file, write_code_file
-from dnnlib.images import ImageArchive, png_names, read_labels, save_image, to_float, to_image, to_uint8
+from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_image, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write
 from torch_utils import distributed as dist
@@ -301,7 +301,8 @@ def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None
         file = file._replace(codes=table.numpy())
     names = [f'{i:06d}.png' for i in range(len(table))]
     if file.names is not None:
-        names = png_names(file.names.tolist(), outdir, data or file.data)
+        names = png_names(file.names.tolist())
+        keep_originals(names, outdir, data or file.data or '', file.names)
     images = decode(net, table, Conditions(told, file, data))
     for name, image in zip(names, images, strict=True):
         save_image(image, outdir, name)

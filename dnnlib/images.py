@@ -162,27 +162,27 @@ def to_uint8(images: "torch.Tensor") -> "torch.Tensor":
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
-def png_names(names: list[str], folder: str | os.PathLike, source: str | os.PathLike | None = None) -> list[str]:
-    """What to call PNGs, to be written into `folder`, that are made of images of these names.
+def png_names(names: list[str]) -> list[str]:
+    """What to call PNGs that are made of images of these names.
 
-    `a/1.jpg` makes `a/1.png`; where two would make the same, all keep their endings: `a/1.jpg.png`.
-
-    Raises:
-        ValueError: two images of one name, or a PNG that would replace one of the images of the folder `source`.
+    `a/1.jpg` makes `a/1.png`; where two would make the same, all keep their endings: `a/1.jpg.png`. ValueError where
+    two images have one name.
     """
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f"two images are called {twice!r}, and one would replace the other in {folder}")
+        raise ValueError(f"two images are called {twice!r}, and one would replace the other")
     pngs = [f"{os.path.splitext(name)[0]}.png" for name in names]
-    if len(set(pngs)) < len(names):
-        pngs = [f"{name}.png" for name in names]
-    if source is not None:
-        at, folder_at = os.path.realpath(source), os.path.realpath(folder)
-        originals = {f"{at}/{name}" for name in names}
-        for name in pngs:
-            if f"{folder_at}/{name}" in originals:
-                raise ValueError(f"{folder}/{name} is itself an image of {source}: choose another folder")
-    return pngs
+    return pngs if len(set(pngs)) == len(names) else [f"{name}.png" for name in names]
+
+
+def keep_originals(outputs: Sequence[str], folder: str | os.PathLike, source: str, names: Sequence[str]) -> None:
+    """ValueError where a file to be written into `folder` is the image `source`, or one of the images in the folder
+    `source` with these names."""
+    at, folder_at = os.path.realpath(source), os.path.realpath(folder)
+    originals = {f"{at}/{name}" for name in names} if os.path.isdir(at) else {at}
+    for name in outputs:
+        if f"{folder_at}/{name}" in originals:
+            raise ValueError(f"{folder}/{name} would replace an image of {source}: choose another folder")
 
 
 def save_image(pixels: np.ndarray, folder: str | os.PathLike, name: str) -> None:

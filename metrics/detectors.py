@@ -142,7 +142,7 @@ def load_detector(
         name: `inception`, `lenet`, or a path or URL of a file of weights, whose tensors tell which of them it is.
         weights: path or URL of the weights; None looks where `weights_path` says.
         device: where it runs.
-        precision: `float32` or, for Inception, `bfloat16`: faster, features off by 1 to 5 %.
+        precision: `float32` or, for Inception, `bfloat16`: faster, features off by a few per cent.
 
     Raises:
         ValueError: not a file of weights, or of another network.

@@ -90,16 +90,21 @@ def test_reconstruct_draws_images_that_differ_in_their_ending(network, tmp_path)
     run(f'--network={network}', f'--outdir={tmp_path / "r"}', f'--reconstruct={data}')
     found = {str(p.relative_to(tmp_path / 'r')) for p in (tmp_path / 'r').rglob('*.*')}
     assert found == {'1.png.png', '1.bmp.png', 'b/1.png.png'}
+    run(f'--network={network}', f'--outdir={tmp_path / "g"}', f'--guide=l2:{data}', '--subdirs')
+    assert found == {str(p.relative_to(tmp_path / 'g' / '000000')) for p in (tmp_path / 'g').rglob('*.*')}
 
 
-@pytest.mark.parametrize('source, outdir', [('a', 'a'), ('a', 'b/../a'), ('a', 'link'), ('.', '.'), ('a', 'a/b')])
-def test_reconstruct_does_not_replace_its_source(network, tmp_path, monkeypatch, source, outdir):
-    folder_of(tmp_path, ['a/1.png', 'a/b/1.png', 'a/b/b/1.png', 'b/2.png'])
+@pytest.mark.parametrize('source, outdir', [
+    ('--reconstruct=a', 'a'), ('--reconstruct=a', 'b/../a'), ('--reconstruct=a', 'link'), ('--reconstruct=.', '.'),
+    ('--reconstruct=a', 'a/b'), ('--guide=l2:a', 'a'), ('--guide=l2:b/000002.png', 'b'),
+])  # fmt: skip
+def test_the_pictures_it_reads_are_not_replaced(network, tmp_path, monkeypatch, source, outdir):
+    folder_of(tmp_path, ['a/1.png', 'a/b/1.png', 'a/b/b/1.png', 'b/000002.png'])
     (tmp_path / 'link').symlink_to(tmp_path / 'a')
     monkeypatch.chdir(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob('*.png')}
-    out = run(f'--network={network}', f'--outdir={outdir}', f'--reconstruct={source}', expect=1)
-    assert 'is itself an image of' in out and {p: p.read_bytes() for p in tmp_path.rglob('*.png')} == before
+    out = run(f'--network={network}', f'--outdir={outdir}', source, expect=1)
+    assert 'would replace an image of' in out and {p: p.read_bytes() for p in tmp_path.rglob('*.png')} == before
 
 
 def test_names_in_a_zip_cannot_lead_out_of_the_folder(network, tmp_path):

@@ -18,7 +18,7 @@ MNIST = {
     'ema': '0.05',
 }
 
-# Small networks for one core of a CPU, which begin at 8x8; the duration is what takes it about 22 minutes.
+# Small networks for one core of a CPU, which begin at 8x8: half an hour to an hour in float32.
 SMALL = {
     'batch': 32,
     'lr': 2e-3,
