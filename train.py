@@ -312,7 +312,7 @@ def new_run_dir(o: dict[str, Any], dataset_name: str) -> str:
     if o['nosubdir']:
         run_dir = o['outdir']
         os.makedirs(run_dir, exist_ok=True)
-        if os.path.exists(os.path.join(run_dir, 'training_options.json')):
+        if checkpoint.find_states(run_dir):
             raise ValueError(f'--nosubdir: {run_dir} has a run; --resume={run_dir} goes on with it')
         return run_dir
     os.makedirs(o['outdir'], exist_ok=True)

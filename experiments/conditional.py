@@ -248,12 +248,13 @@ def steered_sheet(told: Network, portraits: torch.Tensor, n: int = 4) -> zscg.Sh
 @click.option('--data', required=True, help='Held-out pictures, of classes with labels; zip or folder')
 @click.option('--num', type=int, default=16, help='Held-out faces, or pictures to reconstruct')
 @click.option('--samples', type=int, default=8, help='Of each face')
-@click.option('--portraits', default=zscg.PORTRAITS, help='What the sheets of faces show')
+@click.option('--portraits', default=zscg.PORTRAITS, show_default='assets/faces', help='What the sheets of faces show')
 @click.option('--per-class', type=int, default=100)
 @click.option('--few', type=int, default=10, help='Per class where a classifier guides')
 @click.option('--every', type=int, default=1, help='The classifier guides every n-th layer')
-@click.option('--weights', default=zscg_cifar_classes.WEIGHTS, help='Folder of resnet20 and resnet56')
-@click.option('--outdir', default='experiments/out/conditional')
+@click.option('--weights', default=zscg_cifar_classes.WEIGHTS, show_default='../shared/weights',
+              help='Folder of resnet20 and resnet56')
+@click.option('--outdir', default='out/conditional')
 @click.option('--note', multiple=True, help='NAME=TEXT: a fact to keep with the numbers')
 def main(task, network, unconditional, data, num, samples, portraits, per_class, few, every, weights, outdir, note):
     told, plain = Network.from_pretrained(network), Network.from_pretrained(unconditional)

@@ -43,11 +43,11 @@ def trained(preset: str, data: str, outdir: str, more: Sequence[str] = ()) -> st
     if not os.path.exists(data):
         raise click.ClickException(f'{data}: no such data to train on; give --network, or --train-data')
     root = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
-    command = [sys.executable, os.path.join(root, 'train.py'), f'--preset={preset}', f'--outdir={outdir}', '--nosubdir',
+    command = [sys.executable, os.path.join(root, 'train.py'), f'--preset={preset}', f'--outdir={outdir}',
                f'--data={data}', *more]  # fmt: skip
     if subprocess.run(command).returncode:
         raise click.ClickException('training failed: ' + ' '.join(command))
-    return sorted(glob.glob(os.path.join(outdir, 'network-snapshot-*.safetensors')))[-1]
+    return sorted(glob.glob(os.path.join(outdir, '*', 'network-snapshot-*.safetensors')))[-1]
 
 
 def in_words(net: DDN, path: str) -> str:

@@ -1,6 +1,6 @@
 """CIFAR-10 classes by a classifier that the network never met (Fig. 7): guided by resnet20, judged by resnet56.
 
-    python experiments/zscg_cifar_classes.py --network=NET --data=datasets/cifar10-test.zip --outdir=experiments/out
+    python experiments/zscg_cifar_classes.py --network=NET --data=datasets/cifar10-test.zip
 
 Without --network one is trained first (preset cifar10-cpu). The table also says what is lost where the guide is asked
 less often (--guide-every, --guide-layers of generate.py): the share that the judge reads against the guide's calls.
@@ -125,8 +125,8 @@ def trust(net: Network, judge: CifarResNet, data: str) -> dict[str, str]:
 @click.option('--network', help='Snapshot of an unconditional CIFAR-10 network')
 @click.option('--train-data', default='datasets/cifar10-train.zip', help='What to train preset cifar10-cpu on without')
 @click.option('--data', help='Held-out images with labels: how often does the judge read them right?')
-@click.option('--weights', default=WEIGHTS, help='Folder of resnet20 and resnet56')
-@click.option('--outdir', default='experiments/out')
+@click.option('--weights', default=WEIGHTS, show_default='../shared/weights', help='Folder of resnet20 and resnet56')
+@click.option('--outdir', default='out/zscg_cifar_classes')
 @click.option('--per-class', type=int, default=10)
 @click.option('--pool', type=int, help='Unguided samples per image to choose from  [default: as many as guide calls]')
 def main(network, train_data, data, weights, outdir, per_class, pool):

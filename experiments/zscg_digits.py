@@ -101,7 +101,7 @@ def nearest_neighbour(path: str, net: Network):
 @click.option('--data', required=True, help='Held-out digits, zip or folder')
 @click.option('--reference', required=True, help='Labelled digits for the judge, zip or folder')
 @click.option('--lenet', help='Weights of the guide  [default: found as fid.py finds them]')
-@click.option('--outdir', default='experiments/out')
+@click.option('--outdir', default='out/zscg_digits')
 @click.option('--num', type=int, default=64, help='Held-out digits')
 @click.option('--per-class', type=int, default=10)
 @click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')

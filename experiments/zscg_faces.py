@@ -1,6 +1,6 @@
 """One unconditional face network, many tasks (Fig. 2; several conditions at once as in Figs 15, 16), on held-out faces.
 
-    python experiments/zscg_faces.py --network=NET --data=datasets/faces64-test.zip --outdir=experiments/out
+    python experiments/zscg_faces.py --network=NET --data=datasets/faces64-test.zip
 
 Without --network one is trained first (preset faces64-cpu). Figures are of --num faces of --data; the sheets show
 --portraits, which may be published. Figs 15 and 16 steer by CLIP, which --clip names (extra: clip); without, two
@@ -213,8 +213,8 @@ def drawn_tasks(net: Network, portraits: torch.Tensor, every: Sequence[zscg.Task
 @click.option('--network', help='Snapshot of an unconditional face network')
 @click.option('--train-data', default='datasets/faces64-train.zip', help='What to train preset faces64-cpu on without')
 @click.option('--data', required=True, help='Held-out faces of its resolution, zip or folder')
-@click.option('--portraits', default=zscg.PORTRAITS, help='What the sheets show')
-@click.option('--outdir', default='experiments/out')
+@click.option('--portraits', default=zscg.PORTRAITS, show_default='assets/faces', help='What the sheets show')
+@click.option('--outdir', default='out/zscg_faces')
 @click.option('--num', type=int, default=32, help='Held-out faces')
 @click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')
 @click.option('--clip', metavar='MODEL,TAG|FILE', help='Also Figs 15 and 16, by this model of open_clip')
