@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = ['-m', 'torch.distributed.run']
 
 SCRIPT = """
-import json, os, socket, sys, time, traceback
+import glob, json, os, socket, sys, time, traceback
 import torch
 from torch_utils import distributed, training_stats
 
@@ -41,6 +41,7 @@ def rank_of(mode, timeout_s):
             text = [device, world, total.tolist(), least.item(), everyone, one, two, three]
             sys.stdout.write(f'RANK{rank} {text}\\n')
             distributed.print0('PRINTED')
+            torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
         if rank == 1:
             if mode == 'error':
                 raise ValueError('picture 7 is\\nbroken')
@@ -55,6 +56,8 @@ def rank_of(mode, timeout_s):
         if mode == 'stop':
             sys.exit(0)
         distributed.all_reduce_(total)
+    if mode == 'ok':
+        print('THREADS', [open(path).read() for path in glob.glob('/proc/self/task/*/comm')])
 
 def fork(mode, rank, world, port, timeout_s, folder):
     if pid := os.fork():
@@ -143,6 +146,7 @@ def ended(tmp_path_factory) -> dict[str, Result]:
 def check_results(output: str) -> None:
     result = Result(0, output)
     assert output.count('PRINTED') == 1
+    assert output.count('THREADS') == 2 and 'gloo' not in output  # no thread of the group is left at the end
     zero, one = result.only('RANK0'), result.only('RANK1')
     assert zero[5:] == one[5:]
     for expected in (

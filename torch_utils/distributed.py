@@ -11,6 +11,7 @@ store, that it lives and how many collectives it has entered. Whoever waits long
 
 import contextlib
 import datetime
+import importlib
 import json
 import os
 import socket
@@ -132,6 +133,9 @@ def init(device_type: str | None = None, timeout_s: float = TIMEOUT) -> None:
     except RuntimeError:
         absent = [r for r in range(world) if not watch.store.check([str(r)])]
         raise RuntimeError(f'{_ranks(absent)} of {world} did not come to {host}:{port} in {timeout_s:g} s') from None
+    # Its functions have the group as a default argument: imported later, by DDP, it would keep the group and its
+    # threads beyond `shutdown`, into the end of the interpreter, where such a thread can abort the process.
+    importlib.import_module('torch.distributed.nn.functional')
     dist.init_process_group(
         backend='cpu:gloo,cuda:nccl' if device_type == 'cuda' else 'gloo',
         store=dist.PrefixStore(f'ddn-group-{attempt}', store),
