@@ -91,7 +91,7 @@ class Told:
     def specs(self) -> list[guide_specs.Spec]:
         """Stand-ins for guides: so many pictures ask for so many results."""
         return [
-            guide_specs.Spec(p.path, p.names, lambda *_: None, p.path, '--condition-image')
+            guide_specs.Spec(p.path, p.names, lambda *_: None, [p.path], '--condition-image')
             for p in self.pictures.values()
         ]
 

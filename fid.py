@@ -270,6 +270,7 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
 @shared_options
 def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) -> None:
     """Write the reference statistics of a dataset."""
+    Path(dest).parent.mkdir(parents=True, exist_ok=True)  # where that fails, before the work
     source = at_least(2, Files(data, num, seed))
     made = collect(source, detector, batch, keep, 'features')
     about = {'images': source.describe()} | how

@@ -22,6 +22,7 @@ NET is a network-snapshot-*.safetensors, as a path or URL. A seed names the same
 number of ranks (torchrun works).
 """
 
+import os
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -251,7 +252,7 @@ def main(
             if subdirs:
                 rows = [row._replace(name=f'{row.seed - row.seed % 1000:06d}/{row.name}') for row in rows]
             names = [row.name for row in rows]
-            sources = [(spec.source, spec.names) for spec in [*specs, *told.specs()] if spec.names]
+            sources = [source for spec in [*specs, *told.specs()] for source in spec.sources]
             if codes:
                 table = net.check_codes(read_code_file(codes).codes)
                 names = [f'{i:06d}.png' for i in range(len(table))]
@@ -259,7 +260,7 @@ def main(
             elif reconstruct:
                 archive = ImageArchive(reconstruct)
                 names = png_names(archive.names())
-                sources.append((reconstruct, archive.names()))
+                sources.append(reconstruct)
                 batches = from_images(net, archive, names, told, list(range(len(archive)))[rank::world], batch)
             elif guide:
                 choose = guided.top_k(top_k) if temperature is None else guided.temperature(temperature)
@@ -268,8 +269,10 @@ def main(
                 batches = from_guides(net, specs, guidance, rows[rank::world], told, batch)
             else:
                 batches = from_seeds(net, rows[rank::world], told, batch)
-            for source, of in sources:
-                keep_originals(names, outdir, source, of)
+            for source in sources:
+                keep_originals(names, outdir, source)
+                if grid:
+                    keep_originals([os.path.basename(grid)], os.path.dirname(grid), source)
             count = len(names)
             dist.print0(f'{count} images from {network} to {outdir}')
 

@@ -28,13 +28,13 @@ Build = Callable[[Sequence[int], Size], Guide]  # (which pictures, the network's
 
 
 class Spec(NamedTuple):
-    """One --guide: its text, the names of its pictures (one, n, or none), what makes the guide of a batch, and where
-    the pictures are. Pictures of another option that ask for results in the same way name it."""
+    """One --guide: its text, the names of its pictures (one, n, or none), what makes the guide of a batch, and the
+    files and folders of its pictures. Pictures of another option that ask for results in the same way name it."""
 
     text: str
     names: list[str]
     build: Build
-    source: str = ''
+    sources: Sequence[str] = ()
     option: str = '--guide'
 
 
@@ -378,7 +378,8 @@ def parse(text: str, device: torch.device | str = 'cpu') -> Spec:
         except (ValueError, OSError) as error:
             raise ValueError(f'--guide {text}: {error}') from error
 
-    return Spec(text, names, weighted, value)
+    sources = [value, *filter(None, [options.get('mask')])]
+    return Spec(text, names, weighted, sources if names else [])
 
 
 def target_names(specs: Sequence[Spec]) -> list[str]:

@@ -302,7 +302,9 @@ def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None
     names = [f'{i:06d}.png' for i in range(len(table))]
     if file.names is not None:
         names = png_names(file.names.tolist())
-        keep_originals(names, outdir, data or file.data or '', file.names)
+        originals = set(names) & set(file.names.tolist())
+        for source in filter(None, (data, file.data)):
+            keep_originals(sorted(originals), outdir, source)
     images = decode(net, table, Conditions(told, file, data))
     for name, image in zip(names, images, strict=True):
         save_image(image, outdir, name)

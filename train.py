@@ -253,8 +253,8 @@ def balance_options(text: str) -> dict[str, Any]:
             raise click.ClickException(f'--balance={text}: {name} takes {takes}, not {key}')
         whole = isinstance(arguments[key].default, int)
         try:
-            kwargs[key] = int(value) if whole else FLOAT_NONNEGATIVE(value)
-        except (ValueError, click.BadParameter):
+            kwargs[key] = int(value) if whole else float(value)
+        except ValueError:
             kind = 'whole number' if whole else 'number'
             raise click.ClickException(f'--balance={text}: {key} is a {kind}, not {value!r}') from None
     return {'balance': name, 'balance_kwargs': kwargs}
@@ -262,9 +262,7 @@ def balance_options(text: str) -> dict[str, Any]:
 
 def find_resume(resume: str, outdir: str | None) -> tuple[str, str]:
     """(run folder, training state) of --resume: a state file, a run folder, or 'latest' in --outdir."""
-    if resume.endswith('.safetensors'):
-        if not os.path.isfile(resume):
-            raise click.ClickException(f'--resume={resume}: no such file')
+    if os.path.isfile(resume):
         return os.path.dirname(resume) or '.', resume
     if resume == 'latest':
         if outdir is None:
@@ -275,7 +273,7 @@ def find_resume(resume: str, outdir: str | None) -> tuple[str, str]:
             raise click.ClickException(f'--resume: no run with a training state in {outdir}')
         resume = runs[0]
     if not os.path.isdir(resume):
-        raise click.ClickException(f'--resume={resume}: no such run folder')
+        raise click.ClickException(f'--resume={resume}: no such run folder or state')
     states = checkpoint.find_states(resume)
     if not states:
         raise click.ClickException(f'--resume={resume}: no training-state-*.safetensors in it')
@@ -331,11 +329,12 @@ def run_log(run_dir: str) -> Iterator[None]:
     it."""
     remove_unfinished(run_dir)
     log = os.path.join(run_dir, 'log.txt')
+    new = not os.listdir(run_dir)
     try:
         with Logger(log):
             yield
     finally:
-        if os.listdir(run_dir) == ['log.txt']:
+        if new and os.listdir(run_dir) == ['log.txt']:
             os.remove(log)
             with contextlib.suppress(OSError):  # the root of a file system
                 os.rmdir(run_dir)

@@ -159,7 +159,7 @@ def sampler(guidance: Guidance, chance: Chance, img_resolution: tuple[int, int])
 def _forbidden(distances: Sequence[torch.Tensor], never: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What a guide gives +inf is never chosen, whatever its weight and whatever others say of it; but a guide that
     leaves nothing of what ``never`` [B, K] and the guides before it leave is not heard. Returns the distances [B, K],
-    +inf at all that is never chosen and finite there alone elsewhere, and that [B, K] bool."""
+    +inf exactly where a candidate is never chosen, and that [B, K] bool."""
     infinite = [d == math.inf for d in distances]
     for one in infinite:
         both = never | one

@@ -37,7 +37,7 @@ def read_code_file(path: str) -> CodeFile:
                 codes = np.loadtxt(local_path(path), dtype=np.int64, ndmin=2)
     except KeyError:
         raise ValueError(f"{path} has no array named 'codes'") from None
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f'{path} holds no codes (integers, one image per line): {e}') from None
     if not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f'{path} holds {codes.dtype}, not integers')

@@ -175,13 +175,13 @@ def png_names(names: list[str]) -> list[str]:
     return pngs if len(set(pngs)) == len(names) else [f"{name}.png" for name in names]
 
 
-def keep_originals(outputs: Sequence[str], folder: str | os.PathLike, source: str, names: Sequence[str]) -> None:
-    """ValueError where a file to be written into `folder` is the image `source`, or one of the images in the folder
-    `source` with these names."""
+def keep_originals(outputs: Sequence[str], folder: str | os.PathLike, source: str) -> None:
+    """ValueError where a file to be written into `folder` would replace the image `source`, or one in the folder
+    `source`."""
     at, folder_at = os.path.realpath(source), os.path.realpath(folder)
-    originals = {f"{at}/{name}" for name in names} if os.path.isdir(at) else {at}
     for name in outputs:
-        if f"{folder_at}/{name}" in originals:
+        path = f"{folder_at}/{name}"
+        if path == at or path.startswith(f"{at}/") and os.path.exists(path):
             raise ValueError(f"{folder}/{name} would replace an image of {source}: choose another folder")
 
 

@@ -20,6 +20,7 @@ SCRIPT = """
 import glob, json, os, socket, sys, time, traceback
 import torch
 from torch_utils import distributed, training_stats
+from training.monitor import Health
 
 def rank_of(mode, timeout_s):
     with distributed.session('cpu', timeout_s=timeout_s) as device:
@@ -37,8 +38,10 @@ def rank_of(mode, timeout_s):
             two = collector.update()
             collector.report('z', 1.0) if rank else None
             three = collector.update()
+            health = Health(torch.nn.Linear(1, 1), watch_gradients=False)  # as with fp16
+            health.observe(torch.tensor([float('inf') if rank else 1.0]), 0)
             distributed.barrier()
-            text = [device, world, total.tolist(), least.item(), everyone, one, two, three]
+            text = [device, world, total.tolist(), least.item(), everyone, health.step_is_finite(), one, two, three]
             sys.stdout.write(f'RANK{rank} {text}\\n')
             distributed.print0('PRINTED')
             torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
@@ -150,7 +153,7 @@ def check_results(output: str) -> None:
     zero, one = result.only('RANK0'), result.only('RANK1')
     assert zero[5:] == one[5:]
     for expected in (
-        "2, [3.0, 20.0], 3, [{'rank': 0}, {'rank': 1}]",
+        "2, [3.0, 20.0], 3, [{'rank': 0}, {'rank': 1}], False",
         "{'loss': Stat(mean=2.5, std=1.707825127659933, num=6)}",
         "{'loss': Stat(mean=1.0, std=0.0, num=2), 'of 0': Stat(mean=0.0, std=0.0, num=1), "
         "'of 1': Stat(mean=1.0, std=0.0, num=1)}",

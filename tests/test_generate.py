@@ -97,13 +97,14 @@ def test_reconstruct_draws_images_that_differ_in_their_ending(network, tmp_path)
 @pytest.mark.parametrize('source, outdir', [
     ('--reconstruct=a', 'a'), ('--reconstruct=a', 'b/../a'), ('--reconstruct=a', 'link'), ('--reconstruct=.', '.'),
     ('--reconstruct=a', 'a/b'), ('--guide=l2:a', 'a'), ('--guide=l2:b/000002.png', 'b'),
+    ('--guide=inpaint:a/1.png,mask=b/000002.png', 'b'), ('--guide=l2:b/000002.png --grid=b/000002.png', 'c'),
 ])  # fmt: skip
 def test_the_pictures_it_reads_are_not_replaced(network, tmp_path, monkeypatch, source, outdir):
     folder_of(tmp_path, ['a/1.png', 'a/b/1.png', 'a/b/b/1.png', 'b/000002.png'])
     (tmp_path / 'link').symlink_to(tmp_path / 'a')
     monkeypatch.chdir(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob('*.png')}
-    out = run(f'--network={network}', f'--outdir={outdir}', source, expect=1)
+    out = run(f'--network={network}', f'--outdir={outdir}', *source.split(), expect=1)
     assert 'would replace an image of' in out and {p: p.read_bytes() for p in tmp_path.rglob('*.png')} == before
 
 

@@ -365,6 +365,13 @@ def test_decode_does_not_replace_the_originals(folder, tmp_path):
     run(latents.main, 'encode', net, f'--data={tmp_path}', f'--dest={codes_at}')
     out = run(latents.main, 'decode', net, f'--codes={codes_at}', f'--outdir={tmp_path}', expect=1)
     assert 'would replace an image of' in out and at.read_bytes() == before
+    file = read_code_file(codes_at)
+    write_code_file(codes_at, file._replace(data=None))  # nobody says where they are
+    run(latents.main, 'decode', net, f'--codes={codes_at}', f'--outdir={tmp_path / "new"}')
+    write_code_file(codes_at, file)
+    data = f'--data={folder}/data.zip'
+    out = run(latents.main, 'decode', net, data, f'--codes={codes_at}', f'--outdir={tmp_path}', expect=1)
+    assert 'would replace an image of' in out and at.read_bytes() == before
 
 
 def test_files_may_go_into_a_new_folder(folder, tmp_path):

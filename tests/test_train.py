@@ -88,7 +88,8 @@ def start(*args: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
-def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_zip, tmp_path):
+def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_zip, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
     run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--duration=0.000160', '--nosubdir')
     before = (tmp_path / 'training_options.json').read_text()
     for wrong, words in {
@@ -98,6 +99,7 @@ def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_zip, tmp_path)
         '--ema=0.0002': 'ema/0.0002',
         '--data=nowhere.zip': 'nowhere.zip',
         '--preset=mnist-cpu': 'was started with another',
+        '--tensorboard=1': '--tensorboard=1 needs the package',
     }.items():
         assert words in run_train(f'--resume={tmp_path}', wrong, '--duration=0.000320', expect=1).splitlines()[-1]
         assert (tmp_path / 'training_options.json').read_text() == before
@@ -119,10 +121,26 @@ def test_going_on_from_an_older_state_sets_the_newer_ones_aside(tiny_zip, tmp_pa
     ]
     old, new = (tmp_path / f'training-state-000000320.safetensors{end}' for end in ('.old', ''))
     assert old.read_bytes() != new.read_bytes()
+    assert f'Resuming from {old} at 320 images' in run_train(f'--resume={old}')
     assert [s['nimg'] for s in read_stats(str(tmp_path))] == [80, 160, 240, 256, 272, 288, 304, 320]
     new.write_bytes(new.read_bytes()[:1000])
     out = run_train(f'--resume={tmp_path}', '--duration=0.000400', expect=1).splitlines()[-1]
     assert 'is not a whole safetensors file' in out and out.endswith('training-state-000000304.safetensors')
+
+
+def test_the_loss_of_a_tick_without_a_step_is_not_zero(tiny_zip, tmp_path, monkeypatch):
+    real = training_loop.layer_losses
+    monkeypatch.setattr(training_loop, 'layer_losses', lambda *args: real(*args) * float('nan'))
+    run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000032',
+              '--on-nan=skip')  # fmt: skip
+    assert json.loads((tmp_path / 'stats.jsonl').read_text())['loss'] != 0
+
+
+def test_a_log_that_was_there_before_is_kept(tiny_zip, tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'log.txt').write_text('notes\n')
+    run_train(f'--outdir={tmp_path / "run"}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--batch-gpu=5', expect=1)
+    assert (tmp_path / 'run' / 'log.txt').read_text().startswith('notes\n')
 
 
 def test_a_folder_with_a_run_takes_no_other_run(tiny_zip, tmp_path):
@@ -147,6 +165,9 @@ def test_the_loss_scale_of_fp16_is_part_of_the_state(tiny_zip, tmp_path):
     a, b = (persistence.load_tensors(str(tmp_path / d / 'training-state-000000320.safetensors'))[1] for d in 'ab')
     assert a['scaler'] == b['scaler'] and a['scaler']['scale'] < 1e37
     assert_same(final(tmp_path / 'a'), final(tmp_path / 'b'))
+    run_train(f'--resume={tmp_path / "b"}', '--duration=0.000336', '--ls=4')
+    again = persistence.load_tensors(str(tmp_path / 'b' / 'training-state-000000336.safetensors'))[1]
+    assert again['scaler']['scale'] == 4
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -324,6 +345,7 @@ BAD = {
     'balance-key': (['--data=DATA', '--balance=bias:pairs=2'], 'bias takes limit, memory, rate, not pairs'),
     'balance-value': (['--data=DATA', '--balance=conditional:rate=x'], 'rate is a number'),
     'balance-whole': (['--data=DATA', '--balance=split-prune:pairs=1.5'], 'pairs is a whole number'),
+    'balance-nan': (['--data=DATA', '--balance=split-prune:memory=x'], 'memory is a number'),
     'balance-range': (['--data=DATA', '--balance=split-prune:pairs=0'], 'pairs >= 1'),
     'val-shape': (['--data=DATA', '--val-data=OTHER'], 'OTHER'),
 }

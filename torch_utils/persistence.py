@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from dnnlib.util import atomic_write, local_path
 
@@ -72,7 +73,14 @@ def save_tensors(path: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[s
         whole[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared memory
         storages.add(storage)
     with atomic_write(path) as f:
-        f.write(save(whole, metadata={'ddn': json.dumps(meta)}))
+        mode = os.fstat(f.fileno()).st_mode
+        try:
+            save_file(whole, f.name, metadata={'ddn': json.dumps(meta)})  # puts a file of its own in the place of f
+        except SafetensorError as e:
+            raise OSError(f'cannot write {path}: {e}') from None
+        os.chmod(f.name, mode)
+        with open(f.name, 'rb') as written:
+            os.fsync(written.fileno())
 
 
 def network_path(network: str) -> Path:

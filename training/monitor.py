@@ -79,8 +79,10 @@ class Health:
         self.first = torch.where(first, cur_nimg, self.first)
 
     def step_is_finite(self) -> bool:
-        """Whether the step just observed may be taken; counts those that may not. Waits for the device."""
-        finite = not bool(self.bad)
+        """Whether the step just observed may be taken on all ranks; counts those that may not. Waits for the device."""
+        bad = self.bad.to(torch.int32)
+        dist.all_reduce_(bad, 'max')  # with fp16 a rank knows its own losses only
+        finite = not bool(bad)
         if not finite:
             self.num_skipped += 1
             self.first.fill_(-1)

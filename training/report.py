@@ -189,7 +189,7 @@ def write_report(run_dir: str) -> None:
 
 
 def read_stats(run_dir: str) -> list[dict[str, Any]]:
-    """The ticks of stats.jsonl. A run that went on from an older state has replaced what came after that."""
+    """The ticks of stats.jsonl, without those of as many or more images than a later one: a resume did them again."""
     path = os.path.join(run_dir, 'stats.jsonl')
     if not os.path.exists(path):
         return []

@@ -181,11 +181,12 @@ def training_loop(
     if resume_state is not None:
         meta = checkpoint.load_state(resume_state, net, ema, optimizer, balancer)
         cur_nimg = meta['cur_nimg']
-        if meta.get('scaler'):
+        if meta.get('scaler') and meta.get('loss_scale') == loss_scale:  # a new --ls begins anew
             scaler.load_state_dict(meta['scaler'])
         dist.print0(f'Resuming from {resume_state} at {cur_nimg:,} images.')
     stream = BatchStream(len(dataset), seed, cur_nimg, batch_size, batch_gpu, rank, world_size)
     data = data_iterator(loaded, stream, device, num_workers)
+    events = report.open_events(run_dir) if tensorboard and rank == 0 else None
     if rank == 0:
         for path in checkpoint.set_newer_aside(run_dir, cur_nimg):
             print(f'A newer state, which this run no longer comes to, is kept as {path}')
@@ -202,7 +203,6 @@ def training_loop(
     losses = torch.zeros(net.num_layers, device=device)  # of the step
     loss_sum, loss_steps = torch.zeros_like(losses), 0  # since the last tick
     health = Health(net, watch_gradients=precision != 'fp16')
-    events = report.open_events(run_dir) if tensorboard and rank == 0 else None
     collector = training_stats.Collector(device)
     tick, tick_start_nimg, tick_start_time = cur_nimg // tick_nimg, cur_nimg, time.time()
     first_nimg, run_seconds = cur_nimg, 0.0
@@ -213,7 +213,7 @@ def training_loop(
         path = checkpoint.state_path(run_dir, cur_nimg)
         if rank == 0 and not os.path.exists(path):
             health.raise_if_bad(checkpoint.find_states(run_dir))
-            meta = {'cur_nimg': cur_nimg, 'scaler': scaler.state_dict()}
+            meta = {'cur_nimg': cur_nimg, 'scaler': scaler.state_dict(), 'loss_scale': loss_scale}
             checkpoint.save_state(path, net, ema, optimizer, balancer, meta)
 
     def maintain() -> None:
@@ -229,7 +229,7 @@ def training_loop(
         collected = collector.update()
         seconds = time.time() - tick_start_time
         run_seconds += seconds
-        mean_losses = (loss_sum / max(1, loss_steps) / world_size).tolist()
+        mean_losses = (loss_sum / loss_steps / world_size).tolist()  # NaN where every step was skipped
         loss_sum.zero_()
         loss_steps = 0
         if rank == 0:
