@@ -1,6 +1,6 @@
 """Ways of keeping nodes equally used, on the quick start's network: what each is worth for samples and reconstructions.
 
-    python experiments/balance_ablation.py                        # 10,000 built-in digits, 85,000 images a row
+    python experiments/balance_ablation.py                        # 10,000 built-in digits, 105,000 images a row
     python experiments/balance_ablation.py --duration=0.02        # minutes
 
 Trains networks that differ in --balance alone, judges them with fid.py (Frechet distance on LeNet features of --num
@@ -73,7 +73,7 @@ def main(data, held_out, seeds, only, num, folder: Path, into: Path, machine, mo
         data, held_out = ablation.digits(folder)
     scoring = ablation.check(ablation.Scoring(data, held_out, detector or 'lenet', num, 2000))
     preset = {name.replace('_', '-'): value for name, value in PRESETS['mnist-cpu'].items()}
-    base = {**preset, 'workers': 0, **ablation.ticks(duration or 0.085), 'data': scoring.data, **more}
+    base = {**preset, 'workers': 0, **ablation.ticks(duration or 0.105), 'data': scoring.data, **more}
     rows = ablation.chosen([Row(name, {**base, 'balance': name}) for name in ROWS], only)
     held = {'held-out': scoring.held_out}
     results = [

@@ -250,7 +250,7 @@ def steered_sheet(told: Network, portraits: torch.Tensor, n: int = 4) -> zscg.Sh
 @click.option('--samples', type=int, default=8, help='Of each face')
 @click.option('--portraits', default=zscg.PORTRAITS, show_default='assets/faces', help='What the sheets of faces show')
 @click.option('--per-class', type=int, default=100)
-@click.option('--few', type=int, default=10, help='Per class where a classifier guides')
+@click.option('--few', type=int, default=5, help='Per class where a classifier guides')
 @click.option('--every', type=int, default=1, help='The classifier guides every n-th layer')
 @click.option('--weights', default=zscg_cifar_classes.WEIGHTS, show_default='../shared/weights',
               help='Folder of resnet20 and resnet56')

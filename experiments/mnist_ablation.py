@@ -87,7 +87,7 @@ def main(
     if not data:
         data, held_out = ablation.digits(folder)
     scoring = ablation.check(ablation.Scoring(data, held_out, detector or 'lenet', num, num_reconstructed))
-    base = {**OPTIONS, **ablation.ticks(duration or 0.03), 'data': scoring.data, **more}
+    base = {**OPTIONS, **ablation.ticks(duration or 0.016), 'data': scoring.data, **more}
     rows = ablation.chosen([Row(row.name, {**base, **row.options}) for row in ROWS], only)
     results = list(ablation.work(rows, seeds, folder, scoring, machine))
     text = '\n\n'.join([

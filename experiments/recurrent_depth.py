@@ -98,7 +98,7 @@ def chart(trained: int, curves: list[tuple[str, list[float], str, tuple]]) -> Im
 @click.option('--network', required=True, metavar='FILE|URL|NAME', help='Snapshot of a recurrent network')
 @click.option('--real', required=True, metavar='ZIP|DIR', help='Held-out digits')
 @click.option('--steps', type=click.IntRange(min=1), default=20, help='Largest L')
-@click.option('--num', type=click.IntRange(min=1), default=1000, help='Held-out digits, and samples')
+@click.option('--num', type=click.IntRange(min=1), default=500, help='Held-out digits, and samples')
 @click.option('--ema', help="Averaged weights, or 'none'")
 @click.option('--outdir', metavar='DIR', help='Write results.json, quality.png and samples.png there')
 def main(network, real, steps, num, ema, outdir) -> None:

@@ -127,7 +127,7 @@ def trust(net: Network, judge: CifarResNet, data: str) -> dict[str, str]:
 @click.option('--data', help='Held-out images with labels: how often does the judge read them right?')
 @click.option('--weights', default=WEIGHTS, show_default='../shared/weights', help='Folder of resnet20 and resnet56')
 @click.option('--outdir', default='out/zscg_cifar_classes')
-@click.option('--per-class', type=int, default=10)
+@click.option('--per-class', type=int, default=5)
 @click.option('--pool', type=int, help='Unguided samples per image to choose from  [default: as many as guide calls]')
 def main(network, train_data, data, weights, outdir, per_class, pool):
     network = network or zscg.trained('cifar10-cpu', train_data, os.path.join(outdir, 'cifar-network'))

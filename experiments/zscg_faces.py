@@ -215,7 +215,7 @@ def drawn_tasks(net: Network, portraits: torch.Tensor, every: Sequence[zscg.Task
 @click.option('--data', required=True, help='Held-out faces of its resolution, zip or folder')
 @click.option('--portraits', default=zscg.PORTRAITS, show_default='assets/faces', help='What the sheets show')
 @click.option('--outdir', default='out/zscg_faces')
-@click.option('--num', type=int, default=32, help='Held-out faces')
+@click.option('--num', type=int, default=24, help='Held-out faces')
 @click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')
 @click.option('--clip', metavar='MODEL,TAG|FILE', help='Also Figs 15 and 16, by this model of open_clip')
 @click.option('--task', 'only', multiple=True, help='Only these tasks')
