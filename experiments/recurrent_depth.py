@@ -1,6 +1,6 @@
 """Quality over L: a recurrent network asked to make more or fewer steps than it was trained for.
 
-    python experiments/recurrent_depth.py --network=recurrent --real=datasets/mnist16-t10k.zip --num=500 \\
+    python experiments/recurrent_depth.py --network=recurrent --real=datasets/mnist16-t10k.zip \\
         --outdir=experiments/results/recurrent_depth
 
 One pass of --steps steps shows what every smaller L would have made, since a step knows nothing of L. Held-out digits
