@@ -378,8 +378,8 @@ def parse(text: str, device: torch.device | str = 'cpu') -> Spec:
         except (ValueError, OSError) as error:
             raise ValueError(f'--guide {text}: {error}') from error
 
-    sources = [value, *filter(None, [options.get('mask')])]
-    return Spec(text, names, weighted, sources if names else [])
+    sources = [path for path in (value, options.get('mask')) if path and names]  # without names it is no picture
+    return Spec(text, names, weighted, sources)
 
 
 def target_names(specs: Sequence[Spec]) -> list[str]:

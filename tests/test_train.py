@@ -345,7 +345,7 @@ BAD = {
     'balance-key': (['--data=DATA', '--balance=bias:pairs=2'], 'bias takes limit, memory, rate, not pairs'),
     'balance-value': (['--data=DATA', '--balance=conditional:rate=x'], 'rate is a number'),
     'balance-whole': (['--data=DATA', '--balance=split-prune:pairs=1.5'], 'pairs is a whole number'),
-    'balance-nan': (['--data=DATA', '--balance=split-prune:memory=x'], 'memory is a number'),
+    'balance-float': (['--data=DATA', '--balance=split-prune:memory=x'], 'memory is a number'),
     'balance-range': (['--data=DATA', '--balance=split-prune:pairs=0'], 'pairs >= 1'),
     'val-shape': (['--data=DATA', '--val-data=OTHER'], 'OTHER'),
 }
