@@ -409,3 +409,9 @@ def test_two_ranks_find_what_one_finds(room):
     two, one = json.loads(outputs[0].splitlines()[-1]), run(room, 'calc', *options)
     assert two['ranks'] == 2 and list(two['numbers']) == list(one['numbers'])
     assert two['numbers'] == pytest.approx(one['numbers'], abs=1e-9)
+
+
+def test_a_reference_that_cannot_be_written_is_refused_before_the_work(room, monkeypatch):
+    monkeypatch.setattr(fid, 'collect', lambda *_: pytest.fail('features were made'))
+    line = run(room, 'ref', '--data', room / 'a.zip', '--dest', room / 'a.zip' / 'x.npz', fails=True)
+    assert str(room / 'a.zip') in line
