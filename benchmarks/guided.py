@@ -3,8 +3,8 @@
     python benchmarks/guided.py [--batch 2] [--repeats 3] [--clock cpu] [--out benchmarks/results/guided]
 
 Guides that are linear in the pixels never render the K images; the claim is at most 1.5 times the time of unguided
-generation. The table also holds guides that render, whose time is of one round. On a machine that others use, ``--clock
-cpu`` with OMP_NUM_THREADS=1 counts this process's own seconds.
+generation. The table also holds guides that render. On a machine that others use, ``--clock cpu`` with
+OMP_NUM_THREADS=1 counts this process's own seconds.
 """
 
 import os
@@ -66,15 +66,12 @@ def main(batch, repeats, size, linear_only, clock, out):
     net = DDN(**published_config(size)).eval()
     calls = {name: lambda g=g: net.sample(batch, guide=g) for name, g in cases(batch, size).items()}
     facts = common.machine(clock=clock)
-    seconds = common.interleaved({n: c for n, c in calls.items() if not n.startswith('*')}, repeats, clock=clock)
-    if not linear_only:  # once is enough where nothing is claimed
-        some = {n: c for n, c in calls.items() if n.startswith('*')}
-        seconds |= common.interleaved(some, 1, warmup=0, clock=clock)
-    plain = common.medians(seconds)['unguided']
+    if linear_only:
+        calls = {name: call for name, call in calls.items() if not name.startswith('*')}
+    seconds = common.interleaved(calls, repeats, clock=clock)
     rows = []
     for name, rounds in seconds.items():
-        claimed = not name.startswith('*')
-        times = common.ratio(seconds, name, 'unguided') if claimed else rounds[0] / plain
+        times = common.ratio(seconds, name, 'unguided')
         rows.append({'guide': name, 's a batch': statistics.median(rounds), 'times unguided': times})
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     caption = (
