@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ddn_networks import conditions, guided, guides, prefixes, samplers
-from ddn_networks.candidates import Candidates
+from ddn_networks.candidates import Candidates, full_precision
 from ddn_networks.ddl import Selection
 from torch_utils import persistence
 
@@ -212,7 +212,8 @@ class Network(nn.Module):
     def _nearest_leaf(self, images: torch.Tensor, at_once: int = 1024) -> torch.Tensor:
         """The codes [B, L] of the nearest of all K^L images, each drawn once for all of ``images``."""
         bases = torch.tensor([math.prod(self.num_nodes[l + 1 :]) for l in range(self.num_layers)])
-        K, target = torch.tensor(self.num_nodes), images.flatten(1)  # [B, C H W]
+        K = torch.tensor(self.num_nodes)
+        target = images.flatten(1).to(torch.promote_types(self.ddls[0].weight.dtype, torch.float32))  # [B, C H W]
         best = target.new_full((len(target),), math.inf)
         found = torch.zeros(len(target), dtype=torch.int64, device=target.device)
         share_prefixes, self.share_prefixes = self.share_prefixes, True
@@ -220,7 +221,8 @@ class Network(nn.Module):
             for first in range(0, math.prod(self.num_nodes), at_once):
                 leaves = torch.arange(first, min(first + at_once, math.prod(self.num_nodes)))
                 drawn = self.decode(leaves[:, None] // bases % K).flatten(1)  # [n, C H W]
-                nearest = (drawn.square().sum(1) - 2 * target @ drawn.t()).min(1)  # less |target|^2
+                with full_precision(target):
+                    nearest = (drawn.square().sum(1) - 2 * target @ drawn.t()).min(1)  # less |target|^2
                 found = torch.where(nearest.values < best, nearest.indices + first, found)
                 best = torch.minimum(best, nearest.values)
         finally:

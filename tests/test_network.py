@@ -347,6 +347,26 @@ def test_a_beam_finds_what_trying_all_codes_finds():
     assert torch.equal(net.encode(images, beam=32), found)
 
 
+@pytest.mark.parametrize('of_net, of_images', [('float64', 'float32'), ('float32', 'float64'), ('float32', 'float16')])
+def test_a_beam_over_all_codes_takes_any_floating_dtype(of_net, of_images):
+    net = tiny(8, 1, scales=2, channels=[8, 8]).to(getattr(torch, of_net))
+    images = pictures(net, 6).to(getattr(torch, of_images))
+    assert torch.equal(net.encode(images, beam=32), net.encode(images, beam=31))  # all of them, and one fewer
+
+
+def test_autocast_does_not_touch_the_distances_of_a_beam_over_all_codes():
+    net = tiny(8, 1, scales=2, channels=[8, 8])
+    net.share_prefixes = True  # as the search does
+    every = torch.cartesian_prod(*(torch.arange(k) for k in net.num_nodes))
+    with torch.autocast('cpu', torch.bfloat16):
+        drawn = net.decode(every)
+        images = (drawn[:100] + drawn[-100:]) / 2  # about as far from either
+        found = net.encode(images, beam=32)
+    distances = (drawn.double()[None] - images.double()[:, None]).square().mean((2, 3, 4))  # [B, K^L]
+    codes = (every[None] == found[:, None]).all(2).long().argmax(1, keepdim=True)
+    torch.testing.assert_close(distances.gather(1, codes)[:, 0], distances.amin(1), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('tell', [True, False])
 @pytest.mark.parametrize('with_base', [True, False])
