@@ -325,6 +325,18 @@ def test_a_number_that_goes_wrong_stops_the_run_and_is_never_saved(tiny_zip, tmp
             assert all(t.isfinite().all() for t in persistence.load_tensors(str(tmp_path / 'a' / name))[0].values())
 
 
+def test_an_error_ends_a_run_whose_images_a_worker_loads(tiny_zip, tmp_path):
+    """At exit Python waits for worker processes; these ignore the signal by which it ends them."""
+    args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--lr=1e18', '--workers=1']
+    with start(*args) as process:
+        try:
+            output, _ = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    assert process.returncode == 1 and 'is not finite in the step' in output.splitlines()[-1], output
+
+
 BAD = {
     'no-such-file': (['--data=nowhere.zip'], 'nowhere.zip'),
     'no-data': ([], '--data is needed'),

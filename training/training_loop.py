@@ -272,7 +272,7 @@ def training_loop(
         dist.barrier()
         tick_start_nimg, tick_start_time = cur_nimg, time.time()
 
-    with stop:
+    with contextlib.closing(data), stop:  # an error keeps the loader alive, and its workers would outlive the interpreter
         step = 0
         while cur_nimg < total_nimg:
             # What chance decides in this step, for the whole batch; this rank takes its rows.
