@@ -201,6 +201,10 @@ class Network(nn.Module):
         expected = [self.img_channels, *self.img_resolution]
         if list(images.shape[1:]) != expected:
             raise ValueError(f'this network encodes images of shape {expected}, not {list(images.shape[1:])}')
+        if not images.is_floating_point():
+            raise ValueError(f'images to encode are floating point in [-1, 1], not {images.dtype}')
+        if beam < 1:
+            raise ValueError(f'a beam is at least 1, not {beam}')
         images = images.to(self.device)
         if beam > 1:
             if beam >= math.prod(self.num_nodes[:-1]) and condition is None:

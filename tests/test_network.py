@@ -191,6 +191,13 @@ def test_images_of_another_shape_are_refused():
             net.encode(torch.zeros(shape))
 
 
+def test_images_of_integers_are_refused():
+    net = tiny()
+    for dtype in (torch.uint8, torch.int64):
+        with pytest.raises(ValueError, match=rf'floating point in \[-1, 1\], not {dtype}'):
+            net.encode(torch.zeros(2, 3, 8, 8, dtype=dtype))
+
+
 @pytest.mark.parametrize('dropout', [0.0, 0.5])
 def test_grad_checkpoint_changes_no_gradient(dropout):
     net = tiny(dropout=dropout).train()
@@ -327,6 +334,13 @@ def test_augment_labels_enter_in_channels_last_too():
         zeros = net(samplers.given(output.codes), 4, augment_labels=torch.zeros(4, 9)).images
         told = net(samplers.given(output.codes), 4, augment_labels=labels).images
         assert torch.equal(zeros, net.decode(output.codes)) and not torch.equal(told, zeros)
+
+
+def test_a_beam_is_a_number_of_images():
+    net = tiny()
+    for beam in (0, -3):
+        with pytest.raises(ValueError, match=f'at least 1, not {beam}'):
+            net.encode(pictures(net), beam=beam)
 
 
 def test_a_beam_finds_what_trying_all_codes_finds():
