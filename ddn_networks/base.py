@@ -210,7 +210,7 @@ class Network(nn.Module):
             if beam >= math.prod(self.num_nodes[:-1]) and condition is None:
                 return self._nearest_leaf(images)
             search = guided.Guidance([guides.l2(images)], beam=beam)
-            return guided.sample(self, search, range(len(images)), condition)[1]
+            return guided.sample(self, search, [0] * len(images), condition)[1]  # one way to break ties for all
         return self(samplers.nearest(images), len(images), condition).codes
 
     def _nearest_leaf(self, images: torch.Tensor, at_once: int = 1024) -> torch.Tensor:

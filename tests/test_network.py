@@ -343,6 +343,15 @@ def test_a_beam_is_a_number_of_images():
             net.encode(pictures(net), beam=beam)
 
 
+@torch.no_grad()
+def test_the_code_of_an_image_does_not_depend_on_its_place_in_the_batch():
+    net = tiny()
+    for weight in net.node_weights:  # as a split leaves them
+        weight[1:3] = weight[0]
+    codes = net.encode(pictures(net, 1).repeat(6, 1, 1, 1), beam=3)
+    assert torch.equal(codes, codes[:1].expand_as(codes))
+
+
 def test_a_beam_finds_what_trying_all_codes_finds():
     net = tiny(8, 1, scales=2, channels=[8, 8])  # 4 * 8 * 8 codes
     images = pictures(net, 6)
