@@ -318,6 +318,12 @@ class Network(nn.Module):
                 f'condition given is {shape}'
             )
 
+    def check_augment_labels(self, augment_labels: torch.Tensor | None, batch_size: int) -> None:
+        """ValueError where augment labels are misshapen; None is always right."""
+        expected = [batch_size, self.augment_dim]
+        if augment_labels is not None and list(augment_labels.shape) != expected:
+            raise ValueError(f'this network takes augment labels {expected}, not {list(augment_labels.shape)}')
+
     def sharing(
         self, batch_size: int, condition: torch.Tensor | None, augment_labels: torch.Tensor | None
     ) -> prefixes.Sharing | None:

@@ -108,6 +108,7 @@ class DDN(Network):
         augment_labels: torch.Tensor | None = None,
     ) -> Iterator[Selection]:
         self.check_condition(condition, batch_size)
+        self.check_augment_labels(augment_labels, batch_size)
         # Repeated, not expanded: the channels-last strides that a clone of it would have at 1x1, without a gradient,
         # make PyTorch 2.13's group norm read past its end in the backward pass.
         shared = self.sharing(batch_size, condition, augment_labels)

@@ -189,6 +189,7 @@ class RecurrentDDN(Network):
         augment_labels: torch.Tensor | None = None,
     ) -> Iterator[Selection]:
         self.check_condition(condition, batch_size)
+        self.check_augment_labels(augment_labels, batch_size)
         shared = self.sharing(batch_size, condition, augment_labels)
         image = leak = hidden = None
         for step in range(self.num_layers):

@@ -1,13 +1,14 @@
 """The network: law 1 (decoding an encoding is the forward pass), any shape, every switch, the published sizes."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 import torch
 from conftest import seeing
 
-from ddn_networks import DDN, guided, guides, published_config, samplers
+from ddn_networks import DDN, RecurrentDDN, guided, guides, published_config, samplers
 from ddn_networks.blocks import ResBlock, _double, num_groups
 from ddn_networks.ddl import DDL
 from ddn_networks.network import resolution_pair, scale_sizes
@@ -244,6 +245,15 @@ def test_a_condition_that_is_missing_or_too_much_is_refused():
         tiny(condition_channels=2).sample(1)
     with pytest.raises(ValueError, match='0 condition channels'):
         tiny().sample(1, condition=torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize('make', [tiny, lambda **kwargs: RecurrentDDN(8, 3, 4, 2, **kwargs).eval()])
+def test_augment_labels_of_another_shape_are_refused(make):
+    for dim, shape in [(0, (2, 3)), (2, (2, 9)), (2, (1, 2)), (2, (2,))]:
+        net = make(augment_dim=dim)
+        codes = torch.zeros(2, net.num_layers, dtype=torch.long)
+        with pytest.raises(ValueError, match=rf'labels \[2, {dim}\], not {re.escape(str(list(shape)))}'):
+            net(samplers.given(codes), 2, augment_labels=torch.ones(shape))
 
 
 def test_bad_shapes_of_a_network_are_named():
