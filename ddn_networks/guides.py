@@ -50,7 +50,10 @@ class Guide(NamedTuple):
             )
         if distances.isnan().any():
             raise ValueError(f'guide {self.name} at layer {layer} gave NaN')
-        return distances.detach().to(candidates.device, candidates.dtype)
+        dtype = candidates.dtype
+        if candidates.device.type != 'mps':  # which has no float64
+            dtype = torch.promote_types(dtype, distances.dtype)
+        return distances.detach().to(candidates.device, dtype)
 
 
 def rendered(
@@ -129,10 +132,12 @@ def colorization(grey: torch.Tensor, weight: float = 1.0) -> Guide:
 
 
 def blur(blurred: torch.Tensor, sigma: float, weight: float = 1.0) -> Guide:
-    """Mean squared error between the blurred candidates and ``blurred``; ``sigma`` in pixels of that picture."""
+    """Mean squared error between the blurred candidates and ``blurred``; ``sigma`` in pixels of that picture, up to its
+    longer side."""
     blurred = pixel_maps.checked(blurred)
-    if not sigma > 0:
-        raise ValueError(f'a blur has a positive sigma, not {sigma}')
+    most = max(blurred.shape[2:])
+    if not 0 < sigma <= most:
+        raise ValueError(f'a blur has a positive sigma, of at most the {most} pixels of its picture, not {sigma}')
     blurred_at = pixel_maps.held(blurred)
 
     def distances(candidates: Candidates, layer: int) -> torch.Tensor:
@@ -145,7 +150,8 @@ def blur(blurred: torch.Tensor, sigma: float, weight: float = 1.0) -> Guide:
 
 def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name: str = 'inpaint') -> Guide:
     """Mean squared error over the known pixels only: ``mask`` [n or 1, 1, h, w] is 1 where ``target`` counts, 0 where
-    it is to be invented, and may lie between. At smaller layers a pixel counts as much as its area is known.
+    it is to be invented, and may lie between; ``--guide inpaint:...,mask=`` reads files the other way round, white is to
+    be invented. At smaller layers a pixel counts as much as its area is known.
     """
     target, mask = pixel_maps.checked(target), torch.as_tensor(mask).float()
     if mask.ndim != 4 or mask.shape[1] != 1 or not (torch.isfinite(mask).all() and 0 <= mask.min() and mask.max() <= 1):

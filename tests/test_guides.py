@@ -387,12 +387,33 @@ def test_failing_guides_are_named_with_their_layer():
         net.sample(2, guide=black_boxes.python(lambda x: x.mean((2, 3))))
 
 
+def test_distances_keep_the_precision_that_a_guide_gives_them():
+    """In float32 all of these are 1e8."""
+    falling = Guide('falling', lambda c, layer: (1e8 - torch.arange(5, dtype=torch.float64)).expand(c.shape[0], -1))
+    assert falling(family(), 0).diff().tolist() == [[-1.0] * 4] * 2
+    guidance = Guidance([falling], guided.top_k(1))
+    choice = guided.sampler(guidance, guided.chance_table([5], range(2)), (8, 8))(family(), 0)
+    assert choice.codes.tolist() == [4, 4]
+    whole = Guide('whole', lambda c, layer: torch.arange(5).expand(c.shape[0], -1))
+    assert whole(family(), 0).dtype == torch.float32
+
+
+def test_what_chooses_among_the_best_is_not_what_an_unguided_code_is_drawn_by():
+    K = 4
+    chance = guided.chance_table([K] * 10, range(200))
+    for draws in (chance.choice, chance.ties):
+        assert ((draws * K).long() == chance.codes).float().mean().item() == pytest.approx(1 / K, abs=0.05)
+    assert ((chance.choice * K).long() == (chance.ties * K).long()).float().mean().item() == pytest.approx(0.25, abs=0.05)
+
+
 @pytest.mark.parametrize('make, says', [
     (lambda: guides.l2(torch.zeros(3, 8, 8)), r'pictures \[n, C, H, W\]'),
     (lambda: guides.l2(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), 'uint8'),
     (lambda: guides.l2(torch.full((1, 3, 8, 8), float('nan'))), 'NaN'),
     (lambda: guides.superres(torch.zeros(0, 3, 8, 8)), r'\[0, 3, 8, 8\]'),
-    (lambda: guides.blur(torch.zeros(1, 3, 8, 8), 0.0), 'positive sigma, not 0.0'),
+    (lambda: guides.blur(torch.zeros(1, 3, 8, 8), 0.0), 'positive sigma, .*, not 0.0'),
+    (lambda: guides.blur(torch.zeros(1, 3, 8, 6), 9.0), 'at most the 8 pixels of its picture, not 9.0'),
+    (lambda: guides.blur(torch.zeros(1, 3, 8, 8), float('inf')), 'not inf'),
     (lambda: guides.posterize(torch.zeros(1, 3, 8, 8), 9), '1 to 8 bits'),
     (lambda: guides.strokes(torch.zeros(1, 3, 8, 8)), 'RGBA'),
     (lambda: guides.inpaint(torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8)), 'mask 0 keeps no pixel'),
