@@ -207,14 +207,17 @@ class Network(nn.Module):
             raise ValueError(f'a beam is at least 1, not {beam}')
         images = images.to(self.device)
         if beam > 1:
-            if beam >= math.prod(self.num_nodes[:-1]) and condition is None:
-                return self._nearest_leaf(images)
+            if beam >= math.prod(self.num_nodes[:-1]) and (condition is None or len(condition) == 1):
+                return self._nearest_leaf(images, condition)
             search = guided.Guidance([guides.l2(images)], beam=beam)
             return guided.sample(self, search, [0] * len(images), condition)[1]  # one way to break ties for all
         return self(samplers.nearest(images), len(images), condition).codes
 
-    def _nearest_leaf(self, images: torch.Tensor, at_once: int = 1024) -> torch.Tensor:
-        """The codes [B, L] of the nearest of all K^L images, each drawn once for all of ``images``."""
+    def _nearest_leaf(
+        self, images: torch.Tensor, condition: torch.Tensor | None = None, at_once: int = 1024
+    ) -> torch.Tensor:
+        """The codes [B, L] of the nearest of all K^L images, each drawn once for all of ``images``; a condition is of
+        one row."""
         bases = torch.tensor([math.prod(self.num_nodes[l + 1 :]) for l in range(self.num_layers)])
         K = torch.tensor(self.num_nodes)
         target = images.flatten(1).to(torch.promote_types(self.ddls[0].weight.dtype, torch.float32))  # [B, C H W]
@@ -224,7 +227,7 @@ class Network(nn.Module):
         try:
             for first in range(0, math.prod(self.num_nodes), at_once):
                 leaves = torch.arange(first, min(first + at_once, math.prod(self.num_nodes)))
-                drawn = self.decode(leaves[:, None] // bases % K).flatten(1)  # [n, C H W]
+                drawn = self.decode(leaves[:, None] // bases % K, condition).flatten(1)  # [n, C H W]
                 with full_precision(target):
                     nearest = (drawn.square().sum(1) - 2 * target @ drawn.t()).min(1)  # less |target|^2
                 found = torch.where(nearest.values < best, nearest.indices + first, found)
@@ -328,7 +331,8 @@ class Network(nn.Module):
         self, batch_size: int, condition: torch.Tensor | None, augment_labels: torch.Tensor | None
     ) -> prefixes.Sharing | None:
         """Where a pass with ``share_prefixes`` begins; None where every image brings something of its own."""
-        own = condition is not None or augment_labels is not None or self.training and self.dropout > 0
+        own = condition is not None and len(condition) > 1 or augment_labels is not None
+        own = own or self.training and self.dropout > 0
         return prefixes.start(batch_size, self.device) if self.share_prefixes and not own else None
 
     @classmethod

@@ -3,8 +3,8 @@
 What a network knows after l layers is a function of the l codes alone: images of a batch with the same first codes are
 one partial image, and features for the next layer need be made for it once. In a batch of B images the first layer has
 1 partial image, the second at most K, the third at most K^2: K = 8 and L = 3 take 73 passes of a block in place of 3 B.
-Nothing changes but the order of sums. Where every image brings something of its own (a condition, augment labels,
-dropout of features) there is nothing to share.
+Nothing changes but the order of sums. Where every image brings something of its own (a row of the condition,
+augment labels, dropout of features) there is nothing to share.
 
 Legend: B images, U distinct partial images.
 """

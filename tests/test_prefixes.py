@@ -87,3 +87,40 @@ def test_what_every_image_brings_itself_is_not_shared():
     net = DDN(8, 1, [8, 8], [2, 1], [3, 3], dropout=0.5).train()
     net.share_prefixes = True
     assert net.sharing(4, None, None) is None and net.eval().sharing(4, None, None) is not None
+    net = DDN(8, 1, [8, 8], [2, 1], [3, 3], augment_dim=2).eval()
+    labels = torch.arange(8.0).view(4, 2)
+    plain = net(samplers.given(codes), 4, augment_labels=labels).images
+    net.share_prefixes = True
+    assert torch.equal(net(samplers.given(codes), 4, augment_labels=labels).images, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['single', 'from 1x1', 'recurrent'])
+def test_one_condition_for_all_images_is_shared(name):
+    net = networks(condition_channels=1)[name].eval()
+    condition = torch.rand(1, 1, *net.img_resolution)
+    passes = []
+    net.blocks[0].register_forward_pre_hook(lambda block, args: passes.append(len(args[0])))
+    plain, codes = net.sample(30, condition=condition)
+    guide = guided.Guidance([guides.l2(plain[:1])], beam=3)
+    steps = net.sample(2, condition=condition, guide=guide)[1]
+    found = net.encode(plain, condition, beam=2)
+    net.share_prefixes = True
+    passes.clear()
+    images = net.decode(codes, condition)
+    assert passes[0] == 1
+    torch.testing.assert_close(images, plain, atol=1e-5, rtol=0)
+    assert torch.equal(net.sample(2, condition=condition, guide=guide)[1], steps)
+    assert torch.equal(net.encode(plain, condition, beam=2), found)
+
+
+@torch.no_grad()
+def test_a_beam_over_all_codes_draws_each_image_once_under_one_condition():
+    net = networks(condition_channels=1)['single'].eval()
+    images, condition = net.sample(9, condition=torch.rand(1, 1, 8, 8))[0], torch.rand(1, 1, 8, 8)
+    passes = []
+    net.blocks[0].register_forward_pre_hook(lambda block, args: passes.append(len(args[0])))
+    found = net.encode(images, condition, beam=3**3 * 4)
+    assert passes == [1]
+    each = net.encode(images, condition.repeat(9, 1, 1, 1), beam=3**3 * 4)
+    assert torch.equal(found, each)
