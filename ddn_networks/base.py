@@ -186,9 +186,12 @@ class Network(nn.Module):
         if seeds is None:
             num = num if num is not None else 1 if condition is None else len(condition)
             seeds = range(seed, seed + num)
+        elif num is not None:
+            raise ValueError(f'say num or seeds, not both: num={num} and {len(seeds)} seeds')
+        seeds = [int(s) for s in seeds]  # of any array
         if guide is not None:
-            return guided.sample(self, guide, list(seeds), condition)
-        codes = samplers.uniform_codes(self.num_nodes, list(seeds)).to(self.device)
+            return guided.sample(self, guide, seeds, condition)
+        codes = samplers.uniform_codes(self.num_nodes, seeds).to(self.device)
         return self.decode(codes, condition), codes
 
     @torch.no_grad()
@@ -269,12 +272,13 @@ class Network(nn.Module):
         if not right or codes.is_floating_point():
             layers = f'{self.num_layers} or fewer' if prefix else self.num_layers
             raise ValueError(f'codes of this network are integers [B, {layers}], not {list(codes.shape)} {codes.dtype}')
+        codes = codes.long()  # before anything is compared: torch compares no uint16
         num_nodes = torch.tensor(self.num_nodes[: codes.shape[1]], device=codes.device)
         wrong = ((codes < 0) | (codes >= num_nodes)).nonzero()
         if len(wrong):
             b, l = wrong[0].tolist()
             raise ValueError(f'code {codes[b, l]} of image {b}, layer {l}, is outside 0..{num_nodes[l] - 1}')
-        return codes.long()
+        return codes
 
     # Conditions.
 

@@ -4,6 +4,7 @@ Names: block_{n}x{n}_{i}, or block_{n}x{n}_0_up for the upsampling one; in each 
 block.conv1, block.skip`` and ``ddo.multi_out_conv1x1.weight`` [K C, F, 1, 1], of which node k owns rows kC .. kC+C-1.
 """
 
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 
@@ -32,6 +33,8 @@ def published_config(
     CIFAR-10: (32, 64, 32), L = 63. 64x64: (64, 512, 64), L = 127. A resolution that is no power of two takes the
     scales of the next one.
     """
+    if not isinstance(img_resolution, numbers.Integral):
+        raise ValueError(f'the resolution of a published network is one number, not {img_resolution}')
     scales = range((img_resolution - 1).bit_length() + 1)
     channels = [max(4, min(channel_max, channel_base >> s)) for s in scales]
     return {

@@ -120,7 +120,7 @@ class RecurrentDDN(Network):
         condition_optional: bool = False,
     ):
         super().__init__()
-        if min(base_width, num_blocks, features, *multipliers) < 1:
+        if not multipliers or min(base_width, num_blocks, features, *multipliers) < 1:
             raise ValueError(
                 'a recurrent network needs at least one block, feature and channel, not '
                 f'num_blocks={num_blocks}, features={features}, base_width={base_width}, multipliers={multipliers}'

@@ -163,6 +163,12 @@ def test_a_seed_names_an_image_at_any_batch_size():
     torch.manual_seed(5)
     assert torch.equal(net.sample(7, seed=10)[0], images)  # the global generator has no say
     assert net.sample(0)[1].shape == (0, 5)
+    guide = guides.l2(images[:1])
+    for seeds in (np.arange(10, 12), torch.arange(10, 12)):
+        assert torch.equal(net.sample(seeds=seeds)[1], codes[:2])
+        assert torch.equal(net.sample(seeds=seeds, guide=guide)[1], net.sample(2, seed=10, guide=guide)[1])
+    with pytest.raises(ValueError, match='num or seeds'):
+        net.sample(5, seeds=[1, 2])
     assert len(set(map(tuple, codes.tolist()))) == 7
 
 
@@ -171,6 +177,7 @@ def test_check_codes():
     codes = net.sample(3)[1]
     assert torch.equal(net.check_codes(codes.int()), codes)
     assert torch.equal(net.check_codes(codes.tolist()), codes)
+    assert torch.equal(net.check_codes(codes.numpy().astype(np.uint16)), codes)
     for bad, message in [
         (codes[:, :4], r'integers \[B, 5\], not \[3, 4\]'),
         (codes[0], r'integers \[B, 5\], not \[5\]'),
@@ -257,6 +264,8 @@ def test_augment_labels_of_another_shape_are_refused(make):
 
 
 def test_bad_shapes_of_a_network_are_named():
+    with pytest.raises(ValueError, match=r'multipliers=\(\)'):
+        RecurrentDDN(8, 1, multipliers=())
     with pytest.raises(ValueError, match='one number per scale'):
         DDN(8, 3, [8, 8], [1], [4, 4])
     with pytest.raises(ValueError, match='at least one block'):
@@ -330,6 +339,8 @@ def test_published_config_at_other_resolutions():
     assert large['num_nodes'] == [64] * 9
     assert large['num_blocks'][-3:] == [64, 64, 64]
     assert len(published_config(1)['channels']) == 1
+    with pytest.raises(ValueError, match=r'one number, not \(32, 64\)'):
+        published_config((32, 64))
 
 
 def test_augment_labels_enter_in_channels_last_too():
