@@ -10,6 +10,7 @@ from conftest import write_zip
 from PIL import Image
 
 import train as train_script
+from training.presets import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'experiments'))
 
@@ -56,3 +57,10 @@ def test_a_run_becomes_a_table_with_its_pictures(run, tmp_path):
 def test_what_is_no_run_is_named(tmp_path):
     outcome = CliRunner().invoke(preset_runs.main, [str(tmp_path)])
     assert outcome.exit_code == 1 and f'{tmp_path} is no run folder' in outcome.output
+
+
+def test_every_preset_is_in_the_table_with_how_long_it_trains():
+    text = (Path(__file__).resolve().parents[1] / 'docs' / 'presets.md').read_text()
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('| `')]
+    images = {cells[0].strip('`'): int(cells[5].replace(',', '')) for cells in rows}
+    assert images == {name: round(preset['duration'] * 1e6) for name, preset in PRESETS.items()}
