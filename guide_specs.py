@@ -11,6 +11,7 @@ import importlib.util
 import math
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -242,10 +243,14 @@ def _featured(make: Callable) -> Callable:
 
 def _python(value: str, options: Mapping[str, str], device: torch.device) -> tuple[list[str], Build]:
     path, _, name = value.rpartition(':')
-    if not path or not os.path.exists(path):
+    if not path.endswith('.py') or not os.path.isfile(path):
         raise ValueError(f'{value}: expected FILE.py:FUNCTION, with a file that exists')
-    spec = importlib.util.spec_from_file_location('user_guide', path)
+    path = os.path.abspath(path)
+    spec = importlib.util.spec_from_file_location(path, path)  # a name of its own among the modules
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path] = module  # where dataclasses look for it
+    if os.path.dirname(path) not in sys.path:
+        sys.path.append(os.path.dirname(path))  # it may import its neighbours
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file raises

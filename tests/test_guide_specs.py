@@ -136,7 +136,8 @@ def test_networks_come_as_torchscript(tmp_path):
         same(guide_specs.parse(f'{name}:{face},network={squares}'), make(lambda x: x * x, as_float(pixels)))
 
 
-def test_python_functions_come_from_a_file(tmp_path):
+def test_python_functions_come_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'path', sys.path[:])
     file = tmp_path / 'mine.py'
     file.write_text('def red(images):\n    return images[:, 0].mean((1, 2))\n'
                     'def green(images):\n    return images[..., 1].mean((1, 2))\n')
@@ -144,6 +145,13 @@ def test_python_functions_come_from_a_file(tmp_path):
     green = guide_specs.parse(f'python:{file}:green,numpy=1')
     same(green, black_boxes.python(lambda x: x[..., 1].mean((1, 2)), numpy=True))
     assert green.build([], SHAPE).name == 'python green'
+    (tmp_path / 'neighbour_of_mine.py').write_text('def score(images):\n    return images[:, 2].mean((1, 2))\n')
+    file.write_text('from __future__ import annotations\nfrom dataclasses import dataclass\n'
+                    'import neighbour_of_mine\n'
+                    '@dataclass\nclass Blue:\n    factor: int = 2\n    __call__ = lambda self, x: '
+                    'self.factor * neighbour_of_mine.score(x)\nblue = Blue()\n')  # fmt: skip
+    blue = black_boxes.python(lambda x: 2 * x[:, 2].mean((1, 2)))
+    same(guide_specs.parse(f'python:{file}:blue'), blue)
     file.write_text('import nothing_of_this_name')
     with pytest.raises(ValueError, match='mine.py does not load: ModuleNotFoundError: No module'):
         guide_specs.parse(f'python:{file}:red')
@@ -179,6 +187,8 @@ def test_splitting():
     ('classifier:FACE,class=3', 'no TorchScript file'),
     ('style:FACE', 'needs network=FILE'),
     ('python:none.py:f', 'none.py:f: expected FILE.py:FUNCTION'),
+    ('python:FACE:f', 'face.png:f: expected FILE.py:FUNCTION'),
+    ('python:tests:f', 'tests:f: expected FILE.py:FUNCTION'),
 ])
 def test_what_makes_no_sense_is_named(text, says, tmp_path):
     text = text.replace('FACE', save(tmp_path / 'face.png', noise(8, 8, 3)))
