@@ -60,17 +60,23 @@ class Pictures:
         self.names = self.archive.names() if self.archive else [os.path.basename(path)]
 
     def read(self, index: Sequence[int], channels: int | None = None) -> list[torch.Tensor]:
-        """[C, H, W] float in [-1, 1] each; entry i is picture i modulo their number. Transparent pictures are RGBA."""
+        """[C, H, W] float in [-1, 1] each; entry i is picture i modulo their number. C is ``channels``, or 1 or 3 as
+        the file says: transparency is flattened onto white unless 4 are asked for."""
         return [dnnlib.to_float(torch.from_numpy(self._pixels(i % len(self.names), channels))) for i in index]
 
-    def at(self, index: Sequence[int], size: Size | None, shape: Size, channels: int | None = None) -> torch.Tensor:
-        """[n, C, H, W] cropped to the proportions of ``shape``, at ``size``; None keeps what the crop leaves."""
+    def at(
+        self, index: Sequence[int], size: Size | None, shape: Size, channels: int | None = None, fit=pixel_maps.fit
+    ) -> torch.Tensor:
+        """[n, C, H, W] cropped to the proportions of ``shape``, at ``size`` by ``fit``; None keeps what the crop
+        leaves. Where some are grey, all get the channels of the others. ValueError where they keep sizes that differ."""
         cropped = [crop(picture[None], shape) for picture in self.read(index, channels)]
-        cropped = [picture if size is None else pixel_maps.fit(picture, size) for picture in cropped]
-        sizes = {tuple(picture.shape[1:]) for picture in cropped}
+        cropped = [picture if size is None else fit(picture, size) for picture in cropped]
+        sizes = {tuple(picture.shape[2:]) for picture in cropped}
         if len(sizes) > 1:
-            raise ValueError(f'{self.path}: pictures of different kinds, {sorted(sizes)} [C, H, W]; give them one')
-        return torch.cat(cropped)
+            words = ' and '.join(f'{W}x{H}' for H, W in sorted(sizes))
+            raise ValueError(f'{self.path} holds pictures of different sizes, {words}: give size=, or --batch=1')
+        C = max((picture.shape[1] for picture in cropped), default=0)
+        return torch.cat([pixel_maps.to_channels(picture, C) for picture in cropped])
 
     def _pixels(self, index: int, channels: int | None) -> np.ndarray:
         if self.archive:
@@ -164,8 +170,7 @@ def _superres(value: str, options: Mapping[str, str], device: torch.device) -> t
         if side > max(shape):
             raise ValueError(f'size={side} is more than the {max(shape)} pixels of the network')
         size = tuple(max(1, round(side * s / max(shape))) for s in shape) if side else None
-        low = [pictures.at([i], None, shape) for i in index]  # their own sizes may differ
-        return guides.superres(torch.cat(low if size is None else [_shrunk(x, size) for x in low]).to(device))
+        return guides.superres(pictures.at(index, size, shape, fit=_shrunk).to(device))
 
     return pictures.names, build
 

@@ -95,6 +95,20 @@ def test_a_folder_gives_one_guide_per_picture(tmp_path):
         guide_specs.target_names([spec, guide_specs.parse(f'l2:{other}')])
 
 
+def test_a_folder_of_grey_and_coloured_pictures_of_any_size(tmp_path):
+    sizes = {'a.png': (16, 16, 3), 'b.png': (10, 10), 'c.png': (16, 16)}
+    for seed, (name, size) in enumerate(sizes.items()):
+        save(tmp_path / name, noise(*size, seed=seed))
+    grey = [guides.pixel_maps.box(as_float(noise(*sizes[f'{n}.png'], seed=i)), (4, 4)) for i, n in enumerate('abc')]
+    low = torch.cat([x.expand(-1, 3, -1, -1) for x in grey])
+    same(guide_specs.parse(f'superres:{tmp_path},size=4'), guides.superres(low), (0, 1, 2), family(B=3))
+    colours = torch.cat([as_float(noise(16, 16, 3)), as_float(noise(16, 16, seed=2)).expand(-1, 3, -1, -1)])
+    same(guide_specs.parse(f'superres:{tmp_path}'), guides.superres(colours), (0, 2))
+    same(guide_specs.parse(f'l2:{tmp_path}'), guides.l2(guides.pixel_maps.fit(colours, SHAPE)), (0, 2))
+    with pytest.raises(ValueError, match='superres:.*different sizes, 10x10 and 16x16: give size=, or --batch=1'):
+        guide_specs.parse(f'superres:{tmp_path}').build([0, 1, 2], SHAPE)
+
+
 class Projection(torch.nn.Module):
     def __init__(self):
         super().__init__()
