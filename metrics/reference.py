@@ -44,8 +44,9 @@ class Collector:
         generator = torch.Generator().manual_seed(seed)
         self.kept = torch.randperm(num, generator=generator)[:keep].sort().values
         self.moments = distances.Moments(dim)
-        self.positions: list[torch.Tensor] = []
-        self.features: list[torch.Tensor] = []
+        # The empty ones are what a rank has that gets no portion.
+        self.positions = [torch.empty(0, dtype=torch.int64)]
+        self.features = [torch.empty(0, dim)]
 
     def add_(self, features: torch.Tensor, positions: Iterable[int]) -> None:
         """Features `[B, D]` of the images at `positions` (of 0 .. num - 1, each to be shown once)."""

@@ -567,6 +567,10 @@ def test_collector_does_not_depend_on_ranks_or_batches():
     found = mixed.finish()
     assert torch.equal(found.features, expected.features)
     np.testing.assert_allclose(found.sigma, expected.sigma, atol=1e-12)
+    idle, parts = reference.Collector(4, 23, keep=9, seed=3), []  # a rank that gets no batch
+    idle.moments.merge_(whole.moments)
+    idle.finish(all_gather_object=lambda part: parts.append(part) or parts)
+    assert torch.equal(whole.finish(all_gather_object=lambda part: [*parts, part]).features, expected.features)
     other = reference.Collector(4, 23, keep=9, seed=4)
     other.add_(x, range(23))
     assert not torch.equal(other.finish().features, expected.features)
