@@ -129,21 +129,29 @@ def vote(
     of the deepest node it is under that has ``min_votes`` votes or more: with 1, a node without votes inherits from its
     nearest ancestor with any, as in the paper; with k, those are its k (or more) nearest neighbours by common prefix.
     Between equal numbers of votes the ancestors decide, and after the root the lowest class.
+
+    Raises ValueError where there are no labelled codes.
     """
+    if not len(codes):
+        raise ValueError('no labelled codes: there is nobody to vote')
+
+    def ranked(votes: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
+        """[n, classes]: 0 for the last class of a node, by its votes and then by the rank ``above``."""
+        return (votes * num_classes + above).argsort(1).argsort(1)
+
     K = int(torch.cat([codes, queries]).max()) + 1
-    one_hot = F.one_hot(labels, num_classes).double()  # [N, classes]
-    score = one_hot.sum(0, keepdim=True)  # [n, classes] of the root
+    one_hot = F.one_hot(labels, num_classes)  # [N, classes]
+    rank = ranked(one_hot.sum(0, keepdim=True), torch.arange(num_classes, device=labels.device).flip(0))  # of the root
     at = torch.zeros_like(codes[:, 0])  # which node of this depth each labelled image is under
     where = torch.zeros_like(queries[:, 0])  # and each query
     alive = torch.ones_like(where, dtype=torch.bool)
-    verdict = score.argmax(1).expand(len(queries))  # [Q]
+    verdict = rank.argmax(1).expand(len(queries))  # [Q]
     for l in range(codes.shape[1]):
         keys, at, counts = torch.unique(at * K + codes[:, l], return_inverse=True, return_counts=True)
-        above = score[keys // K]
         votes = one_hot.new_zeros(len(keys), num_classes).index_add_(0, at, one_hot)
-        score = votes + 0.5 * above / (1 + above.sum(1, keepdim=True))  # what is above counts less than half a vote
+        rank = ranked(votes, rank[keys // K])
         wanted = where * K + queries[:, l]
         where = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         alive = alive & (keys[where] == wanted) & (counts[where] >= min_votes)
-        verdict = torch.where(alive, score.argmax(1)[where], verdict)
+        verdict = torch.where(alive, rank.argmax(1)[where], verdict)
     return verdict

@@ -136,6 +136,15 @@ def test_votes_of_a_table_made_by_hand():
     assert codes.vote(table, labels, queries[:0], 3).shape == (0,)
     large = torch.full((2, 40), 511)  # paths longer than an integer holds
     assert codes.vote(large, torch.tensor([1, 1]), large, 2).tolist() == [1, 1]
+    with pytest.raises(ValueError, match='no labelled codes'):
+        codes.vote(table[:0], labels[:0], queries, 3)
+
+
+def test_votes_of_ancestors_count_at_any_depth():
+    L = 60
+    table = torch.cat([torch.zeros(2, L), torch.ones(5, L)]).long()
+    labels = torch.tensor([1, 2, 2, 2, 2, 2, 2])
+    assert codes.vote(table, labels, table[:1], 3).tolist() == [2]  # a tie but at the root
 
 
 def test_logistic_regression_finds_the_minimum():
