@@ -83,8 +83,10 @@ def bit_widths(num_nodes: Sequence[int]) -> list[int]:
 
 def to_bits(codes: torch.Tensor, num_nodes: Sequence[int]) -> list[str]:
     """Codes [N, L] as N strings of 0 and 1, layer by layer, the most significant bit first. For K = 2 (Taiji-DDN,
-    BinDDN) a character is a choice."""
+    BinDDN) a character is a choice. ValueError naming the first code outside 0..K-1."""
     widths = bit_widths(num_nodes)
+    for i, l in ((codes < 0) | (codes >= torch.tensor(num_nodes, device=codes.device))).nonzero()[:1].tolist():
+        raise ValueError(f'code {codes[i, l]} of row {i}, layer {l}, is outside 0..{num_nodes[l] - 1}')
     return [''.join(f'{code:0{w}b}' for code, w in zip(row, widths, strict=True)) for row in codes.tolist()]
 
 

@@ -84,6 +84,9 @@ def test_bits_there_and_back():
             codes.from_bits(['1010', bad], [2] * 4)
     with pytest.raises(ValueError, match='layer 1 has K = 6'):
         codes.to_bits(torch.tensor([[0, 5]]), [2, 6])
+    for wrong in (5, -1):
+        with pytest.raises(ValueError, match=f'code {wrong} of row 1, layer 0, is outside 0..1'):
+            codes.to_bits(torch.tensor([[0, 3], [wrong, 0]]), [2, 4])
 
 
 # The tree.
