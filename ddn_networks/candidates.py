@@ -90,7 +90,7 @@ class Candidates:
         pooling, a mask, a blur, a crop, a warp), and must not mix channels or images.
         """
         with full_precision(self.weight):
-            base = None if self.base is None else fn(self.base)
+            base = None if self.base is None else fn(self.base.to(self.dtype))
             return Candidates(self.weight, fn(self.features.to(self.dtype)), base)
 
     def channels(self, matrix: torch.Tensor) -> 'Candidates':

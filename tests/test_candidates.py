@@ -124,6 +124,16 @@ def test_a_perfect_candidate_has_distance_zero_to_rounding(method, monkeypatch):
     assert distances.gather(1, codes[:, None]).max() < 1e-6 and distances.min() >= 0
 
 
+@pytest.mark.parametrize('narrow', ['features', 'base'])
+def test_a_linear_map_over_pixels_is_in_full_precision(narrow):
+    c, target = make(3, 5, 2, 8, 12, 10, dtype=torch.bfloat16 if narrow == 'features' else torch.float32)
+    base = c.base.bfloat16() if narrow == 'base' else c.base
+    wide = Candidates(c.weight, c.features.float(), base.float())
+    goal = blur(target)
+    got = Candidates(c.weight, c.features, base).pixels(blur).distances(goal)
+    assert torch.equal(got, wide.pixels(blur).distances(goal))
+
+
 BLUR = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0]))[None, None] / 16
 
 
