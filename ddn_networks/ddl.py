@@ -163,6 +163,7 @@ class _Selected(torch.autograd.Function):
         ctx.leak_choice, ctx.weight_shape = leak_choice, weight.shape
         ctx.weight_dtype, ctx.base_dtype = weight.dtype, None if base is None else base.dtype
         image, leak = _rendered(full, kernel, base, leak_choice)
+        image = image.clone() if base is None else image  # a view that nobody could change in place
         return image, leak, _tell_(x.clone(), image, leak) if tell else None
 
     @staticmethod

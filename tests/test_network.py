@@ -502,6 +502,17 @@ def test_the_gradient_of_a_slice_of_rows_is_that_of_its_copy():
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize('leak_choice', [True, False])
+@pytest.mark.parametrize('make', [DDN, RecurrentDDN])
+def test_the_images_of_a_pass_may_be_changed_in_place(make, leak_choice):
+    sizes = {'channels': [8], 'num_blocks': [1], 'num_nodes': [4]} if make is DDN else {'num_layers': 1}
+    net = make(4, 3, **sizes, learning_residual=False, leak_choice=leak_choice)
+    images = net(samplers.given(torch.tensor([[1], [3]])), 2).images
+    wanted = images.detach().clamp(-0.1, 0.1)
+    images.clamp_(-0.1, 0.1).sum().backward()
+    assert torch.equal(images, wanted) and net.ddls[0].weight.grad.any()
+
+
 @pytest.mark.parametrize('size', [(6, 10), (5, 9)])
 def test_doubling_is_the_same_in_both_memory_layouts(size):
     x = torch.randn(2, 3, 3, 5, requires_grad=True)
