@@ -513,6 +513,18 @@ def test_the_images_of_a_pass_may_be_changed_in_place(make, leak_choice):
     assert torch.equal(images, wanted) and net.ddls[0].weight.grad.any()
 
 
+@pytest.mark.parametrize('grad', [True, False])
+def test_autocast_does_not_touch_the_selected_image(grad):
+    net = tiny()
+    images = pictures(net)
+    with torch.set_grad_enabled(grad), torch.autocast('cpu', torch.bfloat16):
+        out = net(samplers.nearest(images), len(images), keep=True)
+    for selected, distances, codes in zip(out.selected, out.distances, out.codes.T, strict=True):
+        error = (selected - samplers.area_resize(images, selected.shape[2:])).square().mean((1, 2, 3))
+        assert selected.dtype == torch.float32
+        torch.testing.assert_close(error, distances.gather(1, codes[:, None])[:, 0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize('size', [(6, 10), (5, 9)])
 def test_doubling_is_the_same_in_both_memory_layouts(size):
     x = torch.randn(2, 3, 3, 5, requires_grad=True)
