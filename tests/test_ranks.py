@@ -1,6 +1,8 @@
 """Law 3: two ranks equal one rank at the same total batch. Through train.py and torchrun, as users run it."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 
@@ -62,3 +64,38 @@ def test_conditional_training_on_two_ranks_is_that_on_one_also_after_a_stop(tmp_
         assert torch.equal(one[key], two[key]), key
     for key in one:
         torch.testing.assert_close(one[key], two[key], atol=1e-5, rtol=1e-4)
+
+
+STOPPED = """
+import itertools, os, signal, sys
+import train
+from training import training_loop
+
+steps, real = itertools.count(1), training_loop.layer_losses
+
+def losses(*args):
+    if next(steps) == 3 and os.environ['RANK'] == '1':
+        signal.raise_signal(signal.SIGTERM)
+    return real(*args)
+
+training_loop.layer_losses = losses
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_signal_to_one_rank_stops_all_within_two_steps(tiny_zip, tmp_path):
+    """torchrun kills 30 seconds after it has passed a signal on: with large networks that is a few steps."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-c', STOPPED, f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir']
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=env | {'RANK': rank}, stdout=subprocess.PIPE, text=True)
+        for rank in '01'
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert 'Stopped by SIGTERM at' in outputs[0], outputs
+    steps = int(re.search(r'at ([\d,]+) images; the state is saved', outputs[0])[1].replace(',', '')) // 16
+    assert steps in (3, 4, 5)
+    assert os.path.exists(tmp_path / f'training-state-{steps * 16:09d}.safetensors')

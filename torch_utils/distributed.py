@@ -188,13 +188,17 @@ def session(device: str | torch.device | None = None, timeout_s: float = TIMEOUT
 # ---------------------------------------------------------------------------------------------------------- collectives
 
 
-def all_reduce_(tensor: torch.Tensor, op: str = 'sum') -> None:
-    """Make ``tensor`` the 'sum', 'min' or 'max' over ranks of itself, in place."""
+def all_reduce_(tensor: torch.Tensor, op: str = 'sum', wait: bool = True) -> 'dist.Work | None':
+    """Make ``tensor`` the 'sum', 'min' or 'max' over ranks of itself, in place.
+
+    Without ``wait`` it is that once ``wait()`` of what is returned has been called (None: it is that already).
+    """
     if op not in ('sum', 'min', 'max'):
         raise ValueError(f'{op!r} is no reduction; use sum, min or max')
-    if get_world_size() > 1:
-        _enter('all_reduce')
-        dist.all_reduce(tensor, _OPS[op])
+    if get_world_size() == 1:
+        return None
+    _enter('all_reduce')
+    return dist.all_reduce(tensor, _OPS[op], async_op=not wait)
 
 
 def all_gather_object(obj: Any) -> list[Any]:

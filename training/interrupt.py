@@ -12,6 +12,8 @@ class StopRequest:
 
     def __init__(self):
         self.number = 0
+        self._asked = torch.zeros((), dtype=torch.int64)  # any rank's number, once the reduction on its way is done
+        self._on_its_way = None
 
     def __enter__(self) -> 'StopRequest':
         self._before = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -27,12 +29,20 @@ class StopRequest:
             signal.signal(s, handler)
 
     def agreed(self) -> bool:
-        """Whether any rank was asked to stop; all ranks must ask at the same step."""
-        if dist.get_world_size() > 1:
-            number = torch.tensor(self.number)
-            dist.all_reduce_(number, 'max')
-            self.number = int(number)
-        return self.number != 0
+        """Whether any rank was asked to stop; all ranks must ask after each of their steps.
+
+        With several ranks it is what they were asked before the last step, so that none waits for the slowest.
+        """
+        if dist.get_world_size() == 1:
+            return self.number != 0
+        if self._on_its_way is not None:
+            self._on_its_way.wait()
+            if self._asked:
+                self.number = int(self._asked)
+                return True
+        self._asked.fill_(self.number)
+        self._on_its_way = dist.all_reduce_(self._asked, 'max', wait=False)
+        return False
 
     @property
     def name(self) -> str:

@@ -40,7 +40,7 @@ BALANCERS = {
     'bias': ddn_networks.LossFreeBalancing,
     'none': ddn_networks.NoBalancing,
 }
-STOP_EVERY = 16  # steps between two looks at what costs a wait for the device or the other ranks
+LOOK_EVERY = 16  # steps between two looks at what costs a wait for the device
 
 
 def training_loop(
@@ -272,7 +272,8 @@ def training_loop(
         dist.barrier()
         tick_start_nimg, tick_start_time = cur_nimg, time.time()
 
-    with contextlib.closing(data), stop:  # an error keeps the loader alive, and its workers would outlive the interpreter
+    # Closed, because an error that holds on to the loader would have the interpreter wait for its workers for ever.
+    with contextlib.closing(data), stop:
         step = 0
         while cur_nimg < total_nimg:
             # What chance decides in this step, for the whole batch; this rank takes its rows.
@@ -322,11 +323,11 @@ def training_loop(
             scaler.update()
             cur_nimg += batch_size
             step += 1
-            if device.type == 'cpu' or step % STOP_EVERY == 0:
+            if device.type == 'cpu' or step % LOOK_EVERY == 0:
                 health.raise_if_bad(checkpoint.find_states(run_dir))
                 progress.update(cur_nimg, losses, usage)
             maintain()
-            if (step % STOP_EVERY == 0 or world_size == 1) and stop.agreed():
+            if stop.agreed():
                 save_state()
                 dist.barrier()
                 progress.clear()
