@@ -65,6 +65,34 @@ def test_the_penalty_is_the_log_of_the_forecast_in_units_of_the_spread():
     torch.testing.assert_close(penalty, 0.5 * distances.std(1, keepdim=True) * want)
 
 
+def test_autocast_does_not_touch_the_penalty():
+    weights = layers((6, 2, 3))
+    balance = ConditionalBalancing(weights)
+    torch.nn.init.normal_(balance.flat, generator=torch.Generator().manual_seed(1))
+    features, targets = batch(4, 3, 2, 0)
+    candidates = Candidates(weights[0].detach(), features)
+    distances = candidates.distances(targets)
+    plain = balance.penalty(candidates, 0, distances)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(balance.penalty(candidates, 0, distances), plain) and plain.any()
+
+
+def test_a_pass_that_is_not_finite_teaches_nothing():
+    weights = layers((6, 2, 3), (6, 2, 3))
+    broken, spared = (ConditionalBalancing(weights, prune_at=0.0, split_at=1e9) for _ in range(2))
+    features, targets = batch(8, 3, 2, 0)
+    asked(broken, weights, features.fill_(float('nan')), targets)
+    broken.observe(torch.zeros(8, 2, dtype=torch.long))
+    asked(spared, weights, features.fill_(0), targets)
+    spared.observe(torch.zeros(8, 2, dtype=torch.long), torch.ones(8, 2, dtype=torch.bool))
+    for balance in (broken, spared):
+        balance.step_()
+        features, targets = batch(8, 3, 2, 1)
+        balance.observe(asked(balance, weights, features, targets))
+        balance.step_()
+    assert torch.equal(broken.flat, spared.flat) and broken.flat.any()
+
+
 def test_a_node_that_splits_takes_its_forecast_along():
     weights = layers((4, 1, 2), (3, 1, 2))
     balance = ConditionalBalancing(weights, lr=1e-9)

@@ -321,14 +321,22 @@ def test_distances_that_are_not_finite_leave_the_unit_alone():
     with_bad, without = (LossFreeBalancing(weights, rate=0.5) for _ in range(2))
     codes = torch.tensor([[0, 1], [2, 1], [0, 0]])
     distances = [torch.rand(3, k, generator=torch.Generator().manual_seed(k)) for k in (4, 2)]
-    for balance, bad in ((with_bad, (float('nan'), float('inf'))), (without, ())):
+    bad_values = float('nan'), float('inf'), torch.finfo(torch.float32).max  # the spread of the last is infinite
+    for balance, bad in ((with_bad, bad_values), (without, ())):
         balance.observe(codes, None, distances)
         for value in bad:
-            broken = [d.clone() for d in distances]
-            broken[0][:, 1] = broken[1][:] = value
+            broken = [torch.tensor([-value, value]).repeat(3, k // 2) for k in (4, 2)]
             balance.observe(codes, torch.ones_like(codes, dtype=torch.bool), broken)
         balance.step_()
     assert all(torch.equal(a, b) and a.any() for a, b in zip(with_bad.bias, without.bias, strict=True))
+
+
+def test_without_a_finite_distance_there_is_no_bias():
+    weights, _ = layer_weights_and_optimizer([(4, 1, 1)])
+    balance = LossFreeBalancing(weights)
+    balance.observe(torch.zeros(3, 1, dtype=torch.long), None, [torch.full((3, 4), float('inf'))])
+    balance.step_()
+    assert torch.equal(balance.bias[0], torch.zeros(4))
 
 
 def test_the_bias_needs_distances():
