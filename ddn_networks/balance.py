@@ -123,6 +123,9 @@ class LossFreeBalancing(NoBalancing):
         rate: units by which the bias of a node that is never matched falls in a step.
         memory: the unit is an average over about this many steps.
         limit: biases stay within this many units.
+
+    Raises:
+        ValueError: rate, memory or limit out of range.
     """
 
     def __init__(
@@ -136,6 +139,11 @@ class LossFreeBalancing(NoBalancing):
         limit: float = 10.0,
     ):
         super().__init__(weights, layer_weights, reduce_fn, dtype)
+        if rate < 0 or memory < 1 or limit <= 0:
+            raise ValueError(
+                'balancing by a bias needs rate >= 0, memory >= 1 and limit > 0, not '
+                f'rate={rate}, memory={memory}, limit={limit}'
+            )
         self.rate, self.memory, self.limit = rate, memory, limit
         W, K = self.counts.shape
         self.seen = torch.zeros(W, K + 2, dtype=dtype, device=self.counts.device)  # and: sum of spreads, their number

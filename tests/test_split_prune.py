@@ -343,6 +343,9 @@ def test_the_bias_needs_distances():
     weights, _ = layer_weights_and_optimizer([(4, 1, 1)])
     with pytest.raises(ValueError, match='keep=True'):
         LossFreeBalancing(weights).observe(torch.zeros(1, 1, dtype=torch.long))
+    for option, value in {'rate': -0.1, 'memory': 0, 'limit': -1}.items():
+        with pytest.raises(ValueError, match=f'{option}={value}'):
+            LossFreeBalancing(weights, **{option: value})
 
 
 # ---------------------------------------------------------------------------------------------- state and several ranks
