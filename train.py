@@ -273,7 +273,8 @@ def find_resume(resume: str, outdir: str | None) -> tuple[str, str]:
             raise click.ClickException(f'--resume: no run with a training state in {outdir}')
         resume = runs[0]
     if not os.path.isdir(resume):
-        raise click.ClickException(f'--resume={resume}: no such run folder or state')
+        here = ' on this machine; the ranks of all machines read it' if dist.get_world_size() > 1 else ''
+        raise click.ClickException(f'--resume={resume}: no such run folder or state{here}')
     states = checkpoint.find_states(resume)
     if not states:
         raise click.ClickException(f'--resume={resume}: no training-state-*.safetensors in it')

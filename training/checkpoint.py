@@ -79,8 +79,8 @@ def set_newer_aside(run_dir: str, cur_nimg: int) -> list[str]:
 
 
 def find_states(run_dir: str) -> list[str]:
-    """The training states of a run folder, newest first."""
-    names = filter(_STATE.fullmatch, os.listdir(run_dir))
+    """The training states of a run folder, newest first; none where there is no such folder."""
+    names = filter(_STATE.fullmatch, os.listdir(run_dir) if os.path.isdir(run_dir) else [])
     return sorted((os.path.join(run_dir, name) for name in names), key=_images, reverse=True)
 
 

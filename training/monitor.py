@@ -4,12 +4,12 @@ Legend: W node weights, K nodes (the largest), L layers, P parameters.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 
 from ddn_networks import NoBalancing
 from torch_utils import distributed as dist
+from training import checkpoint
 
 
 class UsageWindow:
@@ -88,8 +88,8 @@ class Health:
             self.first.fill_(-1)
         return finite
 
-    def raise_if_bad(self, states: Sequence[str]) -> None:
-        """FloatingPointError naming step, layer and the newest of the good ``states``. Waits for the device."""
+    def raise_if_bad(self, run_dir: str) -> None:
+        """FloatingPointError naming step, layer and the newest state in ``run_dir``. Waits for the device."""
         first = int(self.first)
         if first < 0:
             return
@@ -99,7 +99,8 @@ class Health:
             where = 'the gradient of ' + next(
                 n for n, g in zip(self.names, self.norms.tolist(), strict=False) if not math.isfinite(g)
             )
-        last = f'the last good state is {states[0]}' if states else 'no state was saved before'
+        states = checkpoint.find_states(run_dir)
+        last = f'the last good state is {states[0]}' if states else f'{run_dir} has no state'
         raise FloatingPointError(
             f'{where} is not finite in the step after {first:,} images; nothing of it was saved, {last}. '
             'Try a lower --lr or --precision=fp32, or pass over such steps with --on-nan=skip.'

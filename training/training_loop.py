@@ -212,7 +212,7 @@ def training_loop(
     def save_state() -> None:
         path = checkpoint.state_path(run_dir, cur_nimg)
         if rank == 0 and not os.path.exists(path):
-            health.raise_if_bad(checkpoint.find_states(run_dir))
+            health.raise_if_bad(run_dir)
             meta = {'cur_nimg': cur_nimg, 'scaler': scaler.state_dict(), 'loss_scale': loss_scale}
             checkpoint.save_state(path, net, ema, optimizer, balancer, meta)
 
@@ -222,7 +222,7 @@ def training_loop(
         done = cur_nimg >= total_nimg
         if not (done or cur_nimg >= (tick + 1) * tick_nimg):
             return
-        health.raise_if_bad(checkpoint.find_states(run_dir))
+        health.raise_if_bad(run_dir)
         last_tick, tick = tick, cur_nimg // tick_nimg
         dist.all_reduce_(loss_sum)
         usage.reduce_()
@@ -324,7 +324,7 @@ def training_loop(
             cur_nimg += batch_size
             step += 1
             if device.type == 'cpu' or step % LOOK_EVERY == 0:
-                health.raise_if_bad(checkpoint.find_states(run_dir))
+                health.raise_if_bad(run_dir)
                 progress.update(cur_nimg, losses, usage)
             maintain()
             if stop.agreed():
