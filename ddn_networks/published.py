@@ -54,7 +54,7 @@ def from_published(
     A published condition has no parameters, so the tensors do not tell of it: ``conditions`` does, ['class:10'] for the
     class-conditional networks of MNIST and CIFAR-10, ['color'] or ['edge'] for those of Fig. 8.
 
-    Raises ValueError naming the first tensor that is missing, unknown or misshapen.
+    Raises ValueError naming the first tensor that is missing, unknown, misshapen or there twice.
     """
     blocks: dict[tuple[int, int], dict[str, str]] = {}  # (size, index) -> name within the block -> name in state_dict
     for name in state_dict:
@@ -65,7 +65,9 @@ def from_published(
         if height != width:
             raise ValueError(f'{name}: the published network is square')
         if rest == _NODES or _KEPT.fullmatch(rest):
-            blocks.setdefault((int(height), int(index)), {})[rest] = name
+            first = blocks.setdefault((int(height), int(index)), {}).setdefault(rest, name)
+            if first != name:
+                raise ValueError(f'{first} and {name} are one parameter: leave the tensors of one network')
         elif not _SCRATCH.fullmatch(rest):
             raise ValueError(f'{name} is no parameter of the published network')
     if not blocks:

@@ -91,6 +91,12 @@ def test_names_may_carry_a_wrapper(golden, published):
     assert torch.equal(ddn_networks.from_published(wrapped).encode(golden['images']), golden['codes'])
 
 
+def test_two_copies_of_a_network_are_refused(published):
+    both = {f'{copy}.{name}': t for copy in ('net', 'ema') for name, t in published.items()}
+    with pytest.raises(ValueError, match=r'net\.(\S+) and ema\.\1 are one parameter: .* one network'):
+        ddn_networks.from_published(both)
+
+
 @pytest.mark.parametrize('gone', ['block_4x4_2.ddo.multi_out_conv1x1.weight', 'block_4x4_2.block.conv1.weight',
                                   'block_8x8_1.block.norm0.bias', 'block_8x8_0_up.block.skip.weight'])
 def test_a_missing_tensor_is_named(published, gone):
