@@ -113,7 +113,9 @@ def test_going_on_from_an_older_state_sets_the_newer_ones_aside(tiny_zip, tmp_pa
     args = [f'--data={tiny_zip}', *TINY_RUN, '--tick=0.08', '--dump=1', '--nosubdir']
     run_train(f'--outdir={tmp_path}', *args, '--duration=0.000320')
     out = run_train(f'--resume={tmp_path / "training-state-000000240.safetensors"}', '--lr=0.001', '--tick=0.016')
-    assert 'training-state-000000320.safetensors.old' in out
+    assert '4 newer states, snapshots and pictures' in out and '*.old' in out
+    for name in ('network-snapshot-000000320.safetensors', 'samples-000000320.png', 'reconstructions-000000320.png'):
+        assert (tmp_path / f'{name}.old').read_bytes() != (tmp_path / name).read_bytes()
     assert sorted(p.name for p in tmp_path.glob('training-state*')) == [
         'training-state-000000304.safetensors',
         'training-state-000000320.safetensors',

@@ -16,6 +16,7 @@ from torch_utils import persistence
 from training.ema import EMA
 
 _STATE = re.compile(r'training-state-(\d+)\.safetensors')
+_OF_IMAGES = re.compile(r'(?:training-state|network-snapshot|samples|reconstructions)-(\d+)\.(?:safetensors|png)')
 KEEP = 2  # newest states that are kept
 
 
@@ -70,12 +71,13 @@ def load_state(path: str, net, ema: EMA, optimizer, balance) -> dict[str, Any]:
     return meta
 
 
-def set_newer_aside(run_dir: str, cur_nimg: int) -> list[str]:
-    """Rename states of more than ``cur_nimg`` images, from which a run that goes on there parts; the new names."""
-    paths = [path for path in find_states(run_dir) if _images(path) > cur_nimg]
-    for path in paths:
-        os.replace(path, f'{path}.old')
-    return [f'{path}.old' for path in paths]
+def set_newer_aside(run_dir: str, cur_nimg: int) -> int:
+    """Name states, snapshots and pictures of more than ``cur_nimg`` images ``*.old``: a run that goes on there parts from
+    them. How many there were."""
+    names = [name for name in sorted(os.listdir(run_dir)) if (m := _OF_IMAGES.fullmatch(name)) and int(m[1]) > cur_nimg]
+    for name in names:
+        os.replace(os.path.join(run_dir, name), os.path.join(run_dir, f'{name}.old'))
+    return len(names)
 
 
 def find_states(run_dir: str) -> list[str]:

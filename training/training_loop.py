@@ -188,8 +188,9 @@ def training_loop(
     data = data_iterator(loaded, stream, device, num_workers)
     events = report.open_events(run_dir) if tensorboard and rank == 0 else None
     if rank == 0:
-        for path in checkpoint.set_newer_aside(run_dir, cur_nimg):
-            print(f'A newer state, which this run no longer comes to, is kept as {path}')
+        aside = checkpoint.set_newer_aside(run_dir, cur_nimg)
+        if aside:
+            print(f'{aside} newer states, snapshots and pictures, from which this run parts, are kept as *.old')
         with atomic_write(os.path.join(run_dir, 'training_options.json'), 'w') as f:
             json.dump(run_options or {}, f, indent=2)
         print(report.layer_table(net), flush=True)
