@@ -181,8 +181,8 @@ class Network(nn.Module):
         ``guide``, a ``guides.Guide``, several, or a ``guided.Guidance``. A conditional network takes a ``condition``
         (``make_condition``) of one row for all, or one row per image, which then also says how many.
 
-        Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, L] int64. A seed names one
-        image, whatever the batch around it.
+        Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, L] int64. A seed names
+        one image, whatever the batch around it.
         """
         if seeds is None:
             num = num if num is not None else 1 if condition is None else len(condition)
@@ -242,8 +242,8 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """The images [B, C, H, W] that codes [B, L] int64 name, about in [-1, 1] (clamp them to show them); one candidate
-        per layer is rendered."""
+        """The images [B, C, H, W] that codes [B, L] int64 name, about in [-1, 1] (clamp them to show them); one
+        candidate per layer is rendered."""
         codes = self.check_codes(codes).to(self.device)
         return self(samplers.given(codes), len(codes), condition).images
 
