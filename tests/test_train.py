@@ -16,7 +16,7 @@ from conftest import TINY_RUN, final, invoke, write_zip
 import train
 from torch_utils import persistence
 from training import training_loop
-from training.report import read_stats
+from training.report import read_stats, write_report
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -128,6 +128,25 @@ def test_going_on_from_an_older_state_sets_the_newer_ones_aside(tiny_zip, tmp_pa
     new.write_bytes(new.read_bytes()[:1000])
     out = run_train(f'--resume={tmp_path}', '--duration=0.000400', expect=1).splitlines()[-1]
     assert 'is not a whole safetensors file' in out and out.endswith('training-state-000000304.safetensors')
+
+
+def test_a_line_of_statistics_that_a_kill_cut_off_costs_no_other(tiny_zip, tmp_path):
+    args = [f'--data={tiny_zip}', *TINY_RUN, '--tick=0.08', '--nosubdir']
+    run_train(f'--outdir={tmp_path}', *args, '--duration=0.000160')
+    stats = tmp_path / 'stats.jsonl'
+    stats.write_text(stats.read_text()[:-50])
+    run_train(f'--resume={tmp_path}', '--duration=0.000320')
+    assert [s['nimg'] for s in read_stats(str(tmp_path))] == [80, 240, 320]
+
+
+def test_the_report_tells_not_measured_from_none_dead(tiny_zip, tmp_path):
+    run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000160')
+    grey = 'fill="#ddd"><title>layer 2: -</title>'
+    assert grey not in (tmp_path / 'report.html').read_text()
+    last = read_stats(str(tmp_path))[-1]
+    (tmp_path / 'stats.jsonl').write_text(json.dumps(last | {'dead': [0.0, 0.0, None, *last['dead'][3:]]}) + '\n')
+    write_report(str(tmp_path))
+    assert (tmp_path / 'report.html').read_text().count(grey) == 1
 
 
 def test_the_loss_of_a_tick_without_a_step_is_not_zero(tiny_zip, tmp_path, monkeypatch):

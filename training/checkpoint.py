@@ -72,8 +72,8 @@ def load_state(path: str, net, ema: EMA, optimizer, balance) -> dict[str, Any]:
 
 
 def set_newer_aside(run_dir: str, cur_nimg: int) -> int:
-    """Name states, snapshots and pictures of more than ``cur_nimg`` images ``*.old``: a run that goes on there parts from
-    them. How many there were."""
+    """Rename states, snapshots and pictures of more than ``cur_nimg`` images to ``*.old``, for a run that goes on there
+    parts from them; how many."""
     names = [name for name in sorted(os.listdir(run_dir)) if (m := _OF_IMAGES.fullmatch(name)) and int(m[1]) > cur_nimg]
     for name in names:
         os.replace(os.path.join(run_dir, name), os.path.join(run_dir, f'{name}.old'))

@@ -167,7 +167,7 @@ def write_report(run_dir: str) -> None:
         '</div><h2>Per layer (of shared nodes: per set)</h2><div class="row">',
         _bars('loss', last['loss_layers']),
         _bars('usage entropy', last['usage_entropy'], top=1.0),
-        _bars('dead share', [d or 0.0 for d in last['dead']]),
+        _bars('dead share (grey: too few images yet)', last['dead']),
         _bars('splits so far', last['splits']),
         '</div>',
     ]
@@ -186,6 +186,14 @@ def write_report(run_dir: str) -> None:
     )
     with atomic_write(os.path.join(run_dir, 'report.html'), 'w') as f:
         f.write(f'<!doctype html><meta charset="utf-8"><title>DDN run</title><style>{style}</style>' + '\n'.join(parts))
+
+
+def append_stats(run_dir: str, stats: dict[str, Any]) -> None:
+    """Add a tick to stats.jsonl, as a line of its own also behind one that a kill cut off."""
+    with open(os.path.join(run_dir, 'stats.jsonl'), 'ab+') as f:
+        f.seek(max(f.tell() - 1, 0))
+        cut_off = f.read() not in (b'', b'\n')
+        f.write((('\n' if cut_off else '') + json.dumps(stats) + '\n').encode())
 
 
 def read_stats(run_dir: str) -> list[dict[str, Any]]:
@@ -233,13 +241,15 @@ def _curve(title: str, nimg: Sequence[int], values: Sequence[float | None], log:
     return _svg(title, body, low, high, f'{x0 / 1000:g} kimg', f'{x1 / 1000:g} kimg')
 
 
-def _bars(title: str, values: Sequence[float], top: float | None = None) -> str:
-    top = top or max(values) or 1.0
+def _bars(title: str, values: Sequence[float | None], top: float | None = None) -> str:
+    """A bar for each layer from 0 to ``top`` (None: the largest value); a grey one, as high as can be, for None."""
+    top = top or max((v for v in values if v is not None), default=0.0) or 1.0
     width = (_WIDTH - _LEFT - 6) / len(values)
     full = _HEIGHT - _BOTTOM - 4
+    drawn = [(1.0, '#ddd', '-') if v is None else (v / top, '#28a745', f'{v:.4g}') for v in values]
     body = ''.join(
-        f'<rect x="{_LEFT + i * width:.1f}" y="{4 + full * (1 - v / top):.1f}" width="{max(width - 1, 0.5):.1f}" '
-        f'height="{full * v / top:.1f}" fill="#28a745"><title>layer {i}: {v:.4g}</title></rect>'
-        for i, v in enumerate(values)
+        f'<rect x="{_LEFT + i * width:.1f}" y="{4 + full * (1 - height):.1f}" width="{max(width - 1, 0.5):.1f}" '
+        f'height="{full * height:.1f}" fill="{color}"><title>layer {i}: {words}</title></rect>'
+        for i, (height, color, words) in enumerate(drawn)
     )
     return _svg(title, body, '0', f'{top:.4g}', 'layer 0', f'layer {len(values) - 1}')

@@ -254,8 +254,7 @@ def training_loop(
             }
             progress.clear()
             print(report.tick_line(stats), flush=True)
-            with open(os.path.join(run_dir, 'stats.jsonl'), 'a') as f:
-                f.write(json.dumps(stats) + '\n')
+            report.append_stats(run_dir, stats)
             if events is not None:
                 report.write_events(events, stats)
             if done or tick // snapshot_ticks > last_tick // snapshot_ticks:
