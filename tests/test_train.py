@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -356,6 +357,21 @@ def test_an_error_ends_a_run_whose_images_a_worker_loads(tiny_zip, tmp_path):
             process.kill()
             raise
     assert process.returncode == 1 and 'is not finite in the step' in output.splitlines()[-1], output
+
+
+def test_a_killed_worker_is_one_line(tiny_zip, tmp_path, monkeypatch):
+    """As where memory runs out."""
+    steps, real = itertools.count(1), training_loop.layer_losses
+
+    def losses(*args):
+        if next(steps) == 3:
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid, signal.SIGKILL)
+        return real(*args)
+
+    monkeypatch.setattr(training_loop, 'layer_losses', losses)
+    out = run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--workers=1', expect=1)
+    assert out.splitlines()[-1].startswith('Error: a process that loads images was killed')
 
 
 BAD = {

@@ -5,6 +5,7 @@ image is seen at which count is a pure function of (seed, nimg): a resumed run g
 number of ranks, micro-batches and workers sees the same sequence.
 """
 
+import contextlib
 import os
 import signal
 import warnings
@@ -24,6 +25,7 @@ __all__ = [
     "PairedDataset",
     "batch_indices",
     "data_iterator",
+    "lost_workers",
     "to_float",
     "to_uint8",
 ]
@@ -377,6 +379,19 @@ def _iterate(loader: torch.utils.data.DataLoader) -> Iterator[tuple[torch.Tensor
     # A worker's error comes with its traceback as text; the user needs its last line.
     line = bad.strip().splitlines()[-1]
     raise BadImageError(line.removeprefix(f"{BadImageError.__module__}.{BadImageError.__name__}: "))
+
+
+@contextlib.contextmanager
+def lost_workers() -> Iterator[None]:
+    """In the block a killed worker of a loader is an OSError in one line. PyTorch tells of it from a signal handler, so
+    anywhere in the process that loads."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        advice = "lower --workers or the batch, or look for who killed it; --resume goes on from the last state"
+        raise OSError(f"a process that loads images was killed, as where memory runs out: {advice}") from None
 
 
 def _leave_signals_to_parent(worker_id: int) -> None:
