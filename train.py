@@ -470,14 +470,14 @@ def main(ctx: click.Context, **o: Any) -> None:
         with dist.session(o['device']) as device:
             dataset = ImageFolderDataset(o['data'])
             loop = loop_kwargs(o, dataset)
+            if loop['batch_gpu'] == 'auto':
+                loop['batch_gpu'] = auto_batch_gpu(loop, device)
+                dist.print0(f'--batch-gpu=auto: {loop["batch_gpu"]} images at once')
             if old:
                 loop['seed'] = loop['seed'] if 'seed' in given else old['loop']['seed']
                 for line in differences(old['loop'], loop):
                     dist.print0(f'This run goes on with another option: {line}')
             loop['seed'] = dist.all_gather_object(loop['seed'])[0]
-            if loop['batch_gpu'] == 'auto':
-                loop['batch_gpu'] = auto_batch_gpu(loop, device)
-                dist.print0(f'--batch-gpu=auto: {loop["batch_gpu"]} images at once')
             if o['dry_run']:
                 dist.print0(json.dumps(loop, indent=2))
                 return

@@ -89,6 +89,14 @@ def start(*args: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
+def test_a_resume_tells_changes_and_no_others(tmp_path):
+    data = write_zip(tmp_path / 'data.zip', 40, (1, 8, 8))
+    args = [f'--data={data}', *TINY_RUN, '--nosubdir', '--batch-gpu=auto']
+    run_train(f'--outdir={tmp_path}', *args, '--duration=0.000016')
+    out = run_train(f'--resume={tmp_path}', '--duration=0.000032')
+    assert out.count('goes on with another option') == out.count('total_nimg: 16 -> 32') == 1
+
+
 def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_zip, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
     run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--duration=0.000160', '--nosubdir')
