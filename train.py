@@ -473,7 +473,10 @@ def main(ctx: click.Context, **o: Any) -> None:
             if loop['batch_gpu'] == 'auto':
                 loop['batch_gpu'] = auto_batch_gpu(loop, device)
                 dist.print0(f'--batch-gpu=auto: {loop["batch_gpu"]} images at once')
+            data = {'num': len(dataset), 'shape': list(dataset.image_shape), 'digest': dataset.archive.digest()}
             if old:
+                if data != old.get('data', data):
+                    dist.print0(f'{o["data"]} is not what this run was trained on: from here on it is another run')
                 loop['seed'] = loop['seed'] if 'seed' in given else old['loop']['seed']
                 for line in differences(old['loop'], loop):
                     dist.print0(f'This run goes on with another option: {line}')
@@ -487,7 +490,7 @@ def main(ctx: click.Context, **o: Any) -> None:
             preset = o['preset'] or old.get('preset')
             meta = {'preset': preset, 'dataset': dataset.name, 'git_revision': misc.git_revision()}
             options = {k: v for k, v in o.items() if k not in NOT_STORED}
-            stored = {'options': options, 'loop': loop, **meta, 'torch': torch.__version__,
+            stored = {'options': options, 'loop': loop, 'data': data, **meta, 'torch': torch.__version__,
                       'ranks': dist.get_world_size()}  # fmt: skip
             with run_log(run_dir) if dist.get_rank() == 0 else contextlib.nullcontext():
                 dist.print0(f'Run folder: {run_dir}')

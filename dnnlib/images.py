@@ -4,6 +4,7 @@ N images, C channels (1 grey, 3 RGB, 4 RGBA), H rows, W columns. Pixels are uint
 float in [-1, 1] inside (`to_float`, `to_uint8`).
 """
 
+import hashlib
 import io
 import json
 import os
@@ -238,6 +239,13 @@ class ImageArchive:
     def title(self, index: int) -> str:
         """The name for error messages: archive and file."""
         return f"{self.path}: {self.name(index)}"
+
+    def digest(self) -> str:
+        """SHA-256 in hex of the names of all images and, of a zip, their lengths and checksums: reads no file."""
+        digest = hashlib.sha256("\0".join(self.names()).encode("utf-8", "surrogateescape"))
+        if self.is_zip:
+            digest.update(self._entries[:, 2:4].tobytes())
+        return digest.hexdigest()
 
     def read(self, index: int) -> bytes:
         """The bytes of one file. Raises BadImageError when it cannot be read, or the zip is damaged there."""

@@ -95,6 +95,11 @@ def test_a_resume_tells_changes_and_no_others(tmp_path):
     run_train(f'--outdir={tmp_path}', *args, '--duration=0.000016')
     out = run_train(f'--resume={tmp_path}', '--duration=0.000032')
     assert out.count('goes on with another option') == out.count('total_nimg: 16 -> 32') == 1
+    other = f'{data} is not what this run was trained on'
+    assert other not in out
+    write_zip(data, 40, (1, 8, 8), seed=1)
+    assert other in run_train(f'--resume={tmp_path}', '--duration=0.000048')
+    assert other not in run_train(f'--resume={tmp_path}', '--duration=0.000064')
 
 
 def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_zip, tmp_path, monkeypatch):
