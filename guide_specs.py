@@ -68,7 +68,7 @@ class Pictures:
         self, index: Sequence[int], size: Size | None, shape: Size, channels: int | None = None, fit=pixel_maps.fit
     ) -> torch.Tensor:
         """[n, C, H, W] cropped to the proportions of ``shape``, at ``size`` by ``fit``; None keeps what the crop
-        leaves. Where some are grey, all get the channels of the others. ValueError where they keep sizes that differ."""
+        leaves. Where some are grey, all get the channels of the others. ValueError where sizes that are kept differ."""
         cropped = [crop(picture[None], shape) for picture in self.read(index, channels)]
         cropped = [picture if size is None else fit(picture, size) for picture in cropped]
         sizes = {tuple(picture.shape[2:]) for picture in cropped}

@@ -150,8 +150,8 @@ def blur(blurred: torch.Tensor, sigma: float, weight: float = 1.0) -> Guide:
 
 def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name: str = 'inpaint') -> Guide:
     """Mean squared error over the known pixels only: ``mask`` [n or 1, 1, h, w] is 1 where ``target`` counts, 0 where
-    it is to be invented, and may lie between; ``--guide inpaint:...,mask=`` reads files the other way round, white is to
-    be invented. At smaller layers a pixel counts as much as its area is known.
+    it is to be invented, and may lie between (mask files of ``--guide inpaint`` are the other way round: white is to be
+    invented). At smaller layers a pixel counts as much as its area is known.
     """
     target, mask = pixel_maps.checked(target), torch.as_tensor(mask).float()
     if mask.ndim != 4 or mask.shape[1] != 1 or not (torch.isfinite(mask).all() and 0 <= mask.min() and mask.max() <= 1):
