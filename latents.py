@@ -112,7 +112,8 @@ class Conditions:
 
     def __init__(self, told: condition_specs.Told, file: CodeFile, data: str | None):
         told.serve(len(file.codes))
-        self.told, self.labels = told, None if file.labels is None else torch.from_numpy(file.labels)
+        labels = file.labels if file.vectors is None else file.vectors
+        self.told, self.labels = told, None if labels is None else torch.from_numpy(labels)
         self.pictures = Pictures(file, data) if told.needs_originals else None
 
     def __call__(self, rows: Sequence[int]) -> torch.Tensor | None:
@@ -230,7 +231,7 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
     What is nearest now need not lead to what is nearest in the end: --beam follows several partial images at once and
     finds better latents, in as many times the time (less where the images of a batch share their first choices).
 
-    The file holds codes [N, L], names, labels where the dataset has class labels, and K of each layer; NumPy reads it.
+    The file holds codes [N, L], names, labels (or vectors) if the dataset has any, and K of each layer; NumPy reads it.
     """
     if not dest.endswith('.npz'):
         raise ValueError(f'--dest={dest}: the file of codes, names and labels is an .npz')
@@ -253,11 +254,12 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
             bar.update(len(rows))
     table = torch.cat(found).cpu()
     file = CodeFile(
+    if labels is not None:
+        file = file._replace(**{'labels' if labels.values.ndim == 1 else 'vectors': labels.values[:count]})
         table.numpy(),
         np.array(archive.names()[:count]),
-        labels.values[:count] if labels is not None and labels.values.ndim == 1 else None,
-        np.array(net.num_nodes),
-        os.path.abspath(data) if os.path.exists(data) else data,
+        num_nodes=np.array(net.num_nodes),
+        data=os.path.abspath(data) if os.path.exists(data) else data,
     )
     write_code_file(dest, file)
     if bits:

@@ -12,13 +12,15 @@ from .util import atomic_write, local_path
 
 class CodeFile(NamedTuple):
     """codes: [N, L] int64. names: of the images, [N], or None. labels: class numbers [N] int64, or None. num_nodes: K
-    of each layer, [L], or None. data: path of the images, or None."""
+    of each layer, [L], or None. data: path of the images, or None. vectors: labels of D numbers, [N, D] float32, or
+    None."""
 
     codes: np.ndarray
     names: np.ndarray | None = None
     labels: np.ndarray | None = None
     num_nodes: np.ndarray | None = None
     data: str | None = None
+    vectors: np.ndarray | None = None
 
 
 def read_code_file(path: str) -> CodeFile:
@@ -43,6 +45,13 @@ def read_code_file(path: str) -> CodeFile:
         raise ValueError(f'{path} holds {codes.dtype}, not integers')
     if codes.ndim != 2 or not codes.size:
         raise ValueError(f'{path} holds no codes: its integers are {list(codes.shape)}, not [images, layers]')
+    for key, kinds, ndim, words in (('labels', 'iu', 1, 'class numbers [N]'), ('vectors', 'f', 2, 'vectors [N, D]')):
+        values = more.get(key)
+        if values is None:
+            continue
+        if values.dtype.kind not in kinds or values.ndim != ndim or len(values) != len(codes):
+            found = f'{values.dtype} {list(values.shape)}'
+            raise ValueError(f"{path}: the array '{key}' is {found}, not {words} of its {len(codes)} codes")
     if 'data' in more:
         more['data'] = str(more['data'])
     return CodeFile(codes.astype(np.int64), **more)
