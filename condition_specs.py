@@ -1,4 +1,5 @@
-"""Conditions from words: what ``--class``, ``--label`` and ``--condition-image`` of a command say, and their files.
+"""Conditions from words: what ``--class``, ``--label`` and ``--condition-image`` of a command say, and their files; and
+the network they are said to.
 
 Pictures are read as guides read them: from a file, a folder or a zip, cropped to the middle part that has the network's
 proportions. A folder of n asks for n results.
@@ -69,9 +70,12 @@ class Told:
             wanted = 'edge' if kind == conditions.DRAWN else kind
             if kind and wanted not in self.parts:
                 raise ValueError(f'--condition-image={text}: this network is conditioned on {needs}')
-            if kind in self.pictures:
+            if kind in self.pictures or {kind, *self.pictures} >= {'edge', conditions.DRAWN}:
                 raise ValueError(f'--condition-image={text}: that is given twice')
             self.pictures[kind] = guide_specs.Pictures(path)
+        for_all = self.pictures.get('')
+        if for_all and not any(self._source(kind) is for_all for kind in self.parts if kind not in conditions.LABELS):
+            raise ValueError(f'--condition-image={for_all.path}: each condition has a picture already, leave it out')
 
     @property
     def empty(self) -> bool:
@@ -95,14 +99,15 @@ class Told:
             for p in self.pictures.values()
         ]
 
-    def check(self) -> None:
-        """ValueError, in terms of the options, where the network needs more than was said."""
+    def check(self, labels: Sequence) -> None:
+        """ValueError, in terms of the options, where images of these labels need more than was said."""
         if self.without:
             return
+        untold = any(label is None for label in labels)
         for kind in self.parts:
-            if kind in conditions.CLASSES and self.labels == [None]:
+            if kind in conditions.CLASSES and untold:
                 raise ValueError(f'the network is conditioned on {self.parts[kind].size} classes: give --class=3')
-            if kind == 'vector' and self.labels == [None]:
+            if kind == 'vector' and untold:
                 raise ValueError(f'the network is conditioned on {self.parts[kind].size} numbers: give --label=A,B,...')
             if kind not in conditions.LABELS and self._source(kind) is None:
                 raise ValueError(f'the network is conditioned on {kind}: give --condition-image=FILE or a folder')
@@ -111,7 +116,7 @@ class Told:
         """[B, c, H, W] of B images with these labels and pictures, or None."""
         if self.without:
             return None
-        self.check()
+        self.check(labels)
         return torch.cat([self._one(label, target) for label, target in zip(labels, targets, strict=True)])
 
     def looks(self, target: int) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -126,40 +131,42 @@ class Told:
         same = set(self.pictures) <= {'image', conditions.DRAWN} or set(self.parts) <= {*conditions.LABELS, 'image'}
         return shown, shown if same else given
 
-    def serve(self, count: int) -> None:
-        """ValueError where the pictures are neither one nor one for each of ``count`` images."""
-        for pictures in self.pictures.values():
-            if len(pictures.names) not in (1, count):
-                raise ValueError(
-                    f'--condition-image {pictures.path} has {len(pictures.names)} pictures for {count} images: '
-                    'give one, or one each'
-                )
+    def serve(self, count: int, of: int | None = None) -> None:
+        """ValueError where classes or pictures are neither one nor one for each of ``count`` images, or of the ``of``
+        that these are the first of."""
+        said = [(f'--condition-image {p.path} has', len(p.names), 'pictures') for p in self.pictures.values()]
+        for words, number, things in [*said, ('--class has', len(self.labels), 'classes')]:
+            if number not in (1, count, of):
+                raise ValueError(f'{words} {number} {things} for {count} images: give one, or one each')
+
+    def label_of(self, target: int):
+        """The label that is told of image ``target``: one, or one each (see ``serve``)."""
+        return self.labels[target % len(self.labels)]
 
     def of_images(
         self, images: torch.Tensor, labels: torch.Tensor | None, targets: Sequence[int]
     ) -> torch.Tensor | None:
         """The condition of given images [B, C, H, W] and their labels, to encode them by: what the command line does
-        not say is made of the images themselves."""
+        not say is made of the images themselves. ``targets``: which of the pictures and classes that it says are
+        theirs."""
         if self.without:
             return None
-        wanted = None
-        if conditions.needs_labels(self.net.conditions):
-            if self.labels != [None]:
-                wanted = torch.tensor([self.labels[0]] * len(images))
-            elif labels is not None:
-                wanted = labels
-            else:
-                raise ValueError('these images have no labels: give --class')
-        sources = None
-        if conditions.needs_images(self.net.conditions):
-            sources = dict.fromkeys(conditions.OF_THE_IMAGE, images)
-            for kind in self.parts:
-                if kind not in conditions.LABELS and self._source(kind) is not None:
-                    key = conditions.DRAWN if kind == 'edge' and conditions.DRAWN in self.pictures else kind
-                    sources[key] = torch.cat([self._picture(kind, i, self.net.img_resolution) for i in targets])
-            if 'image' in self.parts and 'image' not in sources:
-                raise ValueError('this network is conditioned on another picture of each image: give --condition-image')
-        return self.net.make_condition(wanted, sources)
+        if not conditions.needs_labels(self.net.conditions):
+            labels = None
+        elif self.labels != [None]:
+            labels = torch.tensor([self.label_of(i) for i in targets])
+        elif labels is None:
+            option = '--label' if 'vector' in self.parts else '--class'
+            raise ValueError(f'these images have no labels: give {option}')
+        if 'image' in self.parts and self._source('image') is None:
+            raise ValueError('this network is conditioned on another picture of each image: give --condition-image')
+        if not self.pictures:
+            needed = conditions.needs_images(self.net.conditions)
+            return self.net.make_condition(labels, dict.fromkeys(conditions.OF_THE_IMAGE, images) if needed else None)
+        made = []
+        for i, target in enumerate(targets):
+            made.append(self._make(None if labels is None else labels[i], target, images[i : i + 1]))
+        return torch.cat(made)
 
     def _source(self, kind: str) -> guide_specs.Pictures | None:
         if kind == 'edge' and conditions.DRAWN in self.pictures:
@@ -169,35 +176,49 @@ class Told:
     def _one(self, label, target: int) -> torch.Tensor:
         """[1, c, H, W], each made once."""
         if (label, target) not in self.cache:
-            images = {}
-            for kind in self.parts:
-                if kind not in conditions.LABELS:
-                    key = conditions.DRAWN if kind == 'edge' and conditions.DRAWN in self.pictures else kind
-                    images[key] = self._picture(kind, target, None)
-            values = None if label is None else torch.tensor(label)
-            self.cache[label, target] = self.net.make_condition(values, images or None)
+            self.cache[label, target] = self._make(None if label is None else torch.tensor(label), target)
         return self.cache[label, target]
 
-    def _picture(self, kind: str, target: int, size: tuple[int, int] | None) -> torch.Tensor:
+    def _make(self, label: torch.Tensor | None, target: int, image: torch.Tensor | None = None) -> torch.Tensor:
+        """[1, c, H, W] of a label and picture ``target``, or of ``image`` [1, C, H, W] where there is none."""
+        sources = {}
+        for kind in self.parts:
+            if kind not in conditions.LABELS:
+                key = conditions.DRAWN if kind == 'edge' and conditions.DRAWN in self.pictures else kind
+                sources[key] = image if self._source(kind) is None else self._picture(kind, target)
+        return self.net.make_condition(label, sources or None)
+
+    def _picture(self, kind: str, target: int) -> torch.Tensor:
+        """[1, c, h, w], of its own size: what is made of it says how it shrinks."""
         pictures, shape = self._source(kind), self.net.img_resolution
         if kind == 'image':
-            return pictures.at([target], size, shape, self.parts[kind].size)
+            return pictures.at([target], None, shape, self.parts[kind].size)
         if kind != 'mask':
-            return pictures.at([target], size, shape)
-        rgba = pictures.at([target], size, shape, 4)
+            return pictures.at([target], None, shape)
+        rgba = pictures.at([target], None, shape, 4)
         if (rgba[:, 3] > 0).all():
             raise ValueError(f'{pictures.path} hides nothing: make transparent what is to be invented')
         return torch.cat([pixel_maps.to_channels(rgba[:, :3], self.net.img_channels), rgba[:, 3:]], 1)
 
 
 def rows(told: Told, specs: Sequence[guide_specs.Spec], seeds: Sequence[int], seeds_given: bool) -> list[Row]:
-    """What to make, class by class: see ``guide_specs.jobs``. Several classes have a folder each."""
+    """What to make, class by class: see ``guide_specs.jobs``. Several classes have a folder each.
+
+    A network that is told a class and nothing else gets class s modulo N with seed s where nobody says one, as in
+    ``fid.py``; not beside guides, which ask for something.
+    """
+    classes = None if told.labels != [None] or told.without or specs else conditions.classes_alone(told.net.conditions)
     if len(told.labels) > 1 and not seeds_given:
         seeds = seeds[:10]
     jobs = guide_specs.jobs([*specs, *told.specs()], seeds, seeds_given)
     several = len(told.labels) > 1
     return [
-        Row(f'class{label}/{job.name}' if several else job.name, job.target, job.seed, label)
+        Row(
+            f'class{label}/{job.name}' if several else job.name,
+            job.target,
+            job.seed,
+            job.seed % classes if classes else label,
+        )
         for label in told.labels
         for job in jobs
     ]

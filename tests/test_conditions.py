@@ -551,7 +551,66 @@ def test_generate_reconstructs_by_the_images_own_condition(networks, tmp_path, c
     assert torch.equal(codes, torch.from_numpy(np.load(tmp_path / 'both.npy')))
     unlabelled = write_zip(tmp_path / 'u.zip', 3, (3, 8, 8), labels=False)
     out = run_generate(f'--network={networks["both"]}', f'--outdir={tmp_path}', f'--reconstruct={unlabelled}', expect=1)
-    assert 'have no labels: give --class' in error_of(out)
+    assert 'have no labels: give --class' in error_of(out) and ' images from ' not in out
+    args = [f'--outdir={tmp_path}', f'--reconstruct={unlabelled}']
+    assert 'give --label' in error_of(run_generate(f'--network={networks["vector"]}', *args, expect=1))
+
+
+def test_generate_reconstructs_by_a_class_and_a_picture_for_each_image(networks, tmp_path):
+    data = write_zip(tmp_path / 'data.zip', 7, (3, 8, 8))
+    larger = write_zip(tmp_path / 'larger.zip', 7, (3, 20, 20), seed=5)
+    common = [f'--reconstruct={data}', '--batch=3', f'--outdir={tmp_path / "out"}', f'--save-codes={tmp_path}/c.npy']
+    images, given = (torch.stack([torch.from_numpy(a.image(i)) for i in range(7)]).float() / 127.5 - 1
+                     for a in (ImageArchive(data), ImageArchive(larger)))  # fmt: skip
+    classes = torch.tensor([6, 0, 1, 2, 9, 9, 4])
+    for name, option, told in (
+        ('class', '--class=6,0-2,9,9,4', {'labels': classes}),
+        ('class', '--class=4', {'labels': 4}),
+        ('lowres', f'--condition-image={larger}', {'images': given}),
+        ('two', f'--condition-image=color:{larger}', {'images': {'color': given, 'lowres': images}}),
+        ('both', f'--condition-image={larger}', {'labels': torch.arange(7) % 3, 'images': given}),
+    ):
+        net = ddn_networks.DDN.from_pretrained(networks[name])
+        run_generate(f'--network={networks[name]}', option, *common)
+        expected = net.encode(images, net.make_condition(**told))
+        assert torch.equal(torch.from_numpy(np.load(tmp_path / 'c.npy')), expected)
+    for option, words in (('--class=0,1,2', '3 classes for 7 images'), ('--class=all', '10 classes for 7 images')):
+        assert words in error_of(run_generate(f'--network={networks["class"]}', option, *common, expect=1))
+
+
+def test_a_drawing_is_the_same_wherever_it_is_told(networks, tmp_path):
+    """Lines of one pixel, 20 times as large as the network: where it is read first must not matter."""
+    drawing = np.zeros((160, 160), np.uint8)
+    drawing[50], drawing[:, 90] = 255, 255
+    Image.fromarray(drawing).save(tmp_path / 'drawn.png')
+    data = write_zip(tmp_path / 'data.zip', 3, (3, 8, 8))
+    net = ddn_networks.DDN.from_pretrained(networks['edge'])
+    edges = torch.full((1, 1, 8, 8), -1.0)
+    edges[:, :, 2], edges[:, :, :, 4] = 1.0, 1.0
+    common = [f'--network={networks["edge"]}', f'--condition-image=drawn:{tmp_path}/drawn.png']
+    run_generate(*common, f'--outdir={tmp_path}/r', f'--reconstruct={data}', f'--save-codes={tmp_path}/c.npy')
+    images = torch.stack([torch.from_numpy(ImageArchive(data).image(i)) for i in range(3)]).float() / 127.5 - 1
+    assert torch.equal(torch.from_numpy(np.load(tmp_path / 'c.npy')), net.encode(images, edges))
+    run_generate(*common, f'--outdir={tmp_path}/o', '--seeds=0-3', f'--save-codes={tmp_path}/e.npz')
+    invoke(latents.main, 'decode', *common, f'--codes={tmp_path}/e.npz', f'--outdir={tmp_path}/d', '--device=cpu')
+    for seed in range(4):
+        assert np.array_equal(*(pixels(tmp_path / folder / f'{seed:06d}.png') for folder in 'od'))
+
+
+def test_without_a_class_a_seed_says_which(networks, tmp_path):
+    common = [f'--network={networks["class"]}', '--seeds=7,12']
+    run_generate(*common, f'--outdir={tmp_path / "a"}', '--batch=1')
+    net = ddn_networks.DDN.from_pretrained(networks['class'])
+    drawn = net.sample(seeds=[7, 12], condition=net.make_condition([7, 2]))[0]
+    for seed, image in zip((7, 12), drawn, strict=True):
+        expected = ((image + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0).numpy()
+        assert np.abs(pixels(tmp_path / 'a' / f'{seed:06d}.png') - expected).max() <= 1
+    assert 'seed mod N' in run_generate('--help')
+    np.save(tmp_path / 'c.npy', np.zeros((2, 5), int))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / 'p.png')
+    for option in (f'--codes={tmp_path}/c.npy', f'--guide=l2:{tmp_path}/p.png'):  # no seed, or somebody asks for more
+        out = run_generate(*common, option, f'--outdir={tmp_path / "b"}', expect=1)
+        assert 'conditioned on 10 classes: give --class=3' in error_of(out) and ' images from ' not in out
 
 
 def test_strokes_guide_the_colours_of_a_grey_photograph(networks, tmp_path):
@@ -617,7 +676,6 @@ def test_other_conditions_of_the_command_line(networks, tmp_path):
 @pytest.mark.parametrize(
     'network, args, words',
     [
-        ('class', [], 'conditioned on 10 classes: give --class=3'),
         ('class', ['--class=10'], '0..9, not 10'),
         ('class', ['--label=1'], '--label: this network is not conditioned on that but on onehot:10'),
         ('class', ['--condition-image=x.png'], 'not conditioned on pictures but on onehot:10'),
@@ -629,6 +687,9 @@ def test_other_conditions_of_the_command_line(networks, tmp_path):
         ('pair', ['--reconstruct=DATA'], 'another picture of each image: give --condition-image'),
         ('color', ['--condition-image=DATA', '--guide=colorization:TWO'], '--condition-image'),
         ('color', ['--condition-image=TWO', '--reconstruct=DATA'], '2 pictures for 40 images'),
+        ('edge', ['--condition-image=edge:PICTURE', '--condition-image=drawn:PICTURE'], 'given twice'),
+        ('edge', ['--condition-image=drawn:PICTURE', '--condition-image=edge:PICTURE'], 'given twice'),
+        ('edge', ['--condition-image=edge:PICTURE', '--condition-image=PICTURE'], 'has a picture already'),
     ],
 )  # fmt: skip
 def test_what_the_network_is_not_told_is_one_line(networks, tmp_path, colours, network, args, words):
