@@ -34,8 +34,8 @@ from tqdm import tqdm
 
 import condition_specs
 import guide_specs
-from condition_specs import Numbers
-from ddn_networks import Network, RecurrentDDN, conditions, guided, samplers
+from condition_specs import Ints, Numbers
+from ddn_networks import Network, conditions, guided, samplers
 from dnnlib.code_files import read_code_file, write_codes
 from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
@@ -79,31 +79,13 @@ class Layers(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-class Seeds(click.ParamType):
-    """'0-3,7' as [0, 1, 2, 3, 7]."""
-
-    name = 'list'
-
-    def convert(self, value, param, ctx):
-        seeds = []
-        for part in value.split(','):
-            match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
-            if match is None:
-                self.fail(f'{part!r} is no seed and no range; give for example 0-63 or 1,5,9-12', param, ctx)
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first:
-                self.fail(f'the range {part.strip()} is empty: did you mean {last}-{first}?', param, ctx)
-            seeds += range(first, last + 1)
-        return seeds
-
-
 class Classes(click.ParamType):
     """'3' or '0-4,7' as a list of class numbers; 'all' as it is."""
 
     name = 'list'
 
     def convert(self, value, param, ctx):
-        return value if value == 'all' else Seeds().convert(value, param, ctx)
+        return value if value == 'all' else Ints().convert(value, param, ctx)
 
 
 # ----------------------------------------------------------------------------------------------------------- what to do
@@ -125,11 +107,8 @@ def from_codes(
     codes: torch.Tensor, names: list[str], told: condition_specs.Told, rows: list[int], batch: int
 ) -> Iterator[Batch]:
     told.serve(len(codes))
-    labels = told.labels * len(codes) if len(told.labels) == 1 else told.labels
-    if len(labels) != len(codes):
-        raise ValueError(f'{len(labels)} classes for {len(codes)} codes: give one, or one each')
     for part in chunks(rows, batch):
-        condition = told.condition([labels[i] for i in part], part)
+        condition = told.condition([told.label_of(i) for i in part], part)
         yield Batch([names[i] for i in part], codes[part], condition)
 
 
@@ -205,10 +184,10 @@ def image_to_image(
 @click.command(help=__doc__, context_settings={'show_default': True, 'max_content_width': 110})
 @click.option('--network', metavar='FILE|URL', required=True, help='Network snapshot (.safetensors)')
 @click.option('--outdir', metavar='DIR', required=True, help='Where to write the images')
-@click.option('--seeds', metavar='LIST', type=Seeds(), default='0-63', help='Seeds, such as 0-63 or 1,5,9-12')
+@click.option('--seeds', metavar='LIST', type=Ints(), default='0-63', help='Seeds, such as 0-63 or 1,5,9-12')
 @click.option('--codes', metavar='FILE', help='Draw these latents instead: .npz, .npy or text, [N, L]')
 @click.option('--reconstruct', metavar='ZIP|DIR', help='Encode and decode these images instead')
-@click.option('--class', 'classes', metavar='LIST', type=Classes(), help="Told to the network: 3, 0-4 or 'all'")
+@click.option('--class', 'classes', metavar='LIST', type=Classes(), help="Told to it: 3, 0-4, 'all'; else seed mod N")
 @click.option('--label', metavar='LIST', type=Numbers(), help='Told to a network of vector labels: 0.5,-1')
 @click.option('--condition-image', metavar='[KIND:]PATH', multiple=True, help='Picture, folder or zip told to it')
 @click.option('--guide', metavar='SPEC', type=Guides(), multiple=True, help="Generate by this condition; 'help'")
@@ -237,13 +216,11 @@ def main(
     if given and not guide:
         option = given[0].replace('_', '-')
         raise click.ClickException(f'--{option} says how to guide: give --guide too, or leave it out')
+    if len({'top_k', 'temperature', 'beam'} & set(given)) > 1:
+        raise click.ClickException('--top-k, --temperature and --beam each say how to choose: give one')
     try:
         with dist.session(device) as device:
-            net = Network.from_pretrained(network, ema=ema, device=device).to(memory_format=torch.channels_last)
-            if steps is not None:
-                if not isinstance(net, RecurrentDDN):
-                    raise ValueError(f'--steps: {network} is not recurrent, its {net.num_layers} layers are fixed')
-                net.num_layers = steps
+            net = condition_specs.load_network(network, ema, device, steps).to(memory_format=torch.channels_last)
             rank, world = dist.get_rank(), dist.get_world_size()
             told = condition_specs.Told(net, classes, label, condition_image)
             specs = [guide_specs.parse(text, device) for text in guide]

@@ -26,7 +26,6 @@ Each command has a --help. NET is a network-snapshot-*.safetensors of any kind o
 import functools
 import os
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,6 +36,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import condition_specs
+from condition_specs import Ints
 from ddn_networks import Network, codes
 from dnnlib.code_files import CodeFile, read_code_file, write_code_file
 from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_image, to_uint8
@@ -45,21 +45,6 @@ from dnnlib.util import atomic_write
 from torch_utils import distributed as dist
 
 CAPTION = 12  # pixels of a line of text
-
-
-class Ints(click.ParamType):
-    """'0-3,7' as [0, 1, 2, 3, 7]."""
-
-    name = 'list'
-
-    def convert(self, value, param, ctx):
-        found = []
-        for part in filter(None, value.split(',')):
-            match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
-            if match is None:
-                self.fail(f'{part!r} is no number and no range; give for example 0-7 or 1,5,9-12', param, ctx)
-            found += range(int(match[1]), int(match[2] or match[1]) + 1)
-        return found
 
 
 # --------------------------------------------------------------------------------------------------------------- sheets
@@ -98,11 +83,11 @@ def in_rows(tiles: Sequence[Tile], columns: int = 16) -> list[list[Tile]]:
 
 
 def load_network(
-    network: str, ema: str | None, device: str | None, class_: int | None, label: Sequence[float] | None,
-    condition_image: Sequence[str],
+    network: str, ema: str | None, device: str | None, steps: int | None, class_: int | None,
+    label: Sequence[float] | None, condition_image: Sequence[str],
 ) -> tuple[Network, condition_specs.Told]:  # fmt: skip
     """What the options ``NET`` name: the network, and what it is told."""
-    net = Network.from_pretrained(network, ema=ema, device=dist.device_for_rank(device))
+    net = condition_specs.load_network(network, ema, dist.device_for_rank(device), steps)
     return net, condition_specs.Told(net, None if class_ is None else [class_], label, condition_image)
 
 
@@ -134,8 +119,8 @@ def load_codes(path: str, net: Network | None = None) -> tuple[CodeFile, torch.T
 def rows_of(table: torch.Tensor, rows: Sequence[int], path: str, option: str) -> torch.Tensor:
     """``table[rows]``, or a ValueError that says what the option may be."""
     wrong = [row for row in rows if row >= len(table)]
-    if wrong or not rows:
-        raise ValueError(f'{option}: {path} holds rows 0 to {len(table) - 1}, not {wrong[0] if wrong else "none"}')
+    if wrong:
+        raise ValueError(f'{option}: {path} holds rows 0 to {len(table) - 1}, not {wrong[0]}')
     return table[list(rows)]
 
 
@@ -189,6 +174,8 @@ def options(*names: str):
         'codes': click.option('--codes', 'codes_file', metavar='FILE', required=True, help='From `latents.py encode`'),
         'data': click.option('--data', metavar='ZIP|DIR', help='Their images  [default: what the file of codes names]'),
         'sheet': click.option('--sheet', metavar='FILE', required=True, help='Picture to write (.png)'),
+        'steps': click.option('--steps', metavar='INT', type=click.IntRange(min=1),
+                              help='L, if recurrent  [default: as trained]'),
         'class': click.option('--class', 'class_', metavar='INT', type=click.IntRange(min=0),
                               help="Told to the network  [default: each image's own label]"),
         'label': click.option('--label', metavar='LIST', type=condition_specs.Numbers(),
@@ -205,7 +192,7 @@ def options(*names: str):
     return decorate
 
 
-NET = ('network', 'ema', 'device', 'class', 'label', 'condition_image')
+NET = ('network', 'ema', 'device', 'steps', 'class', 'label', 'condition_image')
 
 
 @click.group(help=__doc__, context_settings={'show_default': True, 'max_content_width': 110})
@@ -236,11 +223,14 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
     if not dest.endswith('.npz'):
         raise ValueError(f'--dest={dest}: the file of codes, names and labels is an .npz')
     net, told = load_network(**net_options)
+    if bits:
+        codes.bit_widths(net.num_nodes)
+        require_writable('--bits', bits, [dest])
     net.share_prefixes = True
     archive = ImageArchive(data)
     labels = read_labels(archive)
     count = min(len(archive), max_images or len(archive))
-    told.serve(count)
+    told.serve(count, of=len(archive))
     shape = (net.img_channels, *net.img_resolution)
     found, error = [], 0.0
     with tqdm(total=count, desc='encode', unit='img') as bar:
@@ -321,7 +311,7 @@ def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None
 
 @main.command('tree')
 @options(*NET, 'codes', 'data', 'sheet')
-@click.option('--node', metavar='CODES', type=Ints(), default='', help='Its codes from the root on: 3,1')
+@click.option('--node', metavar='CODES', type=Ints(), help='Its codes from the root on: 3,1  [default: the root]')
 @click.option('--shown', metavar='INT', type=click.IntRange(min=0), default=32, help='Images under it to show')
 @click.option('--children', metavar='INT', type=click.IntRange(min=1), default=64, help='Show the fullest of them')
 @one_line
@@ -334,6 +324,7 @@ def tree_command(codes_file, data, sheet, node, shown, children, **net_options) 
     A conditional network has a tree for each condition: with --class, of images of that class.
     """
     net, told = load_network(**net_options)
+    node = node or []
     file, table = load_codes(codes_file, net)
     condition = told.condition(told.labels, [0])
     prefix = net.check_codes(torch.tensor([node], dtype=torch.int64), prefix=True)

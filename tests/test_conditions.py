@@ -13,6 +13,7 @@ from PIL import Image
 
 import ddn_networks
 import generate
+import latents
 import train
 from ddn_networks import conditions, guides, samplers
 from dnnlib.images import ImageArchive
@@ -484,7 +485,8 @@ def networks(tmp_path_factory) -> dict[str, str]:
     made = {
         'class': tiny(['onehot:10']), 'color': tiny(['color']), 'optional': tiny(['class:10'], optional=True),
         'edge': tiny(['edge']), 'mask': tiny(['mask']), 'both': tiny(['class:3', 'color']), 'none': tiny([]),
-        'pair': tiny(['image:1']), 'grey-mask': tiny(['mask'], channels=1),
+        'pair': tiny(['image:1']), 'vector': tiny(['vector:3']), 'lowres': tiny(['lowres:3']),
+        'two': tiny(['color', 'lowres:3']), 'grey-mask': tiny(['mask'], channels=1),
     }  # fmt: skip
     for name, net in made.items():
         persistence.save_network(str(folder / f'{name}.safetensors'), net)
@@ -652,6 +654,7 @@ def test_other_conditions_of_the_command_line(networks, tmp_path):
     common = [f'--network={networks["edge"]}', '--seeds=0']
     run_generate(*common, f'--outdir={tmp_path / "drawn"}', f'--condition-image=drawn:{tmp_path / "edges.png"}',
                  f'--grid={tmp_path / "edges-grid.png"}')  # fmt: skip
+    assert pixels(tmp_path / 'edges-grid.png').shape[1] == 8 * (2 * 9 + 1)  # what was drawn says no more than the edges
     net = ddn_networks.DDN.from_pretrained(networks['edge'])
     line = torch.full((1, 1, 8, 8), -1.0)
     line[:, :, 3] = 1.0

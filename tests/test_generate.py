@@ -94,6 +94,31 @@ def test_reconstruct_draws_images_that_differ_in_their_ending(network, tmp_path)
     assert found == {str(p.relative_to(tmp_path / 'g' / '000000')) for p in (tmp_path / 'g').rglob('*.*')}
 
 
+def test_the_grid_and_the_codes_replace_no_image(network, tmp_path):
+    for option, path in (('--grid', 'o/000001.png'), ('--grid', 'o/../o/000000.png'), ('--save-codes', 'o/000001.png'),
+                         ('--grid', 'link/000001.png')):  # fmt: skip
+        (tmp_path / 'o').mkdir(exist_ok=True)
+        (tmp_path / 'link').unlink(missing_ok=True)
+        (tmp_path / 'link').symlink_to(tmp_path / 'o')
+        given = f'{option}={tmp_path}/{path}'
+        out = run(f'--network={network}', f'--outdir={tmp_path}/o', '--seeds=0-3', given, expect=1)
+        assert f'{given} would replace another file' in out and not list((tmp_path / 'o').iterdir())
+    same = [f'--grid={tmp_path}/x', f'--save-codes={tmp_path}/x']
+    assert 'would replace' in run(f'--network={network}', f'--outdir={tmp_path}/o', *same, expect=1)
+    run(f'--network={network}', f'--outdir={tmp_path}/o', '--seeds=0-3', f'--grid={tmp_path}/o/grid.png')
+
+
+@pytest.mark.parametrize('option', ['save-codes', 'grid', 'outdir'])
+def test_what_cannot_be_written_is_said_before_the_work(network, tmp_path, monkeypatch, option):
+    (tmp_path / 'afile').touch()
+    monkeypatch.setattr(ddn_networks.DDN, 'decode', None)
+    (tmp_path / 'afolder').mkdir()
+    for path in ('afile/c.txt', '/proc/nope/c.txt', 'afile/b/c.txt', *['afolder'] * (option != 'outdir')):
+        args = [f'--outdir={tmp_path}/o', f'--{option}={os.path.join(tmp_path, path)}']
+        (error,) = [x for x in run(f'--network={network}', *args, expect=1).splitlines() if x.startswith('Error')]
+        assert f'--{option}=' in error and 'cannot be written' in error and 'give another place' in error
+
+
 @pytest.mark.parametrize('source, outdir', [
     ('--reconstruct=a', 'a'), ('--reconstruct=a', 'b/../a'), ('--reconstruct=a', 'link'), ('--reconstruct=.', '.'),
     ('--reconstruct=a', 'a/b'), ('--guide=l2:a', 'a'), ('--guide=l2:b/000002.png', 'b'),
@@ -143,7 +168,12 @@ def test_bad_input_is_one_line(network, tmp_path):
     net = f'--network={network}'
     for option in ('top-k=1', 'temperature=1', 'beam=2', 'combine=ranks', 'guide-every=1', 'guide-layers=0-1'):
         assert f'--{option.split("=")[0]} says how to guide' in error(net, f'--{option}')
+    for two in ('--top-k=1 --temperature=0.1', '--beam=4 --temperature=0.1', '--top-k=1 --beam=2'):
+        assert 'each say how to choose: give one' in error(net, *two.split(), '--guide=l2:x.png')
     assert 'did you mean 1-5' in error(net, '--seeds=5-1', expect=2)
+    for option in ('seeds', 'class'):
+        out = error(net, f'--{option}=18446744073709551616', expect=2)
+        assert f"'--{option}'" in out and 'no number below 10^18' in out
     assert 'nowhere' in error('--network=nowhere.safetensors')
     assert 'averaged weights' in error(net, '--ema=3')
     (tmp_path / 'bad.txt').write_text('0 0 0 0 0\n0 0 3 0 0\n')

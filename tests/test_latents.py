@@ -1,6 +1,11 @@
 """Latents as data: codes compared, mixed and voted with slow obvious oracles; latents.py and the figures as run."""
 
+import json
+import os
+import re
+import subprocess
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -208,6 +213,75 @@ def test_encode_keeps_codes_names_and_labels(folder):
     assert torch.equal(net.encode(images), torch.from_numpy(file.codes))
 
 
+def test_labels_that_are_vectors_are_kept_and_told(folder, tmp_path):
+    torch.manual_seed(1)
+    net = DDN(8, 1, [8, 8], [2, 2], [4, 4], conditions=['vector:2'])
+    with torch.no_grad():
+        for block in net.blocks:
+            block.conv1.weight.mul_(1e5)  # a new block hardly listens
+    persistence.save_network(str(tmp_path / 'net.safetensors'), net)
+    data = write_zip(tmp_path / 'data.zip', 6, (1, 8, 8), labels=False)
+    names = latents.ImageArchive(data).names()
+    vectors = random_codes(6, 2, 100).float() / 50 - 1
+    with zipfile.ZipFile(data, 'a') as archive:
+        pairs = zip(names, vectors.tolist(), strict=True)
+        archive.writestr('dataset.json', json.dumps({'labels': list(pairs)}))
+    of, at = f'--network={tmp_path}/net.safetensors', f'--codes={tmp_path}/c.npz'
+    run(latents.main, 'encode', of, f'--data={data}', f'--dest={tmp_path}/c.npz', '--batch=4')
+    file = read_code_file(str(tmp_path / 'c.npz'))
+    assert file.labels is None and torch.equal(torch.from_numpy(file.vectors), vectors)
+    table = torch.from_numpy(file.codes)
+    run(latents.main, 'decode', of, at, f'--outdir={tmp_path}/out')
+    run(latents.main, 'decode', of, at, '--label=1,-1', f'--outdir={tmp_path}/same')
+    for folder_, told in (('out', vectors), ('same', torch.tensor([[1.0, -1.0]]))):
+        expected = to_uint8(net.decode(table, net.make_condition(told))).int()
+        for i, name in enumerate(names):
+            found = torch.from_numpy(np.asarray(Image.open(tmp_path / folder_ / name)).astype(int))
+            assert (found - expected[i, 0]).abs().max() <= 1
+    for command in ('walk', 'swap --coarse=0 --fine=1', 'tree --label=0,0'):
+        run(latents.main, *command.split(), of, at, f'--sheet={tmp_path}/s.png')
+    assert 'purity' not in run(latents.main, 'cluster', at, f'--sheet={tmp_path}/s.png')
+    write_codes(str(tmp_path / 'c.txt'), file.codes)
+    args = ['decode', of, f'--codes={tmp_path}/c.txt', f'--outdir={tmp_path}/x']
+    assert 'no labels: give --label' in run(latents.main, *args, expect=1)
+
+
+@pytest.mark.parametrize('labels', [np.zeros(19, int), np.zeros(20), np.zeros((20, 1), int), np.array(['a'] * 20)])
+def test_labels_that_do_not_fit_the_codes_are_one_line(folder, tmp_path, labels):
+    file = read_code_file(str(folder / 'codes.npz'))
+    write_code_file(str(tmp_path / 'c.npz'), file._replace(labels=labels))
+    for command in ('cluster', f'tree --network={folder}/net.safetensors'):
+        out = run(latents.main, *command.split(), f'--codes={tmp_path}/c.npz', f'--sheet={tmp_path}/s.png', expect=1)
+        assert "c.npz: the array 'labels' is" in out and 'not class numbers [N] of its 20 codes' in out
+
+
+def test_a_recurrent_network_takes_as_many_steps_as_its_codes(folder, tmp_path):
+    net = RecurrentDDN.from_pretrained(str(folder / 'net.safetensors'))
+    net.num_layers = 5
+    table = random_codes(2, 5, 8)
+    write_codes(str(tmp_path / 'c.txt'), table.numpy())
+    at = [f'--codes={tmp_path}/c.txt', f'--outdir={tmp_path}/o', '--steps=5']
+    run(latents.main, 'decode', f'--network={folder}/net.safetensors', *at)
+    found = np.asarray(Image.open(tmp_path / 'o' / '000001.png')).astype(int)
+    assert np.abs(found - to_uint8(net.decode(table[1:]))[0, 0].numpy()).max() <= 1
+    out = run(latents.main, 'decode', f'--network={folder}/single.safetensors', *at, expect=1)
+    assert '--steps' in out and 'not recurrent' in out
+
+
+def test_the_first_images_are_told_the_first_pictures(folder, tmp_path):
+    torch.manual_seed(1)
+    persistence.save_network(str(tmp_path / 'net.safetensors'), DDN(8, 1, [8], [3], [4], conditions=['image:1']))
+    args = ['encode', f'--network={tmp_path}/net.safetensors', f'--data={folder}/data.zip']
+    pictures = f'--condition-image={folder}/data.zip'
+    for name, options in (('two', ['--max-images=2', pictures]), ('all', [pictures])):
+        run(latents.main, *args, *options, f'--dest={tmp_path}/{name}.npz')
+    two, every = (read_code_file(f'{tmp_path}/{name}.npz').codes for name in ('two', 'all'))
+    assert np.array_equal(two, every[:2])
+    write_zip(tmp_path / 'three.zip', 3, (1, 8, 8))
+    out = run(latents.main, *args, f'--condition-image={tmp_path}/three.zip', f'--dest={tmp_path}/x.npz', expect=1)
+    assert '3 pictures for 20 images' in out
+
+
 def test_decode_and_bits(folder, tmp_path):
     net = f'--network={folder}/bits.safetensors'
     run(latents.main, 'encode', net, f'--data={folder}/data.zip', f'--dest={tmp_path}/c.npz',
@@ -230,6 +304,8 @@ def test_tree_tells_of_a_node(folder, tmp_path):
     counts = np.bincount(table[:, 0], minlength=8)
     for k in range(8):
         assert f'\n{k:>6}  {counts[k]:>7}  {counts[k] / 20:>6.1%}' in out
+    shown = [int(count) for count in re.findall(r'^ *\d+ +(\d+) +[\d.]+%', out, re.MULTILINE)]
+    assert shown == sorted(counts, reverse=True) and len(set(shown)) > 1
     top = int(counts.argmax())
     out = run(latents.main, 'tree', *common, f'--node={top}', '--shown=2')
     inside = np.bincount(table[table[:, 0] == top][:, 1], minlength=8)
@@ -311,6 +387,17 @@ def test_a_conditional_network_is_told_what_belongs_to_each_image(folder, tmp_pa
     mixed = torch.cat([table[5:6, :2], table[8:9, 2:]], 1)
     assert is_of(tile(tmp_path / 's.png', 2, 2), mixed, told[5:6])
     assert is_of(tile(tmp_path / 's.png', 0, 2), table[8:9], told[8:9])
+    if not by_class:  # pictures that are given for each image go with their images
+        given, own = f'--condition-image={tmp_path}/given.zip', torch.empty(20, 1, 8, 8)
+        swap = ['swap', of, at, given, '--coarse=1,5', '--fine=3,8', '--layers=2', f'--sheet={tmp_path}/s.png']
+        write_zip(tmp_path / 'given.zip', 20, (1, 8, 8), seed=9)
+        for i in range(20):
+            own[i] = torch.from_numpy(latents.ImageArchive(str(tmp_path / 'given.zip')).image(i)) / 127.5 - 1
+        own = net.make_condition(images={'lowres': own})
+        run(latents.main, *swap)
+        assert is_of(tile(tmp_path / 's.png', 2, 2), mixed, own[5:6])
+        run(latents.main, 'walk', of, at, given, f'--rows=4,{end}', f'--sheet={tmp_path}/w.png')
+        assert is_of(tile(tmp_path / 'w.png', 0, len(steps) - 1), steps[-1:], own[end : end + 1])
 
     # What the command line says counts for all.
     save_png(to_image(archive.image(2)), str(tmp_path / 'two.png'))
@@ -384,6 +471,46 @@ def test_decode_does_not_replace_the_originals(folder, tmp_path):
     data = f'--data={folder}/data.zip'
     out = run(latents.main, 'decode', net, data, f'--codes={codes_at}', f'--outdir={tmp_path}', expect=1)
     assert 'would replace an image of' in out and at.read_bytes() == before
+
+
+def test_what_cannot_be_written_is_said_before_the_work(folder, tmp_path, monkeypatch):
+    (tmp_path / 'afile').touch()
+    encode = ['encode', f'--network={folder}/net.safetensors', f'--data={folder}/data.zip']
+    decode = ['decode', f'--network={folder}/net.safetensors', f'--codes={folder}/codes.npz']
+    for network in (RecurrentDDN, DDN):
+        monkeypatch.setattr(network, 'encode', None)
+        monkeypatch.setattr(network, 'decode', None)
+    for args, option in (
+        ([*encode, f'--dest={tmp_path}/afile/c.npz'], '--dest'),
+        ([*encode, '--dest=/proc/nope/c.npz'], '--dest'),
+        ([*encode, f'--dest={tmp_path}/c.npz', f'--bits={tmp_path}/afile/b.txt'], '--bits'),
+        ([*decode, f'--outdir={tmp_path}/o', f'--sheet={tmp_path}/afile/s.png'], '--sheet'),
+        ([*decode, f'--outdir={tmp_path}/afile'], '--outdir'),
+    ):
+        out = run(latents.main, *args, expect=1)
+        assert f'{option}=' in out and 'cannot be written' in out and 'give another place' in out
+    sheet = f'--sheet={tmp_path}/o/00000/img00000003.png'
+    assert 'would replace another file' in run(latents.main, *decode, f'--outdir={tmp_path}/o', sheet, expect=1)
+    persistence.save_network(str(tmp_path / 'six.safetensors'), DDN(8, 1, [8], [2], [6]))
+    args = [f'--network={tmp_path}/six.safetensors', f'--dest={tmp_path}/c.npz', f'--bits={tmp_path}/b.txt']
+    assert 'layer 0 has K = 6' in run(latents.main, 'encode', encode[2], *args, expect=1)
+
+
+@pytest.mark.parametrize('args', ['tree NET CODES --node=3-1', 'nearest CODES --rows=0,9-5', 'tree NET CODES --node='])
+def test_an_empty_range_is_no_range(folder, args):
+    known = {'NET': f'--network={folder}/net.safetensors', 'CODES': f'--codes={folder}/codes.npz'}
+    out = run(latents.main, *(known.get(a, a) for a in args.split()), '--sheet=x.png', expect=2)
+    assert 'did you mean' in out or 'no number' in out
+
+
+def test_a_reader_that_has_gone_ends_it_quietly(folder, tmp_path):
+    script = Path(latents.__file__)
+    args = ['tree', f'--network={folder}/net.safetensors', f'--codes={folder}/codes.npz', f'--sheet={tmp_path}/t.png']
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, 'wb') as gone:
+        done = subprocess.run([sys.executable, script, *args], stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr == ''
 
 
 def test_files_may_go_into_a_new_folder(folder, tmp_path):
