@@ -123,15 +123,20 @@ class Candidates:
     def _shared_pays(self) -> bool:
         """Whether B images times U K candidates cost less than B images times K of their own."""
         (B, C, H, W), (K, _, F), U = self.shape, self.weight.shape, len(self._features)
-        rendered = U * K * C * H * W * (F + B)
-        return rendered < min(costs(B, K, C, F, H * W).values()) + B * F * H * W * _TRAFFIC
+        N = H * W
+        # A product with few columns takes as long as one with 16.
+        rendered = U * K * C * (F * max(N, 16) + N * (B + _TRAFFIC))
+        return rendered < min(costs(B, K, C, F, N).values()) + B * F * N * _TRAFFIC
 
     def _shared_distances(self, weight: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
         """|V_k|^2 - 2 <V_k, target> + |target|^2 with the U K candidates V rendered once."""
         shared = Candidates(weight, self._features.detach(), None if self._base is None else self._base.detach())
         target = to.flatten(1)  # [B, C N]
+        U = len(self._features)
+        # On the CPU rendered candidates may be 16 times as many numbers as other results: smaller products take longer.
+        numbers = max(len(to) * U, U * target.shape[1] // (16 if to.is_cpu else 1))
         total = []  # [U, k] of |V_k|^2 and [B, k] of <V_k, target>, some candidates at a time
-        for _, images in shared.chunks(_slice_size(to, len(to) * len(self._features))):
+        for _, images in shared.chunks(_slice_size(to, numbers)):
             images = images.flatten(2)  # [U, k, C N]
             inner = (target @ images.flatten(0, 1).t()).unflatten(1, images.shape[:2])  # [B, U, k]
             own = inner[torch.arange(len(to), device=to.device), self.rows]  # [B, k]

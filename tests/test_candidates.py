@@ -252,6 +252,33 @@ def test_area_resize_is_the_mean():
     assert area_resize(x, (4, 6)) is x
 
 
+def test_candidates_in_common_are_rendered_some_at_a_time(monkeypatch):
+    c, _ = make(2, 300, 3, 4, 16, 16)
+    rows = torch.arange(32) % 2
+    target = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    shared = Candidates(c.weight, c.features, c.base, rows)
+    monkeypatch.setattr(Candidates, '_shared_pays', lambda self: True)
+    whole = shared.distances(target)
+    numbers = []
+
+    def chunks(candidates, size):
+        for k0, images in plain(candidates, size):
+            numbers.append(images.numel())
+            yield k0, images
+
+    plain = Candidates.chunks
+    monkeypatch.setattr(Candidates, 'chunks', chunks)
+    monkeypatch.setattr(C_, '_CPU_NUMBERS', 2**11)
+    torch.testing.assert_close(shared.distances(target), whole)
+    assert sum(numbers) == 2 * 300 * 3 * 16 * 16 and max(numbers) <= 16 * 2**11
+
+
+def test_candidates_in_common_of_few_pixels_are_not_worth_rendering():
+    c, _ = make(32, 512, 3, 128, 2, 2)
+    assert not Candidates(c.weight, c.features, c.base, torch.arange(64) % 32)._shared_pays()  # 5 times as slow
+    assert Candidates(c.weight, c.features[:1], c.base[:1], torch.zeros(64).long())._shared_pays()
+
+
 @pytest.mark.parametrize('base', [True, False])
 @pytest.mark.parametrize('U, pays', [(3, True), (60, False)])
 def test_images_with_candidates_in_common(U, base, pays):
