@@ -39,6 +39,7 @@ from ddn_networks import Network, conditions, guided, samplers
 from dnnlib.code_files import read_code_file, write_codes
 from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
+from dnnlib.util import require_writable
 from torch_utils import distributed as dist
 
 GRID_MAX = 1024  # images that a grid shows
@@ -251,7 +252,12 @@ def main(
                 if grid:
                     keep_originals([os.path.basename(grid)], os.path.dirname(grid), source)
             count = len(names)
-            dist.print0(f'{count} images from {network} to {outdir}')
+            images_at = [os.path.join(outdir, name) for name in names]
+            require_writable('--outdir', os.path.join(outdir, os.path.basename(names[0])))
+            if save_codes:
+                require_writable('--save-codes', save_codes, images_at)
+            if grid:
+                require_writable('--grid', grid, [*images_at, save_codes or ''])
 
             kept, kept_originals, tables = [], [], []
             bar = tqdm(total=count, unit='img', disable=None if rank == 0 else True)
@@ -267,6 +273,7 @@ def main(
                         kept_originals.append(to_uint8(b.originals).numpy())
                 bar.update(len(images) * world)
             bar.close()
+            dist.print0(f'{count} images from {network} to {outdir}')
 
             everything = dist.all_gather_object((tables, kept, kept_originals))
             tables, kept, kept_originals = (
@@ -286,6 +293,8 @@ def main(
                 sheet = image_grid(pictures, columns, rows_apart=2 if reconstruct else 0)
                 save_png(sheet, grid, comfortable_scale(net.img_resolution[1]))
                 dist.print0(f'Grid: {grid}')
+    except BrokenPipeError:
+        raise  # whoever read the output has gone: click ends quietly
     except (ValueError, OSError) as e:
         raise click.ClickException(' '.join(str(e).split())) from None
 

@@ -41,7 +41,7 @@ from ddn_networks import Network, codes
 from dnnlib.code_files import CodeFile, read_code_file, write_code_file
 from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_image, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
-from dnnlib.util import atomic_write
+from dnnlib.util import atomic_write, require_writable
 from torch_utils import distributed as dist
 
 CAPTION = 12  # pixels of a line of text
@@ -153,12 +153,17 @@ def decode(
 
 
 def one_line(command):
-    """Errors of input as one line."""
+    """Errors of input as one line; a file that cannot be written is one before the work."""
 
     @functools.wraps(command)
-    def wrapped(*args, **kwargs):
+    def wrapped(**options):
         try:
-            return command(*args, **kwargs)
+            for name in ('dest', 'sheet'):
+                if options.get(name):
+                    require_writable(f'--{name}', options[name])
+            return command(**options)
+        except BrokenPipeError:
+            raise  # whoever read the output has gone: click ends quietly
         except (ValueError, OSError) as e:
             raise click.ClickException(' '.join(str(e).split())) from None
 
@@ -244,13 +249,13 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
             bar.update(len(rows))
     table = torch.cat(found).cpu()
     file = CodeFile(
-    if labels is not None:
-        file = file._replace(**{'labels' if labels.values.ndim == 1 else 'vectors': labels.values[:count]})
         table.numpy(),
         np.array(archive.names()[:count]),
         num_nodes=np.array(net.num_nodes),
         data=os.path.abspath(data) if os.path.exists(data) else data,
     )
+    if labels is not None:
+        file = file._replace(**{'labels' if labels.values.ndim == 1 else 'vectors': labels.values[:count]})
     write_code_file(dest, file)
     if bits:
         texts = codes.to_bits(table, net.num_nodes)
@@ -297,6 +302,10 @@ def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None
         originals = set(names) & set(file.names.tolist())
         for source in filter(None, (data, file.data)):
             keep_originals(sorted(originals), outdir, source)
+    images_at = [os.path.join(outdir, name) for name in names]
+    require_writable('--outdir', os.path.join(outdir, os.path.basename(names[0])))
+    if sheet:
+        require_writable('--sheet', sheet, images_at)
     images = decode(net, table, Conditions(told, file, data))
     for name, image in zip(names, images, strict=True):
         save_image(image, outdir, name)

@@ -187,6 +187,31 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", sync: bool = True) -
         raise
 
 
+def require_writable(option: str, path: str | os.PathLike, beside: Iterable[str] = ()) -> None:
+    """Before long work whose result goes to `path`: make its folder, and see that a file can be written there.
+
+    Args:
+        option: what named the path, for the error: `--dest`.
+        beside: files that will be written too, none of which it may replace.
+
+    Raises:
+        OSError: it cannot be written; in one line with option and path.
+        ValueError: it is one of `beside`.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+        raise OSError(f"{option}={path} cannot be written ({reason}): give another place") from error
+    at = os.path.realpath(path)
+    if any(os.path.basename(other) == path.name and os.path.realpath(other) == at for other in beside):
+        raise ValueError(f"{option}={path} would replace another file of this command: give it another name")
+
+
 def remove_unfinished(directory: str | os.PathLike) -> list[Path]:
     """Remove what `atomic_write` calls killed by `kill -9` or a power cut left in `directory`; returns the paths.
 
