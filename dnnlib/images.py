@@ -349,7 +349,11 @@ def _is_image(name: str) -> bool:
 
 def _walk(folder: Path) -> list[str]:
     found = []
-    for directory, _, files in os.walk(folder, followlinks=True):
+    above = {str(folder): set()}  # of each folder to come: the real names of those on the way to it, against loops of links
+    for directory, folders, files in os.walk(folder, followlinks=True):
+        way = above.pop(directory) | {os.path.realpath(directory)}
+        folders[:] = [f for f in folders if os.path.realpath(os.path.join(directory, f)) not in way]
+        above |= {os.path.join(directory, f): way for f in folders}
         base = Path(directory).relative_to(folder)
         found += [name for file in files if _is_image(name := (base / file).as_posix())]
     return sorted(found)

@@ -62,6 +62,16 @@ def test_zip_and_folder_give_the_same(path, tmp_path):
         dataset.check()
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(png(PIXELS[0]))
+    (tmp_path / "a" / "b").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "a").symlink_to(tmp_path / "a")
+    dataset = ImageFolderDataset(tmp_path)
+    assert [dataset.image_name(i) for i in range(len(dataset))] == ["a/b/x.png", "a/x.png", "b/a/x.png", "b/x.png"]
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_grey_and_rgba(tmp_path, channels):
     pixels = np.random.RandomState(1).randint(0, 256, (channels, 3, 7), dtype=np.uint8)
