@@ -5,7 +5,7 @@
   python generate.py --network=NET --outdir=out --seeds=0-63 --grid=out/grid.png
 \b
   # encode images and decode their codes: originals above, reconstructions below
-  python generate.py --network=NET --outdir=out --reconstruct=datasets/mnist-test.zip --grid=out/pairs.png
+  python generate.py --network=NET --outdir=out --reconstruct=datasets/mnist-test.zip --max-images=64 --grid=out/a.png
 \b
   # keep the latents, change some, draw them
   python generate.py --network=NET --outdir=out --seeds=0-9 --save-codes=codes.txt
@@ -188,6 +188,7 @@ def image_to_image(
 @click.option('--seeds', metavar='LIST', type=Ints(), default='0-63', help='Seeds, such as 0-63 or 1,5,9-12')
 @click.option('--codes', metavar='FILE', help='Draw these latents instead: .npz, .npy or text, [N, L]')
 @click.option('--reconstruct', metavar='ZIP|DIR', help='Encode and decode these images instead')
+@click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='Reconstruct the first ones only')
 @click.option('--class', 'classes', metavar='LIST', type=Classes(), help="Told to it: 3, 0-4, 'all'; else seed mod N")
 @click.option('--label', metavar='LIST', type=Numbers(), help='Told to a network of vector labels: 0.5,-1')
 @click.option('--condition-image', metavar='[KIND:]PATH', multiple=True, help='Picture, folder or zip told to it')
@@ -208,11 +209,14 @@ def image_to_image(
 @click.option('--device', help='cuda, mps or cpu  [default: the best there is]')
 @click.pass_context
 def main(
-    ctx, network, outdir, seeds, codes, reconstruct, classes, label, condition_image, guide, top_k, temperature, beam,
-    combine, guide_every, guide_layers, save_codes, grid, columns, subdirs, steps, batch, ema, device,
+    ctx, network, outdir, seeds, codes, reconstruct, max_images, classes, label, condition_image, guide, top_k,
+    temperature, beam, combine, guide_every, guide_layers, save_codes, grid, columns, subdirs, steps, batch, ema,
+    device,
 ) -> None:  # fmt: skip
     if sum(map(bool, (codes, reconstruct, guide))) > 1:
         raise click.ClickException('--codes, --reconstruct and --guide each say what to draw: give one')
+    if max_images and not reconstruct:
+        raise click.ClickException('--max-images is how many to --reconstruct; to draw fewer give fewer --seeds')
     given = [name for name in GUIDING if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
     if given and not guide:
         option = given[0].replace('_', '-')
@@ -237,9 +241,9 @@ def main(
                 batches = from_codes(table, names, told, list(range(len(table)))[rank::world], batch)
             elif reconstruct:
                 archive = ImageArchive(reconstruct)
-                names = png_names(archive.names())
+                names = png_names(archive.names())[:max_images]
                 sources.append(reconstruct)
-                batches = from_images(net, archive, names, told, list(range(len(archive)))[rank::world], batch)
+                batches = from_images(net, archive, names, told, list(range(len(names)))[rank::world], batch)
             elif guide:
                 choose = guided.top_k(top_k) if temperature is None else guided.temperature(temperature)
                 by = {'ranks': guided.by_rank, 'distances': guided.by_distance}[combine]

@@ -77,6 +77,15 @@ def test_reconstruct_keeps_names_and_draws_pairs(network, tmp_path):
     assert pixels(tmp_path / 'grid.png').shape == (8 * (4 * 9 + 1 + 4), 8 * (3 * 9 + 1))
 
 
+def test_the_first_images_alone_are_reconstructed(network, tmp_path):
+    data = write_zip(tmp_path / 'data.zip', 5, (1, 8, 8))
+    run(f'--network={network}', f'--outdir={tmp_path / "r"}', f'--reconstruct={data}', '--max-images=3', '--batch=2')
+    names = sorted(p.name for p in (tmp_path / 'r').rglob('*.png'))
+    assert names == [f'img{i:08d}.png' for i in range(3)]
+    out = run(f'--network={network}', f'--outdir={tmp_path / "r"}', '--max-images=3', expect=1)
+    assert out.strip().endswith('to draw fewer give fewer --seeds')
+
+
 def folder_of(path, names: list[str]) -> pathlib.Path:
     """A folder of different pictures of the network's shape."""
     for i, name in enumerate(names):
