@@ -349,7 +349,7 @@ def _is_image(name: str) -> bool:
 
 def _walk(folder: Path) -> list[str]:
     found = []
-    above = {str(folder): set()}  # of each folder to come: the real names of those on the way to it, against loops of links
+    above = {str(folder): set()}  # of each folder to come: real names of those on the way to it, against loops of links
     for directory, folders, files in os.walk(folder, followlinks=True):
         way = above.pop(directory) | {os.path.realpath(directory)}
         folders[:] = [f for f in folders if os.path.realpath(os.path.join(directory, f)) not in way]
