@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -105,6 +106,7 @@ def main(
     report = json.loads((out / 'results.json').read_text())
     methods = list(report['results'][0]['methods'])
     rows = []
+    bar = tqdm(total=len(maps) * len(rates) * sum(passes), unit='pass', desc='sddn', disable=None)
     for result in report['results']:
         density = maps[result['density']]
         rng = np.random.default_rng(seed)  # the samples that ours had
@@ -113,7 +115,10 @@ def main(
         start = rng.uniform(-1, 1, (nodes, 2))
         result['sddn'] = []
         for number in passes:
-            runs = [train_sddn(start, data, 40, rate, number) for rate in rates]
+            runs = []
+            for rate in rates:
+                runs.append(train_sddn(start, data, 40, rate, number))
+                bar.update(number)
             kls = [densities.kl(points, density) for points, _ in runs]
             best = int(np.argmin(kls))
             result['sddn'].append({
@@ -125,6 +130,7 @@ def main(
         cells += [f'{run["kl"]:.3f} ({run["rate"]:g})' for run in result['sddn']]
         cells += [f'{result["methods"][m]["kl"]:.3f}' for m in methods]
         rows.append([*cells, f'{half:.3f}', f'{result["floor"]:.3f}'])
+    bar.close()
     theirs = [f'sddn, {n} pass{"es" if n > 1 else ""}' for n in passes]
     head = ['KL, nats', 'real samples', *(f'{name} (best rate)' for name in theirs), *methods, 'half way', 'floor']
     text = [
