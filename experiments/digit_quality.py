@@ -30,13 +30,7 @@ def probabilities(lenet: LeNet, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([lenet.probabilities(to_float(to_uint8(part))) for part in images.split(500)])
 
 
-@click.command(help=__doc__.split('\n\n')[0], context_settings={'show_default': True})
-@click.option('--network', required=True, help='Network snapshot')
-@click.option('--real', default='datasets/quickstart/test.zip', help='Held-out digits (zip of dataset_tool.py)')
-@click.option('--num', default=1000, help='Samples, from seeds 0 .. num - 1')
-@click.option('--ema', help="Averaged weights, or 'none'")
-@click.option('--out', help='Write the numbers here too (.json)')
-def main(network: str, real: str, num: int, ema: str | None, out: str | None) -> None:
+def measure(network: str, real: str, num: int, ema: str | None, out: str | None) -> None:
     lenet = LeNet().load_weights_(read_state(weights_path('lenet'))).eval()
     net = Network.from_pretrained(network, ema=ema)
     samples = torch.cat([net.sample(seeds=part.tolist())[0] for part in torch.arange(num).split(250)])
@@ -58,6 +52,19 @@ def main(network: str, real: str, num: int, ema: str | None, out: str | None) ->
     if out:
         with atomic_write(out, 'w') as f:
             json.dump(result, f, indent=2)
+
+
+@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.option('--network', required=True, help='Network snapshot')
+@click.option('--real', default='datasets/quickstart/test.zip', help='Held-out digits (zip of dataset_tool.py)')
+@click.option('--num', default=1000, help='Samples, from seeds 0 .. num - 1')
+@click.option('--ema', help="Averaged weights, or 'none'")
+@click.option('--out', help='Write the numbers here too (.json)')
+def main(network: str, real: str, num: int, ema: str | None, out: str | None) -> None:
+    try:
+        measure(network, real, num, ema, out)
+    except (ValueError, OSError) as e:
+        raise click.ClickException(' '.join(str(e).split())) from None
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ from metrics.lenet import LeNet
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'experiments'))
 
 import ablation
+import digit_quality
 import mnist_ablation
 import table1_cifar10
 import table2_ablation
@@ -210,3 +211,9 @@ def test_what_a_program_says_last_is_the_reason(tmp_path):
 def test_help_teaches(script):
     text = CliRunner().invoke(script.main, ['--help']).output
     assert 'python experiments/' in text and 'train.py' in text and all(len(line) < 121 for line in text.splitlines())
+
+
+def test_digit_quality_without_the_weights_of_its_judge_is_one_line(monkeypatch):
+    monkeypatch.setenv('DDN_LENET', 'nowhere.pt')
+    result = CliRunner().invoke(digit_quality.main, ['--network=mnist'])
+    assert result.exit_code == 1 and result.output.startswith('Error: ') and 'nowhere.pt' in result.output
