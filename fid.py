@@ -199,11 +199,11 @@ def shared_options(command: Callable) -> Callable:
     @click.option('--seed', help='Draws images where there are more; first seed of samples', metavar='INT',
                   type=click.IntRange(0), default=0)  # fmt: skip
     @click.option('--detector', help='inception, lenet (for digits), or a file of their weights',
-                  metavar='NAME|FILE|URL', default='inception', show_default=True)  # fmt: skip
+                  metavar='NAME|FILE|URL', default='inception')  # fmt: skip
     @click.option('--detector-weights', help='Weights of a detector that is given by name', metavar='FILE|URL')
-    @click.option('--precision', help='Of the detector', type=click.Choice(list(PRECISIONS)), default='float32',
-                  show_default=True)  # fmt: skip
-    @click.option('--device', help='cuda, mps or cpu; the best there is', metavar='DEVICE')
+    @click.option('--precision', help='Of the detector', type=click.Choice(list(PRECISIONS)),
+                  default='float32')  # fmt: skip
+    @click.option('--device', help='cuda, mps or cpu  [default: the best there is]', metavar='DEVICE')
     @click.option('--json', 'json_path', help='Write the result here as well', metavar='FILE', type=click.Path())
     @functools.wraps(command)
     def run(batch, seed, detector, detector_weights, precision, device, **options):
@@ -224,7 +224,9 @@ def one_line_errors() -> Iterator[None]:
         raise click.ClickException(' '.join(str(error).split())) from error
 
 
-@click.group(help=__doc__.replace('\n\n    ', '\n\n\b\n    '))
+@click.group(
+    help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True, 'max_content_width': 110}
+)
 def main() -> None:
     pass
 
@@ -232,11 +234,12 @@ def main() -> None:
 @main.command()
 @click.option('--images', help='Folder or zip of images', metavar='PATH|ZIP')
 @click.option('--network', help='Generate the images with this snapshot, without writing any', metavar='FILE|URL')
-@click.option('--ema', help='Which averaged weights of the snapshot; the first', metavar='LABEL|none')
+@click.option('--ema', help='Which averaged weights of the snapshot  [default: the first]', metavar='LABEL|none')
 @click.option('--ref', help='Reference statistics, from fid.py ref or EDM', metavar='NPZ|URL', required=True)
-@click.option('--num', help=f'How many images; {NUM}, or all if there are fewer', metavar='INT', type=click.IntRange(2))
+@click.option('--num', help=f'How many images  [default: {NUM}, or all if there are fewer]', metavar='INT',
+              type=click.IntRange(2))  # fmt: skip
 @click.option('--keep', help='Features of how many images serve KID, precision and recall', metavar='INT',
-              type=click.IntRange(0), default=KEEP, show_default=True)  # fmt: skip
+              type=click.IntRange(0), default=KEEP)  # fmt: skip
 @shared_options
 def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, how, json_path) -> None:
     """Compare images with a reference: FID, KID, precision, recall, density, coverage."""
@@ -264,9 +267,9 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
 @main.command()
 @click.option('--data', help='Folder or zip of images', metavar='PATH|ZIP', required=True)
 @click.option('--dest', help='File to write', metavar='NPZ', required=True)
-@click.option('--num', help='How many images; all', metavar='INT', type=click.IntRange(2))
+@click.option('--num', help='How many images  [default: all]', metavar='INT', type=click.IntRange(2))
 @click.option('--keep', help='Features of how many images to keep whole, for KID, precision and recall; 0 makes a file '
-              'like EDM\'s', metavar='INT', type=click.IntRange(0), default=KEEP, show_default=True)  # fmt: skip
+              'like EDM\'s', metavar='INT', type=click.IntRange(0), default=KEEP)  # fmt: skip
 @shared_options
 def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) -> None:
     """Write the reference statistics of a dataset."""
@@ -285,7 +288,7 @@ def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) ->
 
 @main.command()
 @click.option('--data', help='Folder or zip of images', metavar='PATH|ZIP', required=True)
-@click.option('--num', help='How many images of it; all', metavar='INT', type=click.IntRange(4))
+@click.option('--num', help='How many images of it  [default: all]', metavar='INT', type=click.IntRange(4))
 @shared_options
 def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
     """Compare one random half of a dataset with the other: the numbers that a perfect generator would have."""
@@ -303,10 +306,10 @@ def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
 
 @main.command()
 @click.option('--network', help='Snapshot', metavar='FILE|URL', required=True)
-@click.option('--ema', help='Which averaged weights of the snapshot; the first', metavar='LABEL|none')
+@click.option('--ema', help='Which averaged weights of the snapshot  [default: the first]', metavar='LABEL|none')
 @click.option('--data', help='Folder or zip of the images that it was trained on', metavar='PATH|ZIP', required=True)
 @click.option('--held-out', help='Images that it has never seen', metavar='PATH|ZIP')
-@click.option('--num', help='How many images of each; all', metavar='INT', type=click.IntRange(2))
+@click.option('--num', help='How many images of each  [default: all]', metavar='INT', type=click.IntRange(2))
 @shared_options
 def reconstruct(network, ema, data, held_out, num, batch, seed, detector, device, how, json_path) -> None:
     """Encode and decode images: rFID, PSNR, SSIM, LPIPS, bits per pixel, on training and on held-out data."""
@@ -368,14 +371,14 @@ def find_lpips(sources: list, device: torch.device) -> tuple[LPIPS | None, list[
 @main.command()
 @click.option('--images', help='Folder or zip of samples', metavar='PATH|ZIP')
 @click.option('--network', help='Draw the samples from this snapshot', metavar='FILE|URL')
-@click.option('--ema', help='Which averaged weights of the snapshot; the first', metavar='LABEL|none')
+@click.option('--ema', help='Which averaged weights of the snapshot  [default: the first]', metavar='LABEL|none')
 @click.option('--data', help='Folder or zip of the training images', metavar='PATH|ZIP', required=True)
 @click.option('--held-out', help='Real images that were not trained on', metavar='PATH|ZIP')
 @click.option('--num', help='How many samples, and held-out images at most', metavar='INT', type=click.IntRange(1),
-              default=1000, show_default=True)  # fmt: skip
+              default=1000)  # fmt: skip
 @click.option('--sheet', help='Picture to write: samples, and beside each its neighbours', metavar='PNG')
-@click.option('--rows', help='Samples on the sheet; 8', metavar='INT', type=click.IntRange(1), default=8)
-@click.option('--columns', help='Neighbours of each; 6', metavar='INT', type=click.IntRange(1), default=6)
+@click.option('--rows', help='Samples on the sheet', metavar='INT', type=click.IntRange(1), default=8)
+@click.option('--columns', help='Neighbours of each', metavar='INT', type=click.IntRange(1), default=6)
 @shared_options
 def neighbours(
     images, network, ema, data, held_out, num, sheet, rows, columns, batch, seed, detector, device, how, json_path

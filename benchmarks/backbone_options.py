@@ -102,7 +102,8 @@ def adam_rows(net: DDN, images: torch.Tensor, timing: dict) -> list[dict]:
 @click.option('--nodes', help='K', default=64, show_default=True)
 @click.option('--batch', help='Images at a time  [default: what two cores can bear]', type=click.IntRange(min=1))
 @click.option('--repeats', help='Rounds; medians count', type=click.IntRange(min=1), default=5, show_default=True)
-@click.option('--clock', help='cpu: of this process', type=click.Choice(list(common.CLOCKS)), default='wall')
+@click.option('--clock', help='cpu: of this process', type=click.Choice(list(common.CLOCKS)), default='wall',
+              show_default=True)  # fmt: skip
 @click.option('--compile/--no-compile', 'compiled', help='Also torch.compile', default=True, show_default=True)
 @click.option('--quick', help='The smallest network with batch 2, two rounds, no torch.compile', is_flag=True)
 @click.option('--device', help='cpu, cuda', default='cpu', show_default=True)

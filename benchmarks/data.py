@@ -59,14 +59,13 @@ def measure(dataset: ImageFolderDataset, batch: int, num_workers: int, seconds: 
     return count / elapsed
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(help=__doc__.replace("\n\n    ", "\n\n\b\n    "), context_settings={"show_default": True})
 @click.option("--data", metavar="ZIP|DIR", type=click.Path(exists=True, path_type=Path), help="Dataset to load")
 @click.option("--need", metavar="IMG/S", type=click.FloatRange(min=0, min_open=True), default=50, help="Of training")
 @click.option("--workers", metavar="N,N", default="0,1,2,4", help="Numbers of worker processes")
 @click.option("--batch", type=click.IntRange(min=1), default=64, help="Images per micro-batch")
 @click.option("--seconds", type=float, default=2, help="How long to measure each row")
 def main(data, need, workers, batch, seconds):
-    """Measure how many images per second the training's loader brings."""
     with tempfile.TemporaryDirectory() as scratch:
         if data is None:
             data = Path(scratch) / "noise.zip"

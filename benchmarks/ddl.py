@@ -170,7 +170,8 @@ def parse_shape(text: str) -> Shape:
 @click.option('--methods', help='Time the three ways to the distances instead', is_flag=True)
 @click.option('--quick', help='Two tiny shapes, two rounds', is_flag=True)
 @click.option('--device', help='cpu, cuda', default='cpu', show_default=True)
-@click.option('--clock', help='cpu: of this process', type=click.Choice(list(common.CLOCKS)), default='wall')
+@click.option('--clock', help='cpu: of this process', type=click.Choice(list(common.CLOCKS)), default='wall',
+              show_default=True)  # fmt: skip
 @click.option('--out', help='Write OUT.md and OUT.json')
 def main(shapes, batch, repeats, memory, methods, quick, device, clock, out):
     torch.manual_seed(0)

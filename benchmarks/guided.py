@@ -53,7 +53,7 @@ def cases(batch: int, size: int) -> dict[str, guided.Guidance | None]:
     }
 
 
-@click.command()
+@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '))
 @click.option('--batch', help='Images at a time', type=click.IntRange(min=1), default=2, show_default=True)
 @click.option('--repeats', help='Rounds', type=click.IntRange(min=1), default=3, show_default=True)
 @click.option('--size', help='Resolution', type=int, default=64, show_default=True)
@@ -61,7 +61,6 @@ def cases(batch: int, size: int) -> dict[str, guided.Guidance | None]:
 @click.option('--clock', help='Seconds of what', type=click.Choice(['wall', 'cpu']), default='wall', show_default=True)
 @click.option('--out', help='Also write OUT.md and OUT.json', metavar='OUT')
 def main(batch, repeats, size, linear_only, clock, out):
-    """Seconds per batch with and without guides."""
     torch.manual_seed(0)
     net = DDN(**published_config(size)).eval()
     calls = {name: lambda g=g: net.sample(batch, guide=g) for name, g in cases(batch, size).items()}

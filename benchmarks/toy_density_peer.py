@@ -70,7 +70,7 @@ def train_sddn(
     return layer.multi_out_conv1x1.weight.detach().reshape(K, 2).double().numpy(), seconds
 
 
-@click.command(help=__doc__.split('\n\n')[0], context_settings={'show_default': True})
+@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
 @click.option('--outdir', default='out/toy_density_peer', help='Where results.json and results.md go.')
 @click.option('--nodes', default=2000, help='K.')
 @click.option('--samples', default=72000, help='Samples of the density.')

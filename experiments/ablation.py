@@ -459,14 +459,15 @@ class Numbers(click.ParamType):
         return [int(part) for part in value.split(',')]
 
 
-def shared_options(name: str) -> Callable:
-    """The options of all these commands. What stands behind ``--`` arrives as a dict, ``more``."""
+def shared_options(name: str, duration: float | str) -> Callable:
+    """The options of all these commands. What stands behind ``--`` arrives as a dict, ``more``. Without ``--duration``,
+    which then arrives as None, a command takes what the help calls its default, ``duration``."""
     decorators = [
         click.option('--outdir', metavar='DIR', default=f'out/{name}', show_default=True,
                      help='Run folders of the rows; finished ones in it are not trained again'),
         click.option('--results', metavar='DIR', help='Where results.md, .json and pictures go  [default: --outdir]'),
         click.option('--duration', metavar='MIMG', type=click.FloatRange(min=0, min_open=True),
-                     help='Budget of each row, millions of images, as train.py takes it'),
+                     help=f'Budget of each row, millions of images, as train.py takes it  [default: {duration}]'),
         click.option('--detector', metavar='NAME|FILE', help='Of fid.py: inception, lenet for digits, or a file'),
         click.option('--device', metavar='NAME', help='cuda, mps or cpu  [default: the best there is]'),
         click.option('--gpus', 'ranks', type=click.IntRange(min=1), default=1, show_default=True,

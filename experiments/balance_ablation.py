@@ -24,6 +24,7 @@ from ablation import Result, Row
 
 from training.presets import PRESETS
 
+DURATION = 0.105  # millions of images
 ROWS = {
     'none': 'none',
     'bias': 'Loss-Free Balancing',
@@ -65,7 +66,7 @@ def table(results: list[Result]) -> str:
               help='Train every row with each of these: 0,1,2')
 @click.option('--only', metavar='LIST', help='Only rows whose names hold one of these words: bias,conditional')
 @click.option('--num', type=click.IntRange(min=2), default=5000, show_default=True, help='Samples of the distance')
-@ablation.shared_options('balance_ablation')
+@ablation.shared_options('balance_ablation', DURATION)
 def main(data, held_out, seeds, only, num, folder: Path, into: Path, machine, more, duration, detector):
     if bool(data) != bool(held_out):
         raise click.UsageError('give --data and --held-out, or neither for the built-in digits')
@@ -73,7 +74,7 @@ def main(data, held_out, seeds, only, num, folder: Path, into: Path, machine, mo
         data, held_out = ablation.digits(folder)
     scoring = ablation.check(ablation.Scoring(data, held_out, detector or 'lenet', num, 2000))
     preset = {name.replace('_', '-'): value for name, value in PRESETS['mnist-cpu'].items()}
-    base = {**preset, 'workers': 0, **ablation.ticks(duration or 0.105), 'data': scoring.data, **more}
+    base = {**preset, 'workers': 0, **ablation.ticks(duration or DURATION), 'data': scoring.data, **more}
     rows = ablation.chosen([Row(name, {**base, 'balance': name}) for name in ROWS], only)
     held = {'held-out': scoring.held_out}
     results = [

@@ -135,7 +135,7 @@ def as_table(rows: list[dict]) -> str:
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
-@click.command(help=__doc__.split('\n\n')[0], context_settings={'show_default': True})
+@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
 @click.option('--train', metavar='NPZ', required=True, multiple=True, help='Codes of the training set')
 @click.option('--test', metavar='NPZ', multiple=True, help='Codes of the test set  [default: ask the held-out rows]')
 @click.option('--held-out', metavar='INT', type=click.IntRange(min=0), default=10_000,

@@ -32,6 +32,7 @@ PAPER = [
     ('Gated PixelCNN', 'AR', 65.9), ('GLOW', 'Flow', 46.0), ('DDN, the paper', 'DDN', 52.0),
 ]  # fmt: skip
 NAME = 'DDN, this run'
+DURATION = 200  # millions of images
 
 
 def table(fid: float | None) -> str:
@@ -58,7 +59,7 @@ def caption(result: Result, scoring: ablation.Scoring) -> str:
 @click.option('--network', metavar='FILE', help='Score this snapshot; train nothing')
 @click.option('--num', type=click.IntRange(min=2), default=50_000, show_default=True, help='Samples of the FID')
 @click.option('--seed', type=click.IntRange(min=0), default=0, show_default=True, help='Of training')
-@ablation.shared_options('table1_cifar10')
+@ablation.shared_options('table1_cifar10', DURATION)
 def main(data, network, num, seed, folder: Path, into: Path, machine, more, duration, detector):
     scoring = ablation.check(ablation.Scoring(data, None, detector or 'inception', num, 0))
     if network is not None:
@@ -69,7 +70,7 @@ def main(data, network, num, seed, folder: Path, into: Path, machine, more, dura
         facts = {'nimg': net.snapshot_meta.get('cur_nimg', 0), **ablation.shape(network)}
         results = [Result(NAME, seed, {}, numbers, facts, network)]
     else:
-        options = {'preset': 'cifar10', **ablation.ticks(duration or 200, 100), 'data': scoring.data, **more}
+        options = {'preset': 'cifar10', **ablation.ticks(duration or DURATION, 100), 'data': scoring.data, **more}
         results = list(ablation.work([Row(NAME, options)], [seed], folder, scoring, machine))
     into.mkdir(parents=True, exist_ok=True)
     ablation.sheet(into / 'samples.png', results, None, 1, samples=80, across=16)

@@ -141,7 +141,7 @@ def differences(results: Sequence[Result]) -> list[str]:
 @click.option('--num', type=click.IntRange(min=2), help='Samples of the FID  [default: digits 5000, faces64 50000]')
 @click.option('--num-reconstructed', type=click.IntRange(min=2),
               help='Images of each rFID  [default: as many as both have, 10,000 at most]')
-@ablation.shared_options('table2_ablation')
+@ablation.shared_options('table2_ablation', ', '.join(f'{name} {setup.duration:g}' for name, setup in SETUPS.items()))
 def main(
     setup_name, data, held_out, seeds, only, num, num_reconstructed, folder: Path, into: Path, machine, more, duration,
     detector,

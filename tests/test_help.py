@@ -1,0 +1,39 @@
+"""What --help of the scripts says: the examples of their docstrings, and every default."""
+
+import importlib
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import fid
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = [
+    f'{path.parent.name}.{path.stem}'
+    for path in sorted([*ROOT.glob('experiments/*.py'), *ROOT.glob('benchmarks/*.py')])
+    if '@click.command' in path.read_text()
+]
+
+
+def assert_defaults_are_told(command: click.Command, parent: click.Context | None = None) -> None:
+    ctx = command.make_context('script', [], parent, resilient_parsing=True)
+    for option in command.params:
+        if type(option.default) in (int, float, str) or option.name == 'duration':
+            assert '[default: ' in option.get_help_record(ctx)[1], option.name
+
+
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_help_has_the_examples_and_the_defaults(name):
+    module = importlib.import_module(name)
+    text = CliRunner().invoke(module.main, ['--help'], max_content_width=200).output.splitlines()
+    examples = [line for line in module.__doc__.splitlines() if line.startswith('  ') and 'python ' in line]
+    assert examples or 'python ' not in module.__doc__
+    assert not [line for line in examples if f'  {line}' not in text]
+    assert_defaults_are_told(module.main)
+
+
+@pytest.mark.parametrize('name', fid.main.commands)
+def test_commands_of_fid_tell_their_defaults(name):
+    assert_defaults_are_told(fid.main.commands[name], fid.main.make_context('fid.py', [], resilient_parsing=True))
