@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -313,12 +314,11 @@ def mean_of(results: Sequence[Result], row: str, name: str) -> float | None:
 
 
 def cell(values: Sequence[float], digits: int = 1) -> str:
-    """The mean, and half the range where there are several; '-' for nothing."""
+    """The mean, and behind ± the standard deviation (over n - 1) where there are several; '-' for nothing."""
     if not values:
         return '-'
-    half = (max(values) - min(values)) / 2
-    text = f'{sum(values) / len(values):.{digits}f}'
-    return text if len(values) == 1 else f'{text} ± {half:.{digits}f}'
+    text = f'{statistics.mean(values):.{digits}f}'
+    return text if len(values) == 1 else f'{text} ± {statistics.stdev(values):.{digits}f}'
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -522,6 +522,7 @@ def budget(results: Sequence[Result], fields: str = '') -> str:
     many = f'{size[0]:,}' + (f' to {size[-1]:,}' if size[-1] > size[0] else '')
     return (
         f'{" or ".join(f"{n / 1000:g}" for n in nimg)} thousand images a row, L = {"/".join(map(str, layers))}, '
-        f'{many} parameters, seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}, '
+        f'{many} parameters, seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
+        f'{" (± is the standard deviation over them)" if len(seeds) > 1 else ""}, '
         f'{format_time(cpu)} of CPU time for the training of all rows{fields}.'
     )

@@ -121,7 +121,7 @@ def test_fig10_says_which_claims_hold():
     assert 'undecided' in indispensable and 'undecided' in alleviates
     assert 'does NOT hold here' in mnist_ablation.verdicts(results[:6:2])[1]
     text = mnist_ablation.table(results)
-    assert '| neither | 55.0 ± 5.0 | 17.12 ± 0.00 | 18.00 ± 0.00 | 25.0 ± 0.0 |' in text
+    assert '| neither | 55.0 ± 7.1 | 17.12 ± 0.00 | 18.00 ± 0.00 | 25.0 ± 0.0 |' in text
 
 
 def test_order_by_hand():
@@ -129,7 +129,7 @@ def test_order_by_hand():
     assert ablation.order([1, None, 3, 4], [10, 30, 20, 40]) == pytest.approx((1.0, 3, 3))
     assert ablation.order([1, 2, 3], [5, 5, 9])[1:] == (2, 2)  # the equal pair says nothing
     assert ablation.order([1, 2, None], [1, 2, 3]) is None and ablation.order([2, 2, 2], [1, 2, 3]) is None
-    assert ablation.cell([]) == '-' and ablation.cell([1, 2]) == '1.5 ± 0.5'
+    assert ablation.cell([]) == '-' and ablation.cell([1, 2]) == '1.5 ± 0.7'
 
 
 def test_options_behind_the_dashes():
@@ -195,7 +195,7 @@ def test_fig10_runs(here):
     out = call(mnist_ablation, here, f'--held-out={here[0] / "b.zip"}', '--num=12', '--num-reconstructed=8',
                '--duration=0.000016', '--seeds=0,1', '--', *TINY)  # fmt: skip
     assert [c[0] for c in here[1]].count('train.py') == 8 and out.count('here: ') == 3
-    assert '± ' in out and 'seeds 0, 1' in out
+    assert '± ' in out and 'seeds 0, 1 (± is the standard deviation over them)' in out
     assert 'give --data and --held-out' in call(mnist_ablation, here, fails=True)
 
 
