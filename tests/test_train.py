@@ -153,6 +153,12 @@ def test_a_line_of_statistics_that_a_kill_cut_off_costs_no_other(tiny_zip, tmp_p
     assert [s['nimg'] for s in read_stats(str(tmp_path))] == [80, 240, 320]
 
 
+def test_a_tick_that_was_done_again_counts_once(tmp_path):
+    lines = [{'nimg': nimg, 'try': i} for i, nimg in enumerate((80, 160, 240, 160, 320))]
+    (tmp_path / 'stats.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    assert read_stats(str(tmp_path)) == [lines[0], lines[3], lines[4]]
+
+
 def test_the_report_tells_not_measured_from_none_dead(tiny_zip, tmp_path):
     run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000160')
     grey = 'fill="#ddd"><title>layer 2: -</title>'
