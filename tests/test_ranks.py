@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import TINY_RUN, final, write_zip
 
+from training.report import read_stats
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -60,6 +62,10 @@ def test_conditional_training_on_two_ranks_is_that_on_one_also_after_a_stop(tmp_
     train(2, f'--resume={tmp_path / "two"}', '--duration=0.000160')
     one, two = final(tmp_path / 'one'), final(tmp_path / 'two')
     assert one['balance/num_splits'].sum() >= 20
+    losses, of_two = ([s['loss_layers'] for s in read_stats(str(tmp_path / d))] for d in ('one', 'two'))
+    assert len(losses) == 2
+    for mean, other in zip(losses, of_two, strict=True):
+        assert mean == pytest.approx(other, rel=1e-4)
     for key in ('balance/counts', 'balance/num_splits'):
         assert torch.equal(one[key], two[key]), key
     for key in one:

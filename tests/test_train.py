@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -73,6 +74,14 @@ def test_ten_steps_stop_ten_steps_are_twenty_bit_for_bit(tiny_zip, tmp_path, mor
     assert [s['loss_layers'] for s in a] == [s['loss_layers'] for s in b]
 
 
+def test_the_learning_rate_is_a_ramp_and_then_a_constant_or_a_cosine():
+    rates = [[training_loop.learning_rate(nimg, 2.0, 100, decay, 400) for nimg in (0, 50, 100, 200, 400, 500)]
+             for decay in ('none', 'cosine')]  # fmt: skip
+    half = 0.5**0.5
+    assert rates[0] == [0, 1, 2, 2, 2, 2]
+    assert rates[1] == pytest.approx([0, (1 + math.cos(math.pi / 8)) / 2, 1 + half, 1, 0, 0])
+
+
 def test_rounds_of_accumulation_change_nothing_but_rounding(tiny_zip, tmp_path):
     common = [f'--data={tiny_zip}', *TINY_RUN, '--nodes=24', '--lr=0.003', '--duration=0.000160', '--nosubdir']
     run_train(f'--outdir={tmp_path / "a"}', *common)
@@ -80,6 +89,8 @@ def test_rounds_of_accumulation_change_nothing_but_rounding(tiny_zip, tmp_path):
     a, b = final(tmp_path / 'a'), final(tmp_path / 'b')
     assert torch.equal(a['balance/counts'], b['balance/counts'])
     assert a['balance/num_splits'].sum() > 10
+    (one,), (other,) = (read_stats(str(tmp_path / d)) for d in 'ab')
+    assert one['loss_layers'] == pytest.approx(other['loss_layers'], rel=1e-4)
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
 
