@@ -7,7 +7,7 @@ Both peers (MIT) are on PyPI: pip install --no-deps sddn==0.0.2 distribution_pla
 2000 nodes. `sddn` takes them in 1800 iterations of 40, as its authors do, by gradient descent at the best of several
 rates, and again three times over, as our `trimmed` does. Our other ways use each sample once; batches and rates of ours
 are those of experiments/toy_density.py. Times are CPU seconds of one thread, training alone, so that they hold on a
-busy machine.
+busy machine; MALLOC_* of benchmarks/common.py makes `sddn` a third faster.
 """
 
 import json
@@ -25,6 +25,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import common  # noqa: E402
 from metrics import density as densities  # noqa: E402
 
 DENSITIES = ('gaussian', 'blur_circles', 'QR_code', 'sprial', 'words')  # the peer's names
@@ -90,6 +91,7 @@ def main(
     names: tuple[str, ...],
 ) -> None:
     torch.set_num_threads(1)
+    facts = common.machine(clock='cpu')
     out = Path(outdir)
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -133,7 +135,10 @@ def main(
     bar.close()
     theirs = [f'sddn, {n} pass{"es" if n > 1 else ""}' for n in passes]
     head = ['KL, nats', 'real samples', *(f'{name} (best rate)' for name in theirs), *methods, 'half way', 'floor']
+    report['machine'] = facts
     text = [
+        common.in_words(facts),
+        '',
         f'K = {nodes:,}, {samples:,} samples, seed {seed}. sddn in steps of 40 at the best of the rates '
         f'{", ".join(f"{rate:g}" for rate in rates)}; trimmed passes over the samples three times, the rest of ours '
         f'once. Half way is between {theirs[0]} and the floor; times faster are beside {theirs[0]}.',
