@@ -1,7 +1,7 @@
 # make quickstart   the main job on the built-in digits: dataset, training, samples (minutes, no GPU needed)
 # make test         ruff and pytest
 # make install      .venv alone; both of the above make it themselves
-# make clean     removes what these made, and nothing else
+# make clean        removes .venv and what make quickstart writes by default
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,4 +27,4 @@ quickstart: install
 	@PATH="$(abspath $(BIN)):$$PATH" sh experiments/quickstart.sh $(DATA) $(OUT)
 
 clean:
-	rm -rf $(VENV) $(OUT) $(DATA) build *.egg-info
+	rm -rf $(VENV) out/quickstart datasets/quickstart build *.egg-info
