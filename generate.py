@@ -116,7 +116,7 @@ def from_codes(
 def from_images(
     net: Network, archive: ImageArchive, names: list[str], told: condition_specs.Told, rows: list[int], batch: int
 ) -> Iterator[Batch]:
-    told.serve(len(archive))
+    told.serve(len(names), of=len(archive))
     labels = None
     if conditions.needs_labels(net.conditions) and told.labels == [None] and (found := read_labels(archive)):
         labels = torch.from_numpy(found.values)

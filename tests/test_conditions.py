@@ -576,6 +576,14 @@ def test_generate_reconstructs_by_a_class_and_a_picture_for_each_image(networks,
         run_generate(f'--network={networks[name]}', option, *common)
         expected = net.encode(images, net.make_condition(**told))
         assert torch.equal(torch.from_numpy(np.load(tmp_path / 'c.npy')), expected)
+        run_generate(f'--network={networks[name]}', option, *common, '--max-images=2')  # one each of all, here
+        assert torch.equal(torch.from_numpy(np.load(tmp_path / 'c.npy')), expected[:2])
+    net = ddn_networks.DDN.from_pretrained(networks['class'])
+    run_generate(f'--network={networks["class"]}', '--class=6,0', *common, '--max-images=2')  # and of the first ones
+    expected = net.encode(images[:2], net.make_condition(classes[:2]))
+    assert torch.equal(torch.from_numpy(np.load(tmp_path / 'c.npy')), expected)
+    out = run_generate(f'--network={networks["class"]}', '--class=0-2', *common, '--max-images=2', expect=1)
+    assert '3 classes for 2 images' in error_of(out)
     for option, words in (('--class=0,1,2', '3 classes for 7 images'), ('--class=all', '10 classes for 7 images')):
         assert words in error_of(run_generate(f'--network={networks["class"]}', option, *common, expect=1))
 
