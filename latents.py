@@ -96,7 +96,8 @@ class Conditions:
     line says, and where that leaves something open, each row's own label and picture."""
 
     def __init__(self, told: condition_specs.Told, file: CodeFile, data: str | None):
-        told.serve(len(file.codes))
+        several = any(len(pictures.names) > 1 for pictures in told.pictures.values())
+        told.serve(len(file.codes), of=_first_of(file, data) if several else None)
         labels = file.labels if file.vectors is None else file.vectors
         self.told, self.labels = told, None if labels is None else torch.from_numpy(labels)
         self.pictures = Pictures(file, data) if told.needs_originals else None
@@ -107,6 +108,18 @@ class Conditions:
         if self.pictures is not None:
             images = to_float(torch.from_numpy(np.stack([self.pictures[row] for row in rows])))
         return self.told.of_images(images, None if self.labels is None else self.labels[rows], rows)
+
+
+def _first_of(file: CodeFile, data: str | None) -> int | None:
+    """How many images there are, where the codes are those of the first of them; None where that cannot be seen."""
+    path = data or file.data
+    if path is None:
+        return None
+    try:
+        names = ImageArchive(path).names()
+    except (ValueError, OSError):  # they have gone since
+        return None
+    return len(names) if file.names is None or file.names.tolist() == names[: len(file.names)] else None
 
 
 def load_codes(path: str, net: Network | None = None) -> tuple[CodeFile, torch.Tensor]:

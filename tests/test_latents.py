@@ -281,6 +281,25 @@ def test_the_first_images_are_told_the_first_pictures(folder, tmp_path):
     out = run(latents.main, *args, f'--condition-image={tmp_path}/three.zip', f'--dest={tmp_path}/x.npz', expect=1)
     assert '3 pictures for 20 images' in out
 
+    # What encoded them decodes them, and each goes with its own picture.
+    of, at = args[1], f'--codes={tmp_path}/two.npz'
+    run(latents.main, 'decode', of, f'--codes={tmp_path}/all.npz', pictures, f'--outdir={tmp_path}/all')
+    run(latents.main, 'decode', of, at, pictures, f'--outdir={tmp_path}/two')
+    run(latents.main, 'walk', of, at, pictures, f'--sheet={tmp_path}/w.png')
+    run(latents.main, 'swap', of, at, pictures, '--coarse=0', '--fine=1', f'--sheet={tmp_path}/s.png')
+    for i in range(2):
+        first, same = (np.asarray(Image.open(tmp_path / name / '00000' / f'img{i:08d}.png')) for name in ('all', 'two'))
+        assert np.abs(first.astype(int) - same.astype(int)).max() <= 1
+    decode = ['decode', of, at, f'--outdir={tmp_path}/x']
+    out = run(latents.main, *decode, f'--condition-image={tmp_path}/three.zip', expect=1)
+    assert '3 pictures for 2 images' in out
+    file = read_code_file(f'{tmp_path}/two.npz')
+    for unlike in (file._replace(names=file.names[::-1]), file._replace(data=None), file._replace(data='gone.zip')):
+        write_code_file(f'{tmp_path}/two.npz', unlike)  # of which images they are the first ones nobody can say
+        assert '20 pictures for 2 images' in run(latents.main, *decode, pictures, expect=1)
+    write_code_file(f'{tmp_path}/two.npz', file._replace(data=None))
+    run(latents.main, *decode, pictures, f'--data={folder}/data.zip')
+
 
 def test_decode_and_bits(folder, tmp_path):
     net = f'--network={folder}/bits.safetensors'
