@@ -5,6 +5,7 @@ Pictures are read as guides read them: from a file, a folder or a zip, cropped t
 proportions. A folder of n asks for n results.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import torch
 import guide_specs
 from ddn_networks import Network, RecurrentDDN, conditions, pixel_maps
 
+KEPT = 256  # conditions that are not made again when they are asked for again
 KINDS = (*conditions.OF_THE_IMAGE, 'image', conditions.DRAWN)
 
 
@@ -73,7 +75,7 @@ class Told:
     def __init__(
         self, net: Network, classes: Sequence[int] | str | None, label: Sequence[float] | None, pictures: Sequence[str]
     ):
-        self.net, self.cache = net, {}
+        self.net, self._made = net, functools.lru_cache(KEPT)(self._make)
         self.parts = {part.kind: part for part in net.conditions}
         of_classes = next((part for part in net.conditions if part.kind in conditions.CLASSES), None)
         needs = conditions.listed(net.conditions)
@@ -192,10 +194,13 @@ class Told:
         if not self.pictures:
             needed = conditions.needs_images(self.net.conditions)
             return self.net.make_condition(labels, dict.fromkeys(conditions.OF_THE_IMAGE, images) if needed else None)
-        made = []
-        for i, target in enumerate(targets):
-            made.append(self._make(None if labels is None else labels[i], target, images[i : i + 1]))
-        return torch.cat(made)
+        known = [None] * len(targets)
+        if labels is not None:
+            known = [tuple(label) if isinstance(label, list) else label for label in labels.tolist()]
+        if not self.needs_originals:
+            return self.condition(known, targets)
+        rows = zip(known, targets, images.split(1), strict=True)
+        return torch.cat([self._make(label, target, image) for label, target, image in rows])
 
     def _source(self, kind: str) -> guide_specs.Pictures | None:
         if kind == 'edge' and conditions.DRAWN in self.pictures:
@@ -203,19 +208,17 @@ class Told:
         return self.pictures.get(kind, self.pictures.get(''))
 
     def _one(self, label, target: int) -> torch.Tensor:
-        """[1, c, H, W], each made once."""
-        if (label, target) not in self.cache:
-            self.cache[label, target] = self._make(None if label is None else torch.tensor(label), target)
-        return self.cache[label, target]
+        """[1, c, H, W] of a label and picture ``target``, or of the one that is told of all: that is made once."""
+        return self._made(label, target % max((len(p.names) for p in self.pictures.values()), default=1))
 
-    def _make(self, label: torch.Tensor | None, target: int, image: torch.Tensor | None = None) -> torch.Tensor:
+    def _make(self, label, target: int, image: torch.Tensor | None = None) -> torch.Tensor:
         """[1, c, H, W] of a label and picture ``target``, or of ``image`` [1, C, H, W] where there is none."""
         sources = {}
         for kind in self.parts:
             if kind not in conditions.LABELS:
                 key = conditions.DRAWN if kind == 'edge' and conditions.DRAWN in self.pictures else kind
                 sources[key] = image if self._source(kind) is None else self._picture(kind, target)
-        return self.net.make_condition(label, sources or None)
+        return self.net.make_condition(None if label is None else torch.tensor(label), sources or None)
 
     def _picture(self, kind: str, target: int) -> torch.Tensor:
         """[1, c, h, w], of its own size: what is made of it says how it shrinks."""

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from conftest import TINY_NET, TINY_RUN, final, invoke, write_zip
 from PIL import Image
 
+import condition_specs
 import ddn_networks
 import generate
+import guide_specs
 import latents
 import train
 from ddn_networks import conditions, guides, samplers
@@ -586,6 +588,32 @@ def test_generate_reconstructs_by_a_class_and_a_picture_for_each_image(networks,
     assert '3 classes for 2 images' in error_of(out)
     for option, words in (('--class=0,1,2', '3 classes for 7 images'), ('--class=all', '10 classes for 7 images')):
         assert words in error_of(run_generate(f'--network={networks["class"]}', option, *common, expect=1))
+
+
+@pytest.mark.parametrize('names, labels, times', [
+    (['edge'], None, 1), (['class:3', 'color'], torch.arange(6) % 3, 3), (['vector:2', 'color'], pictures(6, 2), 6),
+])  # fmt: skip
+def test_a_picture_told_of_all_images_is_read_once(tmp_path, monkeypatch, names, labels, times):
+    """Once for each label, that is."""
+    net, images, reads = tiny(names), pictures(6, 3, 8, 8), []
+    write_zip(tmp_path / 'one.zip', 1, (3, 20, 20))
+    told = condition_specs.Told(net, None, None, [str(tmp_path / 'one.zip')])
+    (picture,), read = told.pictures[''].read([0]), guide_specs.Pictures.read
+    monkeypatch.setattr(guide_specs.Pictures, 'read', lambda *args: reads.append(args) or read(*args))
+    found = [told.of_images(images[:len(rows)], None if labels is None else labels[rows], rows)
+             for rows in ([0, 1], [2, 3, 4, 5])]  # fmt: skip
+    assert len(reads) == times
+    assert torch.equal(torch.cat(found), net.make_condition(labels, picture[None]).expand(6, -1, -1, -1))
+
+
+def test_pictures_of_their_own_are_not_kept_for_ever(networks, tmp_path, monkeypatch):
+    monkeypatch.setattr(condition_specs, 'KEPT', 4)
+    net = ddn_networks.DDN.from_pretrained(networks['edge'])
+    told = condition_specs.Told(net, None, None, [write_zip(tmp_path / 'six.zip', 6, (3, 20, 20))])
+    given = torch.stack(told.pictures[''].read(range(6)))
+    for rows in (range(6), [5, 0, 3]):
+        assert torch.equal(told.of_images(given, None, rows), net.make_condition(images=given[list(rows)]))
+    assert told._made.cache_info().currsize == 4
 
 
 def test_a_drawing_is_the_same_wherever_it_is_told(networks, tmp_path):
