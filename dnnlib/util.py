@@ -188,7 +188,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", sync: bool = True) -
 
 
 def require_writable(option: str, path: str | os.PathLike, beside: Iterable[str] = ()) -> None:
-    """Before long work whose result goes to `path`: make its folder, and see that a file can be written there.
+    """Before long work whose result goes to `path`: see that a file can be written there, or in the last folder on the
+    way that there is. `atomic_write` makes the others: work that is refused leaves none behind.
 
     Args:
         option: what named the path, for the error: `--dest`.
@@ -200,8 +201,8 @@ def require_writable(option: str, path: str | os.PathLike, beside: Iterable[str]
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        tempfile.TemporaryFile(dir=there).close()
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     except OSError as error:

@@ -170,6 +170,19 @@ def test_atomic_write_makes_the_folder(tmp_path):
     assert (tmp_path / "a/b/c.txt").read_text() == "x"
 
 
+def test_whether_a_file_can_be_written_is_seen_without_making_anything(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    for path in ("x", "a/b/x", "a/../x", tmp_path / "a" / "b" / "x", "file"):
+        util.require_writable("--dest", path, ["y"])
+    for path in ("file/x", "file/b/x", ".", "/proc/nope/x", "a" * 300 + "/x"):
+        with pytest.raises(OSError, match=r"--dest=.* cannot be written \(.*\): give another place"):
+            util.require_writable("--dest", path)
+    with pytest.raises(ValueError, match="--dest=a/x would replace another file"):
+        util.require_writable("--dest", "a/x", ["y", f"{tmp_path}/a/x"])
+    assert os.listdir() == ["file"]
+
+
 def test_remove_unfinished_after_kill(tmp_path):
     code = "import dnnlib, os, signal, sys\nwith dnnlib.atomic_write(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
     root = os.path.dirname(os.path.dirname(dnnlib.__file__))

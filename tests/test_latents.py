@@ -515,6 +515,14 @@ def test_what_cannot_be_written_is_said_before_the_work(folder, tmp_path, monkey
     assert 'layer 0 has K = 6' in run(latents.main, 'encode', encode[2], *args, expect=1)
 
 
+@pytest.mark.parametrize('name', ['dest', 'row', 'one', 'deep', 'depth', 'rows', 'shape', 'layers'])
+def test_what_is_refused_leaves_no_folder_behind(folder, tmp_path, name):
+    args, words = BAD[name]
+    args = [a.replace('=x', f'={tmp_path}/new/folder/x') for a in args]
+    test_bad_input_is_one_line(folder, args, words)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('args', ['tree NET CODES --node=3-1', 'nearest CODES --rows=0,9-5', 'tree NET CODES --node='])
 def test_an_empty_range_is_no_range(folder, args):
     known = {'NET': f'--network={folder}/net.safetensors', 'CODES': f'--codes={folder}/codes.npz'}
