@@ -485,6 +485,8 @@ def main(source, dest, max_images, skip_images, shuffle, transform, resolution, 
             raise ValueError("WebP keeps RGB only: use --format=png for grey or RGBA images, or --channels=3")
         with open_dest(dest) as write:
             count, size = write_all(images, chosen, plan, broken, write)
+    except BrokenPipeError:
+        raise  # whoever read the output has gone: click ends quietly
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         raise click.ClickException(f"{error.strerror or error}{place}") from error

@@ -220,6 +220,8 @@ def one_line_errors() -> Iterator[None]:
     """What the user can mend becomes one line and a non-zero exit."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever read the output has gone: click ends quietly
     except (ValueError, OSError) as error:
         raise click.ClickException(' '.join(str(error).split())) from error
 

@@ -463,3 +463,13 @@ def test_command_line_from_any_directory(photos, tmp_path):
     assert len(written(tmp_path / "out.zip")) == 4
     result = subprocess.run([*command[:2], "--source=no", "--dest=a.zip"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr == "Error: no such file or folder: no\n"
+
+
+def test_a_reader_that_has_gone_ends_it_quietly(tmp_path):
+    source = write_idx(tmp_path / "x-images.idx3-ubyte", noise(2, 9, 7))  # it says that there are no labels
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as gone:
+        command = [sys.executable, ROOT / "dataset_tool.py", f"--source={source}", f"--dest={tmp_path / 'out.zip'}"]
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr == ""

@@ -415,3 +415,13 @@ def test_a_reference_that_cannot_be_written_is_refused_before_the_work(room, mon
     monkeypatch.setattr(fid, 'collect', lambda *_: pytest.fail('features were made'))
     line = run(room, 'ref', '--data', room / 'a.zip', '--dest', room / 'a.zip' / 'x.npz', fails=True)
     assert str(room / 'a.zip') in line
+
+
+def test_a_reader_that_has_gone_ends_it_quietly(room):
+    read, write = os.pipe()
+    os.close(read)
+    options = ['--data', room / 'a.zip', '--dest', room / 'gone.npz', '--detector', room / 'detector.pth']
+    with open(write, 'wb') as gone:
+        command = [sys.executable, ROOT / 'fid.py', 'ref', *options, '--device', 'cpu']
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and 'Note:' in done.stderr and 'Error' not in done.stderr
