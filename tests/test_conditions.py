@@ -643,7 +643,8 @@ def test_without_a_class_a_seed_says_which(networks, tmp_path):
     for seed, image in zip((7, 12), drawn, strict=True):
         expected = ((image + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0).numpy()
         assert np.abs(pixels(tmp_path / 'a' / f'{seed:06d}.png') - expected).max() <= 1
-    assert 'seed mod N' in run_generate('--help')
+    words = ' '.join(run_generate('--help').split())
+    assert "seed mod N; --reconstruct: the image's own; needed for --codes and --guide" in words
     np.save(tmp_path / 'c.npy', np.zeros((2, 5), int))
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / 'p.png')
     for option in (f'--codes={tmp_path}/c.npy', f'--guide=l2:{tmp_path}/p.png'):  # no seed, or somebody asks for more
