@@ -190,8 +190,8 @@ def image_to_image(
 @click.option('--reconstruct', metavar='ZIP|DIR', help='Encode and decode these images instead')
 @click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='Reconstruct the first ones only')
 @click.option('--class', 'classes', metavar='LIST', type=Classes(),
-              help="Told to it: 3, 0-4, 'all'  [default: seed mod N; --reconstruct: the image's own; needed for --codes "
-              "and --guide]")  # fmt: skip
+              help="Told to it: 3, 0-4, 'all'  [default: seed mod N; --reconstruct: the image's own; needed for "
+              "--codes and --guide]")  # fmt: skip
 @click.option('--label', metavar='LIST', type=Numbers(), help='Told to a network of vector labels: 0.5,-1')
 @click.option('--condition-image', metavar='[KIND:]PATH', multiple=True, help='Picture, folder or zip told to it')
 @click.option('--guide', metavar='SPEC', type=Guides(), multiple=True, help="Generate by this condition; 'help'")
