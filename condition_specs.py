@@ -6,11 +6,9 @@ proportions. A folder of n asks for n results.
 """
 
 import functools
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import click
 import torch
 
 import guide_specs
@@ -18,36 +16,6 @@ from ddn_networks import Network, RecurrentDDN, conditions, pixel_maps
 
 KEPT = 256  # conditions that are not made again when they are asked for again
 KINDS = (*conditions.OF_THE_IMAGE, 'image', conditions.DRAWN)
-
-
-class Ints(click.ParamType):
-    """'0-3,7' as [0, 1, 2, 3, 7]."""
-
-    name = 'list'
-
-    def convert(self, value, param, ctx):
-        found = []
-        for part in value.split(','):
-            match = re.fullmatch(r'\s*(\d{1,18})(?:-(\d{1,18}))?\s*', part)
-            if match is None:
-                self.fail(f'{part!r} is no number below 10^18 and no range; give 0-7 or 1,5,9-12', param, ctx)
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first:
-                self.fail(f'the range {part.strip()} is empty: did you mean {last}-{first}?', param, ctx)
-            found += range(first, last + 1)
-        return found
-
-
-class Numbers(click.ParamType):
-    """'0.5,-1' as [0.5, -1.0]."""
-
-    name = 'list'
-
-    def convert(self, value, param, ctx):
-        try:
-            return [float(part) for part in value.split(',')]
-        except ValueError:
-            self.fail(f'{value!r} is no list of numbers; give for example 0.5,-1', param, ctx)
 
 
 def load_network(path: str, ema: str | None, device: str | torch.device, steps: int | None) -> Network:

@@ -34,10 +34,10 @@ from tqdm import tqdm
 
 import condition_specs
 import guide_specs
-from condition_specs import Ints, Numbers
 from ddn_networks import Network, conditions, guided, samplers
 from dnnlib.code_files import read_code_file, write_codes
 from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_uint8
+from dnnlib.options import Ints, Numbers
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import require_writable
 from torch_utils import distributed as dist

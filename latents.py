@@ -36,10 +36,10 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import condition_specs
-from condition_specs import Ints
 from ddn_networks import Network, codes
 from dnnlib.code_files import CodeFile, read_code_file, write_code_file
 from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_image, to_uint8
+from dnnlib.options import Ints, Numbers
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write, require_writable
 from torch_utils import distributed as dist
@@ -196,7 +196,7 @@ def options(*names: str):
                               help='L, if recurrent  [default: as trained]'),
         'class': click.option('--class', 'class_', metavar='INT', type=click.IntRange(min=0),
                               help="Told to the network  [default: each image's own label]"),
-        'label': click.option('--label', metavar='LIST', type=condition_specs.Numbers(),
+        'label': click.option('--label', metavar='LIST', type=Numbers(),
                               help='Told to a network of vector labels: 0.5,-1'),
         'condition_image': click.option('--condition-image', metavar='[KIND:]PATH', multiple=True,
                                         help='Picture told to it  [default: what is made of each image]'),
