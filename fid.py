@@ -275,11 +275,11 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
 @shared_options
 def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) -> None:
     """Write the reference statistics of a dataset."""
-    Path(dest).parent.mkdir(parents=True, exist_ok=True)  # where that fails, before the work
+    dest = dest if dest.endswith('.npz') else f'{dest}.npz'
+    util.require_writable('--dest', dest)
     source = at_least(2, Files(data, num, seed))
     made = collect(source, detector, batch, keep, 'features')
     about = {'images': source.describe()} | how
-    dest = dest if dest.endswith('.npz') else f'{dest}.npz'
     if dist.get_rank() == 0:
         save_statistics(dest, made._replace(meta=about))
     numbers = {'images': made.num, 'features kept': 0 if made.features is None else len(made.features)}

@@ -446,19 +446,6 @@ def check(scoring: Scoring) -> Scoring:
     return scoring
 
 
-class Numbers(click.ParamType):
-    """'0,1,2' as [0, 1, 2]."""
-
-    name = 'list'
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, list):
-            return value
-        if not re.fullmatch(r'\d+(,\d+)*', value):
-            self.fail(f'{value}: give numbers separated by commas, such as 0,1,2', param, ctx)
-        return [int(part) for part in value.split(',')]
-
-
 def shared_options(name: str, duration: float | str) -> Callable:
     """The options of all these commands. What stands behind ``--`` arrives as a dict, ``more``. Without ``--duration``,
     which then arrives as None, a command takes what the help calls its default, ``duration``."""

@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import ablation
 from ablation import Result, Row
 
+from dnnlib.options import Ints
 from training.presets import PRESETS
 
 DURATION = 0.105  # millions of images
@@ -62,7 +63,7 @@ def table(results: list[Result]) -> str:
 @click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '))
 @click.option('--data', metavar='ZIP', help='Training digits, of dataset_tool.py  [default: 8,000 of the built-in]')
 @click.option('--held-out', metavar='ZIP', help='Digits for reconstruction  [default: the other 2,000]')
-@click.option('--seeds', type=ablation.Numbers(), default='0', show_default=True, metavar='LIST',
+@click.option('--seeds', type=Ints(), default='0', show_default=True, metavar='LIST',
               help='Train every row with each of these: 0,1,2')
 @click.option('--only', metavar='LIST', help='Only rows whose names hold one of these words: bias,conditional')
 @click.option('--num', type=click.IntRange(min=2), default=5000, show_default=True, help='Samples of the distance')

@@ -25,6 +25,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import ablation
 from ablation import Result, Row
 
+from dnnlib.options import Ints
+
 NEITHER, DROPOUT, SPLIT, BOTH = 'neither', 'Chain Dropout', 'Split-and-Prune', 'both'
 ROWS = [
     Row(NEITHER, {'balance': 'none', 'chain-dropout': 0}),
@@ -73,7 +75,7 @@ def verdicts(results: list[Result]) -> list[str]:
 @click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '))
 @click.option('--data', metavar='ZIP', help='Training digits, of dataset_tool.py  [default: 8,000 of the built-in]')
 @click.option('--held-out', metavar='ZIP', help='Digits for reconstruction  [default: the other 2,000]')
-@click.option('--seeds', type=ablation.Numbers(), default='0', show_default=True, metavar='LIST',
+@click.option('--seeds', type=Ints(), default='0', show_default=True, metavar='LIST',
               help='Train every row with each of these: 0,1,2')
 @click.option('--only', metavar='LIST', help='Only rows whose names hold one of these words: neither,split')
 @click.option('--num', type=click.IntRange(min=2), default=5000, show_default=True, help='Samples of the distance')

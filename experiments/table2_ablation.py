@@ -28,6 +28,7 @@ import ablation
 from ablation import Result, Row
 
 from dnnlib.images import ImageArchive
+from dnnlib.options import Ints
 
 # Table 2 as printed: FID, rFID of FFHQ (training), rFID of CelebA (held out).
 PAPER = {
@@ -135,7 +136,7 @@ def differences(results: Sequence[Result]) -> list[str]:
               help='The size of the experiment')
 @click.option('--data', metavar='ZIP', help='Training images, of dataset_tool.py  [default: 8,000 built-in digits]')
 @click.option('--held-out', '--val-data', 'held_out', metavar='ZIP', help='Others  [default: 2,000 built-in digits]')
-@click.option('--seeds', type=ablation.Numbers(), default='0', show_default=True, metavar='LIST',
+@click.option('--seeds', type=Ints(), default='0', show_default=True, metavar='LIST',
               help='Train every row with each of these: 0,1,2')
 @click.option('--only', metavar='LIST', help='Only rows whose names hold one of these words: K=8,Leak')
 @click.option('--num', type=click.IntRange(min=2), help='Samples of the FID  [default: digits 5000, faces64 50000]')

@@ -136,7 +136,6 @@ def test_options_behind_the_dashes():
     assert ablation.parse_options(['--batch=64', '--lr=1e-3']) == {'batch': '64', 'lr': '1e-3'}
     with pytest.raises(click.UsageError, match='--name=value'):
         ablation.parse_options(['--batch', '64'])
-    assert ablation.Numbers()('0,3') == [0, 3]
     rows = [ablation.Row(name, {}) for name in ('K=8', 'w/o Leak Choice')]
     assert ablation.chosen(rows, 'leak, x') == rows[1:] and ablation.chosen(rows, None) == rows
     with pytest.raises(click.UsageError, match='there are K=8, w/o Leak'):
