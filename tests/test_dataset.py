@@ -1,11 +1,13 @@
 """The dataset, the exact order of its images, and the loader, workers included."""
 
+import gc
 import io
 import json
 import multiprocessing
 import os
 import pickle
 import signal
+import time
 import zipfile
 
 import numpy as np
@@ -314,3 +316,67 @@ def test_workers_leave_ctrl_c_to_the_parent(path):
         next(batches)
     assert worker.is_alive()
     batches.close()
+
+
+class Slow(torch.utils.data.Dataset):
+    """Six images, half a second each."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        time.sleep(0.5)
+        return np.zeros([3, 4, 5], np.uint8), index
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_error_in_the_wait_for_images_ends_the_workers(num_workers):
+    """Also while somebody holds on to the error: at exit Python would wait for them, for ever."""
+    batches = data_iterator(Slow(), BatchStream(6, 0, 0, 2), num_workers=num_workers)
+    next(batches)
+
+    def fail(number, frame):
+        raise OSError("too many open files")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(OSError, match="too many open files") as error:
+            for _ in range(2):
+                next(batches)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert error and not multiprocessing.active_children()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's half-made iterator goes badly
+def test_an_error_when_the_second_worker_begins_ends_the_first(path, monkeypatch):
+    start, calls = multiprocessing.Process.start, []
+
+    def failing(process):
+        calls.append(process)
+        if len(calls) == 2:
+            raise OSError("Cannot allocate memory")
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.Process, "start", failing)
+    batches = data_iterator(ImageFolderDataset(path), BatchStream(6, 0, 0, 2), num_workers=2)
+    with pytest.raises(OSError, match="Cannot allocate memory") as error:
+        next(batches)
+    assert error and not multiprocessing.active_children()
+    del error
+    gc.collect()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_killed_worker_is_told_where_images_are_asked_for(num_workers):
+    """As where memory runs out. Not from a signal handler, anywhere in the process."""
+    batches = data_iterator(Slow(), BatchStream(6, 0, 0, 2), num_workers=num_workers)
+    next(batches)
+    worker = multiprocessing.active_children()[0]
+    os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.2)
+    with pytest.raises(OSError, match="a process that loads images was killed") as error:
+        for _ in range(8):
+            next(batches)
+    assert error and not multiprocessing.active_children()

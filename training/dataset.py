@@ -5,7 +5,7 @@ image is seen at which count is a pure function of (seed, nimg): a resumed run g
 number of ranks, micro-batches and workers sees the same sequence.
 """
 
-import contextlib
+import multiprocessing.connection
 import os
 import signal
 import warnings
@@ -25,7 +25,6 @@ __all__ = [
     "PairedDataset",
     "batch_indices",
     "data_iterator",
-    "lost_workers",
     "to_float",
     "to_uint8",
 ]
@@ -336,7 +335,7 @@ def data_iterator(
 
     Labels are int64 [batch_gpu] or float32 [batch_gpu, D]; a `PairedDataset` adds pairs uint8 [batch_gpu, C', h, w].
     Memory is pinned when `device` is a CUDA device. Touches no global random state. Closing the iterator, or dropping
-    it, ends its workers.
+    it, ends its workers; so does an error.
 
     Args:
         dataset: an `ImageFolderDataset`, or any dataset of (array, label, ...).
@@ -347,6 +346,7 @@ def data_iterator(
 
     Raises:
         BadImageError: an image that cannot be used, with its name, also when a worker met it.
+        OSError: a worker was killed.
     """
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -361,37 +361,38 @@ def data_iterator(
 
 
 def _iterate(loader: torch.utils.data.DataLoader) -> Iterator[tuple[torch.Tensor, ...]]:
-    with warnings.catch_warnings():
-        # Python >= 3.12 warns of any fork beside threads; these workers use no lock that another thread could hold.
-        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except BadImageError as error:
-            bad = str(error)
-            # torch keeps the error in a frame of its own traceback: a cycle, in which the workers would live on until
-            # some garbage collection, which then waits 5 seconds for each.
-            error.__traceback__ = None
-            break
-        yield batch
-    del batches
-    # A worker's error comes with its traceback as text; the user needs its last line.
-    line = bad.strip().splitlines()[-1]
-    raise BadImageError(line.removeprefix(f"{BadImageError.__module__}.{BadImageError.__name__}: "))
-
-
-@contextlib.contextmanager
-def lost_workers() -> Iterator[None]:
-    """In the block a killed worker of a loader is an OSError in one line. PyTorch tells of it from a signal handler, so
-    anywhere in the process that loads."""
+    others, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
     try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        try:
+            with warnings.catch_warnings():
+                # Python >= 3.12 warns of any fork beside threads; no lock these use could another thread hold.
+                warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+                batches = iter(loader)
+        finally:
+            workers = [worker for worker in multiprocessing.active_children() if worker not in others]
+        # torch tells of a killed worker in a signal handler, so anywhere in the process, and, at most 5 seconds later,
+        # in `next`: that is enough, and can be dealt with.
+        if signal.getsignal(signal.SIGCHLD) != handler:
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        while True:
+            yield next(batches)
+    except BadImageError as error:
+        # A worker's error comes with its traceback as text; the user needs its last line.
+        line = str(error).strip().splitlines()[-1]
+        raise BadImageError(line.removeprefix(f"{BadImageError.__module__}.{BadImageError.__name__}: ")) from None
+    except Exception:
+        # What a killed worker leaves may be any error: of the queue, of a socket.
+        if not workers or not multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1):
             raise
         advice = "lower --workers or the batch, or look for who killed it; --resume goes on from the last state"
         raise OSError(f"a process that loads images was killed, as where memory runs out: {advice}") from None
+    finally:
+        # torch ends the workers with their iterator. But the traceback of an error holds on to that, and at exit Python
+        # waits for workers, for ever: they ignore the signal by which it asks them to end.
+        batches = None
+        for worker in workers:
+            worker.kill()
+            worker.join(timeout=1)
 
 
 def _leave_signals_to_parent(worker_id: int) -> None:

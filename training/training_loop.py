@@ -27,7 +27,7 @@ from torch_utils import distributed as dist
 from torch_utils import misc, persistence, training_stats
 from training import checkpoint, report
 from training.augment import AugmentPipe
-from training.dataset import BatchStream, ImageFolderDataset, PairedDataset, data_iterator, lost_workers
+from training.dataset import BatchStream, ImageFolderDataset, PairedDataset, data_iterator
 from training.ema import EMA
 from training.interrupt import StopRequest
 from training.loss import layer_losses, total_loss
@@ -273,7 +273,7 @@ def training_loop(
         tick_start_nimg, tick_start_time = cur_nimg, time.time()
 
     # Closed, because an error that holds on to the loader would have the interpreter wait for its workers for ever.
-    with lost_workers(), contextlib.closing(data), stop:
+    with contextlib.closing(data), stop:
         step = 0
         while cur_nimg < total_nimg:
             # What chance decides in this step, for the whole batch; this rank takes its rows.
