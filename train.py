@@ -452,7 +452,7 @@ INT_POS = click.IntRange(min=1)
 def main(ctx: click.Context, **o: Any) -> None:
     given = {k for k in o if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
     run_dir = state = None
-    old = {}
+    old, unchanged = {}, False
     if o['resume']:
         run_dir, state = find_resume(o['resume'], o['outdir'])
         old = stored_options(run_dir)
@@ -478,8 +478,10 @@ def main(ctx: click.Context, **o: Any) -> None:
                 if data != old.get('data', data):
                     dist.print0(f'{o["data"]} is not what this run was trained on: from here on it is another run')
                 loop['seed'] = loop['seed'] if 'seed' in given else old['loop']['seed']
-                for line in differences(old['loop'], loop):
+                changes = differences(old['loop'], loop)
+                for line in changes:
                     dist.print0(f'This run goes on with another option: {line}')
+                unchanged = not changes and data == old.get('data')
             loop['seed'] = dist.all_gather_object(loop['seed'])[0]
             if o['dry_run']:
                 dist.print0(json.dumps(loop, indent=2))
@@ -495,7 +497,13 @@ def main(ctx: click.Context, **o: Any) -> None:
             with run_log(run_dir) if dist.get_rank() == 0 else contextlib.nullcontext():
                 dist.print0(f'Run folder: {run_dir}')
                 training_loop(
-                    run_dir=run_dir, device=device, resume_state=state, snapshot_meta=meta, run_options=stored, **loop
+                    run_dir=run_dir,
+                    device=device,
+                    resume_state=state,
+                    resume_unchanged=unchanged,
+                    snapshot_meta=meta,
+                    run_options=stored,
+                    **loop,
                 )
     except (ValueError, OSError, FloatingPointError) as e:
         raise click.ClickException(' '.join(str(e).split())) from None

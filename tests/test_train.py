@@ -148,7 +148,7 @@ def test_going_on_from_an_older_state_sets_the_newer_ones_aside(tiny_zip, tmp_pa
     args = [f'--data={tiny_zip}', *TINY_RUN, '--tick=0.08', '--dump=1', '--nosubdir']
     run_train(f'--outdir={tmp_path}', *args, '--duration=0.000320')
     out = run_train(f'--resume={tmp_path / "training-state-000000240.safetensors"}', '--lr=0.001', '--tick=0.016')
-    assert '4 newer states, snapshots and pictures' in out and '*.old' in out
+    assert '4 states, snapshots and pictures of later than 240 images are kept as *.old' in out
     for name in ('network-snapshot-000000320.safetensors', 'samples-000000320.png', 'reconstructions-000000320.png'):
         assert (tmp_path / f'{name}.old').read_bytes() != (tmp_path / name).read_bytes()
     assert sorted(p.name for p in tmp_path.glob('training-state*')) == [
@@ -163,6 +163,21 @@ def test_going_on_from_an_older_state_sets_the_newer_ones_aside(tiny_zip, tmp_pa
     new.write_bytes(new.read_bytes()[:1000])
     out = run_train(f'--resume={tmp_path}', '--duration=0.000400', expect=1).splitlines()[-1]
     assert 'is not a whole safetensors file' in out and out.endswith('training-state-000000304.safetensors')
+
+
+def test_only_a_run_that_parts_sets_what_came_after_its_newest_state_aside(tiny_zip, tmp_path):
+    """As after a crash. A run that goes on unchanged makes the same files again."""
+    args = [f'--data={tiny_zip}', *TINY_RUN, '--tick=0.08', '--snap=1', '--dump=3', '--nosubdir']
+    run_train(f'--outdir={tmp_path}', *args, '--duration=0.000400')
+    state = tmp_path / 'training-state-000000400.safetensors'
+    later = tmp_path / 'network-snapshot-000000320.safetensors'
+    before = later.read_bytes()
+    state.unlink()
+    assert '.old' not in run_train(f'--resume={tmp_path}') and not list(tmp_path.glob('*.old'))
+    assert later.read_bytes() == before
+    state.unlink()
+    assert '6 states, snapshots and pictures of later than 240' in run_train(f'--resume={tmp_path}', '--lr=0.001')
+    assert later.read_bytes() != before == (tmp_path / f'{later.name}.old').read_bytes()
 
 
 def test_a_line_of_statistics_that_a_kill_cut_off_costs_no_other(tiny_zip, tmp_path):

@@ -71,10 +71,12 @@ def load_state(path: str, net, ema: EMA, optimizer, balance) -> dict[str, Any]:
     return meta
 
 
-def set_newer_aside(run_dir: str, cur_nimg: int) -> int:
-    """Rename states, snapshots and pictures of more than ``cur_nimg`` images to ``*.old``, for a run that goes on there
-    parts from them; how many."""
+def set_newer_aside(run_dir: str, cur_nimg: int, unchanged: bool) -> int:
+    """Rename states, snapshots and pictures of more than ``cur_nimg`` images to ``*.old``; how many. A run that goes on
+    ``unchanged`` from its newest state makes the same ones again: then they stay, and none is renamed."""
     names = [name for name in sorted(os.listdir(run_dir)) if (m := _OF_IMAGES.fullmatch(name)) and int(m[1]) > cur_nimg]
+    if unchanged and not any(map(_STATE.fullmatch, names)):
+        return 0
     for name in names:
         os.replace(os.path.join(run_dir, name), os.path.join(run_dir, f'{name}.old'))
     return len(names)

@@ -80,6 +80,7 @@ def training_loop(
     device: torch.device | str = 'cpu',
     transfer: str | None = None,
     resume_state: str | None = None,
+    resume_unchanged: bool = False,
     snapshot_meta: dict[str, Any] | None = None,
     run_options: dict[str, Any] | None = None,
 ) -> None:
@@ -112,7 +113,7 @@ def training_loop(
             with pictures, and between training states.
         val_data: images of the validation batch; None takes the training set's.
         transfer: a snapshot whose weights to begin with, where names and shapes fit.
-        resume_state: a training state to go on from.
+        resume_state: a training state to go on from; ``resume_unchanged``: with the data and options that the run had.
         snapshot_meta: JSON-able facts for the snapshots' headers.
         run_options: JSON-able; they are in training_options.json once nothing of them stands against the run.
 
@@ -188,9 +189,9 @@ def training_loop(
     data = data_iterator(loaded, stream, device, num_workers)
     events = report.open_events(run_dir) if tensorboard and rank == 0 else None
     if rank == 0:
-        aside = checkpoint.set_newer_aside(run_dir, cur_nimg)
+        aside = checkpoint.set_newer_aside(run_dir, cur_nimg, resume_unchanged)
         if aside:
-            print(f'{aside} newer states, snapshots and pictures, from which this run parts, are kept as *.old')
+            print(f'{aside} states, snapshots and pictures of later than {cur_nimg:,} images are kept as *.old')
         with atomic_write(os.path.join(run_dir, 'training_options.json'), 'w') as f:
             json.dump(run_options or {}, f, indent=2)
         print(report.layer_table(net), flush=True)
