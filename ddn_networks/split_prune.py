@@ -112,10 +112,10 @@ class SplitAndPrune(NoBalancing):
         memory: float = torch.inf,
     ):
         super().__init__(weights, layer_weights, reduce_fn, dtype)
-        if pairs < 1 or memory <= 0 or not 0 <= prune_at < split_at:
+        if pairs < 1 or memory <= 0 or not 0 <= prune_at < split_at or not confidence >= 0:
             raise ValueError(
-                'Split-and-Prune needs pairs >= 1, memory > 0 and 0 <= prune_at < split_at, not '
-                f'pairs={pairs}, memory={memory}, prune_at={prune_at}, split_at={split_at}'
+                'Split-and-Prune needs pairs >= 1, memory > 0, 0 <= prune_at < split_at and confidence >= 0, not '
+                f'pairs={pairs}, memory={memory}, prune_at={prune_at}, split_at={split_at}, confidence={confidence}'
             )
         self.split_at, self.prune_at = split_at, prune_at
         self.pairs, self.confidence, self.memory = pairs, confidence, memory

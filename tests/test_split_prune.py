@@ -210,7 +210,7 @@ def test_evidence_that_forgets():
 
 def test_bad_options_are_named():
     weights, _ = layer_weights_and_optimizer([(4, 1, 1)])
-    for bad in ({'pairs': 0}, {'memory': 0}, {'prune_at': 3.0}):
+    for bad in ({'pairs': 0}, {'memory': 0}, {'prune_at': 3.0}, {'confidence': -5}):
         with pytest.raises(ValueError, match=f'{next(iter(bad))}={next(iter(bad.values()))}'):
             SplitAndPrune(weights, **bad)
     with pytest.raises(ValueError, match=r'\[4, 1, 1\] has the shape \[4, 1, 2\]'):
