@@ -30,6 +30,7 @@ import ddn_networks
 from ddn_networks import conditions
 from dnnlib import util
 from dnnlib.images import to_float, to_uint8
+from dnnlib.options import one_line_errors, script_help
 from dnnlib.sheets import comfortable_scale, save_png
 from metrics import distances
 from metrics.detectors import PRECISIONS, Detector, file_sha256, load_detector, load_lpips
@@ -215,20 +216,7 @@ def shared_options(command: Callable) -> Callable:
     return run
 
 
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """What the user can mend becomes one line and a non-zero exit."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # whoever read the output has gone: click ends quietly
-    except (ValueError, OSError) as error:
-        raise click.ClickException(' '.join(str(error).split())) from error
-
-
-@click.group(
-    help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True, 'max_content_width': 110}
-)
+@click.group(help=script_help(__doc__), context_settings={'show_default': True, 'max_content_width': 110})
 def main() -> None:
     pass
 

@@ -37,7 +37,7 @@ import guide_specs
 from ddn_networks import Network, conditions, guided, samplers
 from dnnlib.code_files import read_code_file, write_codes
 from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_uint8
-from dnnlib.options import Ints, Numbers
+from dnnlib.options import Ints, Numbers, one_line_errors
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import require_writable
 from torch_utils import distributed as dist
@@ -225,84 +225,79 @@ def main(
         raise click.ClickException(f'--{option} says how to guide: give --guide too, or leave it out')
     if len({'top_k', 'temperature', 'beam'} & set(given)) > 1:
         raise click.ClickException('--top-k, --temperature and --beam each say how to choose: give one')
-    try:
-        with dist.session(device) as device:
-            net = condition_specs.load_network(network, ema, device, steps).to(memory_format=torch.channels_last)
-            rank, world = dist.get_rank(), dist.get_world_size()
-            told = condition_specs.Told(net, classes, label, condition_image)
-            specs = [guide_specs.parse(text, device) for text in guide]
-            seeds_given = ctx.get_parameter_source('seeds') is not click.core.ParameterSource.DEFAULT
-            rows = condition_specs.rows(told, specs, seeds, seeds_given)
-            if subdirs:
-                rows = [row._replace(name=f'{row.seed - row.seed % 1000:06d}/{row.name}') for row in rows]
-            names = [row.name for row in rows]
-            sources = [source for spec in [*specs, *told.specs()] for source in spec.sources]
-            if codes:
-                table = net.check_codes(read_code_file(codes).codes)
-                names = [f'{i:06d}.png' for i in range(len(table))]
-                batches = from_codes(table, names, told, list(range(len(table)))[rank::world], batch)
-            elif reconstruct:
-                archive = ImageArchive(reconstruct)
-                names = png_names(archive.names())[:max_images]
-                sources.append(reconstruct)
-                batches = from_images(net, archive, names, told, list(range(len(names)))[rank::world], batch)
-            elif guide:
-                choose = guided.top_k(top_k) if temperature is None else guided.temperature(temperature)
-                by = {'ranks': guided.by_rank, 'distances': guided.by_distance}[combine]
-                guidance = guided.Guidance([], choose, by, beam, guide_every, guide_layers)
-                batches = from_guides(net, specs, guidance, rows[rank::world], told, batch)
-            else:
-                batches = from_seeds(net, rows[rank::world], told, batch)
-            for source in sources:
-                keep_originals(names, outdir, source)
-                if grid:
-                    keep_originals([os.path.basename(grid)], os.path.dirname(grid), source)
-            count = len(names)
-            images_at = [os.path.join(outdir, name) for name in names]
-            require_writable('--outdir', os.path.join(outdir, os.path.basename(names[0])))
-            if save_codes:
-                require_writable('--save-codes', save_codes, images_at)
+    with one_line_errors(), dist.session(device) as device:
+        net = condition_specs.load_network(network, ema, device, steps).to(memory_format=torch.channels_last)
+        rank, world = dist.get_rank(), dist.get_world_size()
+        told = condition_specs.Told(net, classes, label, condition_image)
+        specs = [guide_specs.parse(text, device) for text in guide]
+        seeds_given = ctx.get_parameter_source('seeds') is not click.core.ParameterSource.DEFAULT
+        rows = condition_specs.rows(told, specs, seeds, seeds_given)
+        if subdirs:
+            rows = [row._replace(name=f'{row.seed - row.seed % 1000:06d}/{row.name}') for row in rows]
+        names = [row.name for row in rows]
+        sources = [source for spec in [*specs, *told.specs()] for source in spec.sources]
+        if codes:
+            table = net.check_codes(read_code_file(codes).codes)
+            names = [f'{i:06d}.png' for i in range(len(table))]
+            batches = from_codes(table, names, told, list(range(len(table)))[rank::world], batch)
+        elif reconstruct:
+            archive = ImageArchive(reconstruct)
+            names = png_names(archive.names())[:max_images]
+            sources.append(reconstruct)
+            batches = from_images(net, archive, names, told, list(range(len(names)))[rank::world], batch)
+        elif guide:
+            choose = guided.top_k(top_k) if temperature is None else guided.temperature(temperature)
+            by = {'ranks': guided.by_rank, 'distances': guided.by_distance}[combine]
+            guidance = guided.Guidance([], choose, by, beam, guide_every, guide_layers)
+            batches = from_guides(net, specs, guidance, rows[rank::world], told, batch)
+        else:
+            batches = from_seeds(net, rows[rank::world], told, batch)
+        for source in sources:
+            keep_originals(names, outdir, source)
             if grid:
-                require_writable('--grid', grid, [*images_at, save_codes or ''])
+                keep_originals([os.path.basename(grid)], os.path.dirname(grid), source)
+        count = len(names)
+        images_at = [os.path.join(outdir, name) for name in names]
+        require_writable('--outdir', os.path.join(outdir, os.path.basename(names[0])))
+        if save_codes:
+            require_writable('--save-codes', save_codes, images_at)
+        if grid:
+            require_writable('--grid', grid, [*images_at, save_codes or ''])
 
-            kept, kept_originals, tables = [], [], []
-            bar = tqdm(total=count, unit='img', disable=None if rank == 0 else True)
-            for b in batches:
-                images = to_uint8(net.decode(b.codes, b.condition)).cpu().numpy()  # [B, C, H, W]
-                for name, image in zip(b.names, images, strict=True):
-                    save_image(image, outdir, name)
-                if save_codes:
-                    tables.append(b.codes.cpu().numpy())
-                if grid and len(kept) * batch < GRID_MAX:
-                    kept.append(images)
-                    if b.originals is not None:
-                        kept_originals.append(to_uint8(b.originals).numpy())
-                bar.update(len(images) * world)
-            bar.close()
-            dist.print0(f'{count} images from {network} to {outdir}')
+        kept, kept_originals, tables = [], [], []
+        bar = tqdm(total=count, unit='img', disable=None if rank == 0 else True)
+        for b in batches:
+            images = to_uint8(net.decode(b.codes, b.condition)).cpu().numpy()  # [B, C, H, W]
+            for name, image in zip(b.names, images, strict=True):
+                save_image(image, outdir, name)
+            if save_codes:
+                tables.append(b.codes.cpu().numpy())
+            if grid and len(kept) * batch < GRID_MAX:
+                kept.append(images)
+                if b.originals is not None:
+                    kept_originals.append(to_uint8(b.originals).numpy())
+            bar.update(len(images) * world)
+        bar.close()
+        dist.print0(f'{count} images from {network} to {outdir}')
 
-            everything = dist.all_gather_object((tables, kept, kept_originals))
-            tables, kept, kept_originals = (
-                [np.concatenate(part) for part in parts if part] for parts in zip(*everything, strict=True)
-            )
-            if rank == 0 and save_codes:
-                write_codes(save_codes, in_order(tables, count))
-            if rank == 0 and grid:
-                pictures = in_order(kept, GRID_MAX)
-                asked = ctx.get_parameter_source('columns') is not click.core.ParameterSource.DEFAULT
-                if told.pictures and not codes and not reconstruct:
-                    pictures, columns = image_to_image(pictures, rows, told, columns)
-                elif reconstruct:
-                    pictures = shown(pictures, in_order(kept_originals, GRID_MAX), columns)
-                elif len(told.labels) > 1 and not asked:
-                    columns = len(rows) // len(told.labels)
-                sheet = image_grid(pictures, columns, rows_apart=2 if reconstruct else 0)
-                save_png(sheet, grid, comfortable_scale(net.img_resolution[1]))
-                dist.print0(f'Grid: {grid}')
-    except BrokenPipeError:
-        raise  # whoever read the output has gone: click ends quietly
-    except (ValueError, OSError) as e:
-        raise click.ClickException(' '.join(str(e).split())) from None
+        everything = dist.all_gather_object((tables, kept, kept_originals))
+        tables, kept, kept_originals = (
+            [np.concatenate(part) for part in parts if part] for parts in zip(*everything, strict=True)
+        )
+        if rank == 0 and save_codes:
+            write_codes(save_codes, in_order(tables, count))
+        if rank == 0 and grid:
+            pictures = in_order(kept, GRID_MAX)
+            asked = ctx.get_parameter_source('columns') is not click.core.ParameterSource.DEFAULT
+            if told.pictures and not codes and not reconstruct:
+                pictures, columns = image_to_image(pictures, rows, told, columns)
+            elif reconstruct:
+                pictures = shown(pictures, in_order(kept_originals, GRID_MAX), columns)
+            elif len(told.labels) > 1 and not asked:
+                columns = len(rows) // len(told.labels)
+            sheet = image_grid(pictures, columns, rows_apart=2 if reconstruct else 0)
+            save_png(sheet, grid, comfortable_scale(net.img_resolution[1]))
+            dist.print0(f'Grid: {grid}')
 
 
 if __name__ == '__main__':

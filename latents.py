@@ -39,7 +39,7 @@ import condition_specs
 from ddn_networks import Network, codes
 from dnnlib.code_files import CodeFile, read_code_file, write_code_file
 from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_image, to_uint8
-from dnnlib.options import Ints, Numbers
+from dnnlib.options import Ints, Numbers, one_line_errors
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write, require_writable
 from torch_utils import distributed as dist
@@ -170,15 +170,11 @@ def one_line(command):
 
     @functools.wraps(command)
     def wrapped(**options):
-        try:
+        with one_line_errors():
             for name in ('dest', 'sheet'):
                 if options.get(name):
                     require_writable(f'--{name}', options[name])
             return command(**options)
-        except BrokenPipeError:
-            raise  # whoever read the output has gone: click ends quietly
-        except (ValueError, OSError) as e:
-            raise click.ClickException(' '.join(str(e).split())) from None
 
     return wrapped
 

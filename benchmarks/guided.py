@@ -18,6 +18,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
 from benchmarks import common
 from ddn_networks import DDN, black_boxes, guided, guides, published_config
+from dnnlib.options import script_help
 
 BOUND = 1.5
 
@@ -53,7 +54,7 @@ def cases(batch: int, size: int) -> dict[str, guided.Guidance | None]:
     }
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '))
+@click.command(help=script_help(__doc__))
 @click.option('--batch', help='Images at a time', type=click.IntRange(min=1), default=2, show_default=True)
 @click.option('--repeats', help='Rounds', type=click.IntRange(min=1), default=3, show_default=True)
 @click.option('--size', help='Resolution', type=int, default=64, show_default=True)

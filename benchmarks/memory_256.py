@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
 from benchmarks import common
 from ddn_networks import DDN, published_config, samplers
+from dnnlib.options import script_help
 from training.loss import layer_losses, total_loss
 
 
@@ -60,7 +61,7 @@ def measure(size: tuple[int, int], checkpoint: bool, batch: int, device: str, pr
     }
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
 @click.option('--out', help='Write OUT.md and OUT.json')
 @click.option('--device', default='cpu')
 @click.option('--batch', type=int, default=1)

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import common  # noqa: E402
+from dnnlib.options import script_help  # noqa: E402
 from metrics import density as densities  # noqa: E402
 
 DENSITIES = ('gaussian', 'blur_circles', 'QR_code', 'sprial', 'words')  # the peer's names
@@ -71,7 +72,7 @@ def train_sddn(
     return layer.multi_out_conv1x1.weight.detach().reshape(K, 2).double().numpy(), seconds
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
 @click.option('--outdir', default='out/toy_density_peer', help='Where results.json and results.md go.')
 @click.option('--nodes', default=2000, help='K.')
 @click.option('--samples', default=72000, help='Samples of the density.')

@@ -1,8 +1,27 @@
-"""Types of options: lists of numbers in words, for click."""
+"""What command lines share, for click: lists of numbers in words, a docstring as --help, errors in one line."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import click
+
+
+def script_help(doc: str) -> str:
+    """The docstring of a script as its --help: examples, which are indented, keep their lines."""
+    return doc.replace('\n\n    ', '\n\n\b\n    ')
+
+
+@contextlib.contextmanager
+def one_line_errors(*more: type[Exception]) -> Iterator[None]:
+    """What the user can mend, ValueError, OSError and ``more``, becomes one line and a non-zero exit. For a block, or
+    for a command as a decorator."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever read the output has gone: click ends quietly
+    except (ValueError, OSError, *more) as error:
+        raise click.ClickException(' '.join(str(error).split())) from error
 
 
 class Ints(click.ParamType):

@@ -27,6 +27,7 @@ from scipy.stats import spearmanr
 
 from ddn_networks import Network
 from dnnlib.images import ImageArchive, to_float
+from dnnlib.options import one_line_errors
 from dnnlib.sheets import image_grid
 from dnnlib.util import atomic_write, format_time
 from metrics.detectors import file_sha256, load_detector
@@ -436,11 +437,9 @@ def check(scoring: Scoring) -> Scoring:
     scoring = scoring._replace(
         data=absolute(scoring.data), held_out=absolute(scoring.held_out), detector=absolute(scoring.detector)
     )
-    try:
+    with one_line_errors():
         sizes = [len(ImageArchive(path)) for path in (scoring.data, scoring.held_out) if path]
         load_detector(scoring.detector)
-    except (ValueError, OSError) as error:
-        raise click.ClickException(' '.join(str(error).split())) from None
     if scoring.num_reconstructed > min(sizes):
         raise click.ClickException(f'--num-reconstructed={scoring.num_reconstructed}: there are {min(sizes)} images')
     return scoring
@@ -468,12 +467,10 @@ def shared_options(name: str, duration: float | str) -> Callable:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs is told to stop
             folder = Path(outdir).resolve()
             into = Path(results).resolve() if results else folder
-            try:
+            with one_line_errors(Failed):
                 folder.mkdir(parents=True, exist_ok=True)
                 machine = {'device': device, 'ranks': ranks}
                 return command(folder=folder, into=into, machine=machine, more=parse_options(more), **options)
-            except (Failed, ValueError, OSError) as error:
-                raise click.ClickException(' '.join(str(error).split())) from None
 
         for decorator in reversed(decorators):
             wrapped = decorator(wrapped)

@@ -22,7 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import ablation
 from ablation import Result, Row
 
-from dnnlib.options import Ints
+from dnnlib.options import Ints, script_help
 from training.presets import PRESETS
 
 DURATION = 0.105  # millions of images
@@ -60,7 +60,7 @@ def table(results: list[Result]) -> str:
     return ablation.markdown(['--balance', *columns], lines)
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '))
+@click.command(help=script_help(__doc__))
 @click.option('--data', metavar='ZIP', help='Training digits, of dataset_tool.py  [default: 8,000 of the built-in]')
 @click.option('--held-out', metavar='ZIP', help='Digits for reconstruction  [default: the other 2,000]')
 @click.option('--seeds', type=Ints(), default='0', show_default=True, metavar='LIST',

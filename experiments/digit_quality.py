@@ -19,6 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from ddn_networks import Network
 from dnnlib.images import ImageArchive, to_float, to_uint8
+from dnnlib.options import one_line_errors, script_help
 from dnnlib.util import atomic_write
 from metrics.detectors import read_state, weights_path
 from metrics.lenet import LeNet
@@ -30,7 +31,14 @@ def probabilities(lenet: LeNet, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([lenet.probabilities(to_float(to_uint8(part))) for part in images.split(500)])
 
 
-def measure(network: str, real: str, num: int, ema: str | None, out: str | None) -> None:
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.option('--network', required=True, help='Network snapshot')
+@click.option('--real', default='datasets/quickstart/test.zip', help='Held-out digits (zip of dataset_tool.py)')
+@click.option('--num', default=1000, help='Samples, from seeds 0 .. num - 1')
+@click.option('--ema', help="Averaged weights, or 'none'")
+@click.option('--out', help='Write the numbers here too (.json)')
+@one_line_errors()
+def main(network: str, real: str, num: int, ema: str | None, out: str | None) -> None:
     lenet = LeNet().load_weights_(read_state(weights_path('lenet'))).eval()
     net = Network.from_pretrained(network, ema=ema)
     samples = torch.cat([net.sample(seeds=part.tolist())[0] for part in torch.arange(num).split(250)])
@@ -52,19 +60,6 @@ def measure(network: str, real: str, num: int, ema: str | None, out: str | None)
     if out:
         with atomic_write(out, 'w') as f:
             json.dump(result, f, indent=2)
-
-
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
-@click.option('--network', required=True, help='Network snapshot')
-@click.option('--real', default='datasets/quickstart/test.zip', help='Held-out digits (zip of dataset_tool.py)')
-@click.option('--num', default=1000, help='Samples, from seeds 0 .. num - 1')
-@click.option('--ema', help="Averaged weights, or 'none'")
-@click.option('--out', help='Write the numbers here too (.json)')
-def main(network: str, real: str, num: int, ema: str | None, out: str | None) -> None:
-    try:
-        measure(network, real, num, ema, out)
-    except (ValueError, OSError) as e:
-        raise click.ClickException(' '.join(str(e).split())) from None
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from ddn_networks import Network
+from dnnlib.options import one_line_errors, script_help
 from dnnlib.util import atomic_write
 from torch_utils import persistence
 from training.presets import PRESETS
@@ -92,7 +93,7 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str |
     }
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
 @click.option('--run', required=True, metavar='DIR', help='Run folder of train.py')
 @click.option('--name', required=True, help='Name in pretrained/, for --network=NAME')
 @click.option('--outdir', metavar='DIR', help='Where to write NAME.safetensors and NAME.json  [default: pretrained/]')
@@ -100,18 +101,16 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str |
 @click.option('--dtype', type=click.Choice(list(DTYPES)), default='float16', help='Of the weights in the file')
 @click.option('--preset', help="To say the run's command by  [default: the run's own]")
 @click.option('--note', default='', help='Anything else to say: the machine, how the settings were found')
+@one_line_errors(KeyError)
 def main(run, name, outdir, ema, dtype, preset, note) -> None:
-    try:
-        newest_snapshot(run)
-        path = os.path.join(outdir or persistence.PRETRAINED, f'{name}.safetensors')
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        facts = keep(run, path, ema, DTYPES[dtype], preset, note)
-        with atomic_write(path.replace('.safetensors', '.json'), 'w') as f:
-            json.dump(facts, f, indent=1)
-            f.write('\n')
-        print(f'{path}: {facts["parameters"]:,} parameters, {facts["bytes"]:,} bytes')
-    except (ValueError, OSError, KeyError) as e:
-        raise click.ClickException(' '.join(str(e).split())) from None
+    newest_snapshot(run)
+    path = os.path.join(outdir or persistence.PRETRAINED, f'{name}.safetensors')
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    facts = keep(run, path, ema, DTYPES[dtype], preset, note)
+    with atomic_write(path.replace('.safetensors', '.json'), 'w') as f:
+        json.dump(facts, f, indent=1)
+        f.write('\n')
+    print(f'{path}: {facts["parameters"]:,} parameters, {facts["bytes"]:,} bytes')
 
 
 if __name__ == '__main__':

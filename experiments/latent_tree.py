@@ -25,6 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from ddn_networks import Network
 from dnnlib.images import to_image, to_uint8
+from dnnlib.options import one_line_errors, script_help
 from dnnlib.sheets import save_png
 from dnnlib.util import atomic_write
 
@@ -120,7 +121,7 @@ def snapshots(run: str) -> list[str]:
     return [os.path.join(run, name) for name in names]
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
 @click.option('--network', metavar='FILE|URL', help='Network snapshot')
 @click.option('--out', metavar='PNG', help='Where to write its tree')
 @click.option('--run', metavar='DIR', help='Run folder, whose snapshots make the film (train with a small --snap)')
@@ -130,29 +131,27 @@ def snapshots(run: str) -> list[str]:
 @click.option('--width', metavar='INT', type=click.IntRange(min=16), default=720, help='Of the film, pixels')
 @click.option('--seconds', metavar='FLOAT', default=0.25, help='Of a picture in the film')
 @click.option('--ema', help="Averaged weights, or 'none'")
+@one_line_errors()
 def main(network, out, run, film, depth, leaf, width, seconds, ema) -> None:
     if bool(network) != bool(out) or bool(run) != bool(film) or not (network or run):
         raise click.ClickException('give --network with --out, or --run with --film')
-    try:
-        if network:
-            picture, net = tree_of(network, depth, ema, leaf)
-            save_png(picture, out)
-            print(f'{out}: {picture.width}x{picture.height}, K = {net.num_nodes[0]}, L = {net.num_layers}')
-        if run:
-            frames = []
-            for path in tqdm(snapshots(run), desc='film', unit='snapshot'):
-                picture, net = tree_of(path, depth, ema, leaf)
-                picture = picture.resize((width, round(width * picture.height / picture.width)), Image.LANCZOS)
-                text = f'{net.snapshot_meta.get("cur_nimg", 0):,} images'
-                ImageDraw.Draw(picture).text((4, 2), text, fill='red')
-                frames.append(np.asarray(picture))
-            gif = film.endswith('.gif')
-            pace = {'duration': round(seconds * 1000), 'loop': 0} if gif else {'fps': 1 / seconds}
-            with atomic_write(film) as f:
-                imageio.imwrite(f.name, np.stack(frames), extension=os.path.splitext(film)[1], **pace)
-            print(f'{film}: {len(frames)} pictures')
-    except (ValueError, OSError) as e:
-        raise click.ClickException(' '.join(str(e).split())) from None
+    if network:
+        picture, net = tree_of(network, depth, ema, leaf)
+        save_png(picture, out)
+        print(f'{out}: {picture.width}x{picture.height}, K = {net.num_nodes[0]}, L = {net.num_layers}')
+    if run:
+        frames = []
+        for path in tqdm(snapshots(run), desc='film', unit='snapshot'):
+            picture, net = tree_of(path, depth, ema, leaf)
+            picture = picture.resize((width, round(width * picture.height / picture.width)), Image.LANCZOS)
+            text = f'{net.snapshot_meta.get("cur_nimg", 0):,} images'
+            ImageDraw.Draw(picture).text((4, 2), text, fill='red')
+            frames.append(np.asarray(picture))
+        gif = film.endswith('.gif')
+        pace = {'duration': round(seconds * 1000), 'loop': 0} if gif else {'fps': 1 / seconds}
+        with atomic_write(film) as f:
+            imageio.imwrite(f.name, np.stack(frames), extension=os.path.splitext(film)[1], **pace)
+        print(f'{film}: {len(frames)} pictures')
 
 
 if __name__ == '__main__':

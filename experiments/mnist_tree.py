@@ -30,6 +30,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from ddn_networks.codes import vote
 from dnnlib.code_files import CodeFile, read_code_file
+from dnnlib.options import one_line_errors, script_help
 from dnnlib.util import atomic_write
 
 SIZES = (128, 1024, 10_000, 50_000)
@@ -135,7 +136,7 @@ def as_table(rows: list[dict]) -> str:
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
 @click.option('--train', metavar='NPZ', required=True, multiple=True, help='Codes of the training set')
 @click.option('--test', metavar='NPZ', multiple=True, help='Codes of the test set  [default: ask the held-out rows]')
 @click.option('--held-out', metavar='INT', type=click.IntRange(min=0), default=10_000,
@@ -145,33 +146,31 @@ def as_table(rows: list[dict]) -> str:
 @click.option('--k', metavar='INT', type=click.IntRange(min=2), default=5, help='Neighbours')
 @click.option('--outdir', metavar='DIR', help='Write mnist_tree.md and mnist_tree.json there')
 @click.option('--note', metavar='TEXT', default='', help='What to write beside the numbers')
+@one_line_errors()
 def main(train, test, held_out, sizes, draws, k, outdir, note) -> None:
-    try:
-        if test and len(train) != len(test):
-            raise ValueError(f'{len(train)} --train and {len(test)} --test: they come in pairs')
-        if not (test or held_out):
-            raise ValueError('--held-out=0 and no --test: there is nobody to ask')
-        numbers = [int(size) for size in sizes.split(',')]
-        rows, start = [], time.time()
-        for a, b in zip(train, test or [None] * len(train), strict=True):
-            known = checked(a)
-            voters = max(0, len(known.codes) - held_out)
-            asked = checked(b) if b else part(known, slice(voters, None))
-            rows += compare(part(known, slice(voters)), asked, numbers, draws, k)
-            print(f'{a}: done after {time.time() - start:.0f} s', file=sys.stderr)
-        text, asked_of = as_table(rows), 'test set' if test else 'held-out training images'
-        print(text)
-        if outdir:
-            os.makedirs(outdir, exist_ok=True)
-            names = [os.path.basename(path) for path in train]
-            facts = {'codes': names, 'asked': asked_of, 'draws': draws, 'k': k, 'note': note, 'rows': rows}
-            with atomic_write(os.path.join(outdir, 'mnist_tree.json'), 'w') as f:
-                json.dump(facts, f, indent=2)
-            with atomic_write(os.path.join(outdir, 'mnist_tree.md'), 'w') as f:
-                title = f'# Table 3: accuracy on the {asked_of} in %, by number of labelled images'
-                f.write('\n\n'.join(filter(None, (title, note, text))) + '\n')
-    except (ValueError, OSError) as e:
-        raise click.ClickException(' '.join(str(e).split())) from None
+    if test and len(train) != len(test):
+        raise ValueError(f'{len(train)} --train and {len(test)} --test: they come in pairs')
+    if not (test or held_out):
+        raise ValueError('--held-out=0 and no --test: there is nobody to ask')
+    numbers = [int(size) for size in sizes.split(',')]
+    rows, start = [], time.time()
+    for a, b in zip(train, test or [None] * len(train), strict=True):
+        known = checked(a)
+        voters = max(0, len(known.codes) - held_out)
+        asked = checked(b) if b else part(known, slice(voters, None))
+        rows += compare(part(known, slice(voters)), asked, numbers, draws, k)
+        print(f'{a}: done after {time.time() - start:.0f} s', file=sys.stderr)
+    text, asked_of = as_table(rows), 'test set' if test else 'held-out training images'
+    print(text)
+    if outdir:
+        os.makedirs(outdir, exist_ok=True)
+        names = [os.path.basename(path) for path in train]
+        facts = {'codes': names, 'asked': asked_of, 'draws': draws, 'k': k, 'note': note, 'rows': rows}
+        with atomic_write(os.path.join(outdir, 'mnist_tree.json'), 'w') as f:
+            json.dump(facts, f, indent=2)
+        with atomic_write(os.path.join(outdir, 'mnist_tree.md'), 'w') as f:
+            title = f'# Table 3: accuracy on the {asked_of} in %, by number of labelled images'
+            f.write('\n\n'.join(filter(None, (title, note, text))) + '\n')
 
 
 if __name__ == '__main__':

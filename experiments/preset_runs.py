@@ -22,6 +22,7 @@ from PIL import Image
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
+from dnnlib.options import script_help
 from dnnlib.sheets import save_png
 from dnnlib.util import atomic_write
 from training.presets import PRESETS
@@ -92,7 +93,7 @@ def in_words(run: dict[str, Any]) -> list[str]:
     ]
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
 @click.argument('runs', metavar='RUN...', nargs=-1, required=True)
 @click.option('--outdir', metavar='DIR', help='Write presets.json, presets.md and the newest sheet of each run here')
 @click.option('--reconstructions', is_flag=True, help='Copy these sheets too')

@@ -23,6 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from ddn_networks import Network, RecurrentDDN, samplers
 from dnnlib.images import ImageArchive, to_float, to_uint8
+from dnnlib.options import one_line_errors, script_help
 from dnnlib.sheets import image_grid, save_png
 from dnnlib.util import atomic_write
 from metrics.detectors import read_state, weights_path
@@ -94,7 +95,7 @@ def chart(trained: int, curves: list[tuple[str, list[float], str, tuple]]) -> Im
     return page
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
 @click.option('--network', required=True, metavar='FILE|URL|NAME', help='Snapshot of a recurrent network')
 @click.option('--real', required=True, metavar='ZIP|DIR', help='Held-out digits')
 @click.option('--steps', type=click.IntRange(min=1), default=20, help='Largest L')
@@ -102,7 +103,7 @@ def chart(trained: int, curves: list[tuple[str, list[float], str, tuple]]) -> Im
 @click.option('--ema', help="Averaged weights, or 'none'")
 @click.option('--outdir', metavar='DIR', help='Write results.json, quality.png and samples.png there')
 def main(network, real, steps, num, ema, outdir) -> None:
-    try:
+    with one_line_errors():
         net = Network.from_pretrained(network, ema=ema)
         if not isinstance(net, RecurrentDDN):
             raise ValueError(f'{network} is not recurrent, its {net.num_layers} layers are fixed')
@@ -110,8 +111,6 @@ def main(network, real, steps, num, ema, outdir) -> None:
         archive = ImageArchive(real)
         rows = np.linspace(0, len(archive) - 1, min(num, len(archive))).astype(int)
         digits = to_float(torch.from_numpy(np.stack([archive.image(int(i)) for i in rows])))
-    except (ValueError, OSError) as e:
-        raise click.ClickException(' '.join(str(e).split())) from None
     trained, net.num_layers = net.num_layers, steps
     result = {
         'trained_steps': trained,

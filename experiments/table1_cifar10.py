@@ -25,6 +25,7 @@ import ablation
 from ablation import Result, Row
 
 from ddn_networks import Network
+from dnnlib.options import script_help
 
 # Table 1 as printed: VQ-VAE from Vuong et al. (2023), the other baselines from Bond-Taylor et al. (2021).
 PAPER = [
@@ -54,7 +55,7 @@ def caption(result: Result, scoring: ablation.Scoring) -> str:
     )
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '))
+@click.command(help=script_help(__doc__))
 @click.option('--data', metavar='ZIP', required=True, help='The 50,000 training images, of dataset_tool.py')
 @click.option('--network', metavar='FILE', help='Score this snapshot; train nothing')
 @click.option('--num', type=click.IntRange(min=2), default=50_000, show_default=True, help='Samples of the FID')

@@ -28,7 +28,7 @@ import ablation
 from ablation import Result, Row
 
 from dnnlib.images import ImageArchive
-from dnnlib.options import Ints
+from dnnlib.options import Ints, script_help
 
 # Table 2 as printed: FID, rFID of FFHQ (training), rFID of CelebA (held out).
 PAPER = {
@@ -131,7 +131,7 @@ def differences(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '))
+@click.command(help=script_help(__doc__))
 @click.option('--setup', 'setup_name', type=click.Choice(list(SETUPS)), default='digits', show_default=True,
               help='The size of the experiment')
 @click.option('--data', metavar='ZIP', help='Training images, of dataset_tool.py  [default: 8,000 built-in digits]')

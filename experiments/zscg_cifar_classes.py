@@ -23,6 +23,7 @@ import zscg
 from ddn_networks import Network, black_boxes
 from ddn_networks.guided import Guidance, top_k
 from dnnlib.images import ImageArchive, read_labels
+from dnnlib.options import script_help
 
 NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as those classifiers were trained
@@ -121,7 +122,7 @@ def trust(net: Network, judge: CifarResNet, data: str) -> dict[str, str]:
     return facts
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
 @click.option('--network', help='Snapshot of an unconditional CIFAR-10 network')
 @click.option('--train-data', default='datasets/cifar10-train.zip', help='What to train preset cifar10-cpu on without')
 @click.option('--data', help='Held-out images with labels: how often does the judge read them right?')

@@ -21,6 +21,7 @@ import zscg
 from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided import Guidance, temperature, top_k
 from dnnlib.images import ImageArchive, read_labels
+from dnnlib.options import script_help
 from metrics.detectors import load_detector
 
 
@@ -95,7 +96,7 @@ def nearest_neighbour(path: str, net: Network):
     return lambda images: values[torch.cdist(images.flatten(1), reference).argmin(1)]
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
 @click.option('--network', help='Snapshot of a network for 32x32 digits')
 @click.option('--train-data', default='datasets/mnist.zip', help='What to train preset mnist-cpu on without')
 @click.option('--data', required=True, help='Held-out digits, zip or folder')

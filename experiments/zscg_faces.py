@@ -26,6 +26,7 @@ import zscg
 import guide_specs
 from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided import Guidance, by_distance, top_k
+from dnnlib.options import script_help
 from metrics.detectors import load_lpips
 
 
@@ -209,7 +210,7 @@ def drawn_tasks(net: Network, portraits: torch.Tensor, every: Sequence[zscg.Task
     return zscg.Sheet(rows)
 
 
-@click.command(help=__doc__.replace('\n\n    ', '\n\n\b\n    '), context_settings={'show_default': True})
+@click.command(help=script_help(__doc__), context_settings={'show_default': True})
 @click.option('--network', help='Snapshot of an unconditional face network')
 @click.option('--train-data', default='datasets/faces64-train.zip', help='What to train preset faces64-cpu on without')
 @click.option('--data', required=True, help='Held-out faces of its resolution, zip or folder')
