@@ -17,7 +17,7 @@ from conftest import TINY_RUN, final, invoke, write_zip
 
 import train
 from torch_utils import persistence
-from training import training_loop
+from training import checkpoint, training_loop
 from training.report import read_stats, write_report
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -397,6 +397,8 @@ def test_a_number_that_goes_wrong_stops_the_run_and_is_never_saved(tiny_zip, tmp
     out = run_train(f'--outdir={tmp_path / "a"}', *args, expect=1)
     what = r'Error: the (loss of layer \d+|gradient of \S+) is not finite in the step after [\d,]+ images'
     assert re.search(what, out)
+    states = checkpoint.find_states(str(tmp_path / 'a'))
+    assert (f'the last good state is {states[0]}.' if states else f'{tmp_path / "a"} has no state.') in out
     for name in os.listdir(tmp_path / 'a'):
         if name.endswith('.safetensors'):
             assert all(t.isfinite().all() for t in persistence.load_tensors(str(tmp_path / 'a' / name))[0].values())
