@@ -27,10 +27,10 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 import ddn_networks
+from cli.options import one_line_errors, script_help
 from ddn_networks import conditions
 from dnnlib import util
 from dnnlib.images import to_float, to_uint8
-from dnnlib.options import one_line_errors, script_help
 from dnnlib.sheets import comfortable_scale, save_png
 from metrics import distances
 from metrics.detectors import PRECISIONS, Detector, file_sha256, load_detector, load_lpips

@@ -32,12 +32,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import condition_specs
-import guide_specs
-from ddn_networks import Network, conditions, guided, samplers
-from dnnlib.code_files import read_code_file, write_codes
+from cli import condition_arguments, guide_arguments
+from cli.code_files import read_code_file, write_codes
+from cli.options import Ints, Numbers, one_line_errors
+from ddn_networks import Network, conditions, guided_sampling, samplers
 from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_uint8
-from dnnlib.options import Ints, Numbers, one_line_errors
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import require_writable
 from torch_utils import distributed as dist
@@ -63,7 +62,7 @@ class Guides(click.ParamType):
 
     def convert(self, value, param, ctx):
         if value == 'help':
-            click.echo(guide_specs.help_text())
+            click.echo(guide_arguments.help_text())
             ctx.exit()
         return value
 
@@ -93,19 +92,19 @@ class Classes(click.ParamType):
 
 
 def from_seeds(
-    net: Network, rows: list[condition_specs.Row], told: condition_specs.Told, batch: int
+    net: Network, rows: list[condition_arguments.Row], told: condition_arguments.Told, batch: int
 ) -> Iterator[Batch]:
     for part in chunks(rows, batch):
         codes = samplers.uniform_codes(net.num_nodes, [row.seed for row in part])
         yield Batch([row.name for row in part], codes, condition_of(told, part))
 
 
-def condition_of(told: condition_specs.Told, rows: list[condition_specs.Row]) -> torch.Tensor | None:
+def condition_of(told: condition_arguments.Told, rows: list[condition_arguments.Row]) -> torch.Tensor | None:
     return told.condition([row.label for row in rows], [row.target for row in rows])
 
 
 def from_codes(
-    codes: torch.Tensor, names: list[str], told: condition_specs.Told, rows: list[int], batch: int
+    codes: torch.Tensor, names: list[str], told: condition_arguments.Told, rows: list[int], batch: int
 ) -> Iterator[Batch]:
     told.serve(len(codes))
     for part in chunks(rows, batch):
@@ -114,7 +113,7 @@ def from_codes(
 
 
 def from_images(
-    net: Network, archive: ImageArchive, names: list[str], told: condition_specs.Told, rows: list[int], batch: int
+    net: Network, archive: ImageArchive, names: list[str], told: condition_arguments.Told, rows: list[int], batch: int
 ) -> Iterator[Batch]:
     told.serve(len(names), of=len(archive))
     labels = None
@@ -129,16 +128,16 @@ def from_images(
 
 def from_guides(
     net: Network,
-    specs: list[guide_specs.Spec],
-    guidance: guided.Guidance,
-    rows: list[condition_specs.Row],
-    told: condition_specs.Told,
+    specs: list[guide_arguments.Spec],
+    guidance: guided_sampling.Guidance,
+    rows: list[condition_arguments.Row],
+    told: condition_arguments.Told,
     batch: int,
 ) -> Iterator[Batch]:
     for part in chunks(rows, batch):
         guides = [spec.build([row.target for row in part], net.img_resolution) for spec in specs]
         condition = condition_of(told, part)
-        codes = guided.sample(net, guidance._replace(guides=guides), [row.seed for row in part], condition)[1]
+        codes = guided_sampling.sample(net, guidance._replace(guides=guides), [row.seed for row in part], condition)[1]
         yield Batch([row.name for row in part], codes, condition)
 
 
@@ -162,7 +161,7 @@ def shown(images: np.ndarray, originals: np.ndarray, columns: int) -> np.ndarray
 
 
 def image_to_image(
-    images: np.ndarray, rows: list[condition_specs.Row], told: condition_specs.Told, columns: int
+    images: np.ndarray, rows: list[condition_arguments.Row], told: condition_arguments.Told, columns: int
 ) -> tuple[np.ndarray, int]:
     """A sheet (images, columns): in each row a condition, up to ``columns`` samples of it, and the picture it was made
     of, where that says more."""
@@ -226,12 +225,12 @@ def main(
     if len({'top_k', 'temperature', 'beam'} & set(given)) > 1:
         raise click.ClickException('--top-k, --temperature and --beam each say how to choose: give one')
     with one_line_errors(), dist.session(device) as device:
-        net = condition_specs.load_network(network, ema, device, steps).to(memory_format=torch.channels_last)
+        net = condition_arguments.load_network(network, ema, device, steps).to(memory_format=torch.channels_last)
         rank, world = dist.get_rank(), dist.get_world_size()
-        told = condition_specs.Told(net, classes, label, condition_image)
-        specs = [guide_specs.parse(text, device) for text in guide]
+        told = condition_arguments.Told(net, classes, label, condition_image)
+        specs = [guide_arguments.parse(text, device) for text in guide]
         seeds_given = ctx.get_parameter_source('seeds') is not click.core.ParameterSource.DEFAULT
-        rows = condition_specs.rows(told, specs, seeds, seeds_given)
+        rows = condition_arguments.rows(told, specs, seeds, seeds_given)
         if subdirs:
             rows = [row._replace(name=f'{row.seed - row.seed % 1000:06d}/{row.name}') for row in rows]
         names = [row.name for row in rows]
@@ -246,9 +245,9 @@ def main(
             sources.append(reconstruct)
             batches = from_images(net, archive, names, told, list(range(len(names)))[rank::world], batch)
         elif guide:
-            choose = guided.top_k(top_k) if temperature is None else guided.temperature(temperature)
-            by = {'ranks': guided.by_rank, 'distances': guided.by_distance}[combine]
-            guidance = guided.Guidance([], choose, by, beam, guide_every, guide_layers)
+            choose = guided_sampling.top_k(top_k) if temperature is None else guided_sampling.temperature(temperature)
+            by = {'ranks': guided_sampling.by_rank, 'distances': guided_sampling.by_distance}[combine]
+            guidance = guided_sampling.Guidance([], choose, by, beam, guide_every, guide_layers)
             batches = from_guides(net, specs, guidance, rows[rank::world], told, batch)
         else:
             batches = from_seeds(net, rows[rank::world], told, batch)

@@ -35,11 +35,11 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-import condition_specs
+from cli import condition_arguments
+from cli.code_files import CodeFile, read_code_file, write_code_file
+from cli.options import Ints, Numbers, one_line_errors
 from ddn_networks import Network, codes
-from dnnlib.code_files import CodeFile, read_code_file, write_code_file
 from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_image, to_uint8
-from dnnlib.options import Ints, Numbers, one_line_errors
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write, require_writable
 from torch_utils import distributed as dist
@@ -85,17 +85,17 @@ def in_rows(tiles: Sequence[Tile], columns: int = 16) -> list[list[Tile]]:
 def load_network(
     network: str, ema: str | None, device: str | None, steps: int | None, class_: int | None,
     label: Sequence[float] | None, condition_image: Sequence[str],
-) -> tuple[Network, condition_specs.Told]:  # fmt: skip
+) -> tuple[Network, condition_arguments.Told]:  # fmt: skip
     """What the options ``NET`` name: the network, and what it is told."""
-    net = condition_specs.load_network(network, ema, dist.device_for_rank(device), steps)
-    return net, condition_specs.Told(net, None if class_ is None else [class_], label, condition_image)
+    net = condition_arguments.load_network(network, ema, dist.device_for_rank(device), steps)
+    return net, condition_arguments.Told(net, None if class_ is None else [class_], label, condition_image)
 
 
 class Conditions:
     """What a network is told beside the codes of rows of a file, [B, c, H, W], or None for nothing: what the command
     line says, and where that leaves something open, each row's own label and picture."""
 
-    def __init__(self, told: condition_specs.Told, file: CodeFile, data: str | None):
+    def __init__(self, told: condition_arguments.Told, file: CodeFile, data: str | None):
         several = any(len(pictures.names) > 1 for pictures in told.pictures.values())
         told.serve(len(file.codes), of=_first_of(file, data) if several else None)
         labels = file.labels if file.vectors is None else file.vectors

@@ -34,6 +34,7 @@ import click
 import torch
 from click.core import ParameterSource
 
+from cli.presets import PRESETS
 from ddn_networks import conditions, published_config
 from dnnlib.util import Logger, remove_unfinished
 from torch_utils import distributed as dist
@@ -42,7 +43,6 @@ from training import checkpoint
 from training.dataset import ImageFolderDataset
 from training.ema import ema_label
 from training.memory import auto_batch_gpu
-from training.presets import PRESETS
 from training.training_loop import BALANCERS, training_loop
 
 # EDM's augmentations for images, 9 labels (Karras et al. 2022, Table 6).
@@ -160,7 +160,7 @@ def recurrent_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str
 
 # Class, how its arguments are found, and the options that only the other one knows.
 NETWORKS = {
-    'ddn': ('ddn_networks.network.DDN', network_kwargs, ('steps', 'base_width')),
+    'ddn': ('ddn_networks.single_shot.DDN', network_kwargs, ('steps', 'base_width')),
     'recurrent': (
         'ddn_networks.recurrent.RecurrentDDN',
         recurrent_kwargs,

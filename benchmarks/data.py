@@ -21,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dnnlib.options import script_help
+from cli.options import script_help
 from training.dataset import BatchStream, ImageFolderDataset, data_iterator
 
 

@@ -17,13 +17,13 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
 from benchmarks import common
-from ddn_networks import DDN, black_boxes, guided, guides, published_config
-from dnnlib.options import script_help
+from cli.options import script_help
+from ddn_networks import DDN, black_boxes, guided_sampling, guides, published_config
 
 BOUND = 1.5
 
 
-def cases(batch: int, size: int) -> dict[str, guided.Guidance | None]:
+def cases(batch: int, size: int) -> dict[str, guided_sampling.Guidance | None]:
     """Name -> guidance; None is unguided. Names that start with '*' render and have no claim."""
     target = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
     mask = (torch.arange(size) < size // 2).float().expand(batch, 1, size, size)
@@ -46,11 +46,11 @@ def cases(batch: int, size: int) -> dict[str, guided.Guidance | None]:
     both = [guides.superres(low), guides.inpaint(target, mask)]
     return {
         'unguided': None,
-        **{name: guided.Guidance([guide]) for name, guide in alone.items()},
-        'superres 8 + inpaint, summed': guided.Guidance(both, combine=guided.by_distance),
-        'superres 8 + inpaint, ranked': guided.Guidance(both, combine=guided.by_rank),
-        '* python (mean), every 4': guided.Guidance([alone['* python (mean)']], every=4),
-        '* superres 8, beam 2': guided.Guidance([alone['superres 8']], beam=2),
+        **{name: guided_sampling.Guidance([guide]) for name, guide in alone.items()},
+        'superres 8 + inpaint, summed': guided_sampling.Guidance(both, combine=guided_sampling.by_distance),
+        'superres 8 + inpaint, ranked': guided_sampling.Guidance(both, combine=guided_sampling.by_rank),
+        '* python (mean), every 4': guided_sampling.Guidance([alone['* python (mean)']], every=4),
+        '* superres 8, beam 2': guided_sampling.Guidance([alone['superres 8']], beam=2),
     }
 
 

@@ -20,8 +20,8 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
 from benchmarks import common
+from cli.options import script_help
 from ddn_networks import DDN, published_config, samplers
-from dnnlib.options import script_help
 from training.loss import layer_losses, total_loss
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import common  # noqa: E402
-from dnnlib.options import script_help  # noqa: E402
+from cli.options import script_help  # noqa: E402
 from metrics import density as densities  # noqa: E402
 
 DENSITIES = ('gaussian', 'blur_circles', 'QR_code', 'sprial', 'words')  # the peer's names

@@ -5,24 +5,24 @@
     images = net.decode(net.encode(images))
 """
 
-from ddn_networks.balance import LossFreeBalancing, NoBalancing
-from ddn_networks.base import Network
+from ddn_networks.balance import LossFreeBalancing, UsageCounter
 from ddn_networks.candidates import Candidates
-from ddn_networks.conditional_balance import ConditionalBalancing
-from ddn_networks.network import DDN
+from ddn_networks.network import Network
+from ddn_networks.prefix_balance import PrefixBalancing
 from ddn_networks.published import from_published, published_config
 from ddn_networks.recurrent import RecurrentDDN
 from ddn_networks.samplers import Choice
+from ddn_networks.single_shot import DDN
 from ddn_networks.split_prune import SplitAndPrune
 
 __all__ = [
     'DDN',
     'Candidates',
     'Choice',
-    'ConditionalBalancing',
+    'PrefixBalancing',
     'LossFreeBalancing',
     'Network',
-    'NoBalancing',
+    'UsageCounter',
     'RecurrentDDN',
     'SplitAndPrune',
     'from_published',

@@ -16,12 +16,12 @@ from ddn_networks import samplers
 from ddn_networks.candidates import Candidates
 
 
-class NoBalancing:
+class UsageCounter:
     """Counts how often each node is matched, and leaves it at that (gradient descent only). Base of the others.
 
     Args:
         weights: the [K, C, F] parameters whose rows are nodes (``net.node_weights``).
-        layer_weights: which weight each layer uses, [L]; by default layer l uses weight l.
+        ddl_of_layer: which weight each layer uses, [L]; by default layer l uses weight l.
         reduce_fn: adds a tensor over ranks in place, returning nothing; None for one rank.
         dtype: of the counts; float64 halves exactly for ever, float32 is for devices without it.
 
@@ -36,7 +36,7 @@ class NoBalancing:
     def __init__(
         self,
         weights: Sequence[torch.Tensor],
-        layer_weights: Sequence[int] | None = None,
+        ddl_of_layer: Sequence[int] | None = None,
         reduce_fn: Callable[[torch.Tensor], None] | None = None,
         dtype: torch.dtype = torch.float64,
     ):
@@ -44,14 +44,14 @@ class NoBalancing:
         self.weights = list(weights)
         self.reduce_fn = reduce_fn
         self.num_nodes = torch.tensor([len(w) for w in weights], device=device)  # [W]
-        layer_weights = list(range(len(weights)) if layer_weights is None else layer_weights)
-        self.layer_weights = torch.tensor(layer_weights, device=device)  # [L]
+        ddl_of_layer = list(range(len(weights)) if ddl_of_layer is None else ddl_of_layer)
+        self.ddl_of_layer = torch.tensor(ddl_of_layer, device=device)  # [L]
         K = max(len(w) for w in weights)
         self.exists = torch.arange(K, device=device) < self.num_nodes[:, None]  # [W, K]
         self.counts = torch.zeros(len(weights), K, dtype=dtype, device=device)
         self.seen = torch.zeros_like(self.counts)  # matches since the last step
         self.num_splits = torch.zeros(len(weights), dtype=torch.int64, device=device)
-        self.uses = layer_weights
+        self.uses = ddl_of_layer
 
     def observe(
         self,
@@ -64,7 +64,7 @@ class NoBalancing:
         ``distances``: L tensors [B, K] that the choice was made by; only ``LossFreeBalancing`` looks at them.
         """
         hits = torch.ones_like(codes, dtype=self.seen.dtype) if dropped is None else (~dropped).to(self.seen.dtype)
-        self.seen.index_put_((self.layer_weights.expand_as(codes), codes), hits, accumulate=True)
+        self.seen.index_put_((self.ddl_of_layer.expand_as(codes), codes), hits, accumulate=True)
 
     def follow(self, copies: Sequence[torch.Tensor]) -> None:
         """Tensors one per weight, of its shape (an EMA's copies of ``weights``), whose rows move with the weights'."""
@@ -106,7 +106,7 @@ class NoBalancing:
             tensor.copy_(state[name])
 
 
-class LossFreeBalancing(NoBalancing):
+class LossFreeBalancing(UsageCounter):
     """A bias on each node's distances, moved by its recent load, for choosing only (Appendix E; Wang et al. 2024).
 
     No node is ever thrown away: one that is matched too often is made to look farther away, one that is matched too
@@ -131,14 +131,14 @@ class LossFreeBalancing(NoBalancing):
     def __init__(
         self,
         weights: Sequence[torch.Tensor],
-        layer_weights: Sequence[int] | None = None,
+        ddl_of_layer: Sequence[int] | None = None,
         reduce_fn: Callable[[torch.Tensor], None] | None = None,
         dtype: torch.dtype = torch.float64,
         rate: float = 0.001,
         memory: float = 100.0,
         limit: float = 10.0,
     ):
-        super().__init__(weights, layer_weights, reduce_fn, dtype)
+        super().__init__(weights, ddl_of_layer, reduce_fn, dtype)
         if rate < 0 or memory < 1 or limit <= 0:
             raise ValueError(
                 'balancing by a bias needs rate >= 0, memory >= 1 and limit > 0, not '
@@ -168,8 +168,8 @@ class LossFreeBalancing(NoBalancing):
         super().observe(codes, dropped)
         spreads = torch.stack([d.detach().std(1) for d in distances], 1).to(self.seen.dtype)  # [B, L]
         finite, K = spreads.isfinite(), self.counts.shape[1]  # one overflow must not stay in the unit for ever
-        self.seen[:, K].index_add_(0, self.layer_weights, spreads.where(finite, 0).sum(0))
-        self.seen[:, K + 1].index_add_(0, self.layer_weights, finite.sum(0, dtype=self.seen.dtype))
+        self.seen[:, K].index_add_(0, self.ddl_of_layer, spreads.where(finite, 0).sum(0))
+        self.seen[:, K + 1].index_add_(0, self.ddl_of_layer, finite.sum(0, dtype=self.seen.dtype))
 
     @torch.no_grad()
     def step_(self, optimizer: torch.optim.Optimizer | None = None) -> None:

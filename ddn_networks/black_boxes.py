@@ -104,7 +104,7 @@ def clip(
     """One minus the cosine of a picture's CLIP features and ``text_features`` [n, D] (Fig. 15; Radford et al. 2021).
 
     ``encode_image`` takes [m, 3, *size], pixels in [0, 1] normalised by ``mean`` and ``std``; candidates are resized to
-    ``size``, the model's own, bilinearly. ``guide_specs.py`` takes all of it from an ``open_clip`` model.
+    ``size``, the model's own, bilinearly. ``guide_arguments.py`` takes all of it from an ``open_clip`` model.
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (mean, std))

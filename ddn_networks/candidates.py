@@ -30,8 +30,8 @@ class Candidates:
         weight: [K, C, F] one 1x1 convolution per node.
         features: [B, F, H, W], any floating dtype; arithmetic is float32 or the wider of the dtypes.
         base: [B, C, H, W] the image each candidate is added to, or None for zero.
-        rows: where images have their candidates in common (``prefixes``), features and base are of U of them, and
-            rows [B] int64 says which are whose. Everything else is as if each image had its own.
+        rows: where images have their candidates in common (``shared_prefixes``), features and base are of U of them,
+            and rows [B] int64 says which are whose. Everything else is as if each image had its own.
     """
 
     def __init__(

@@ -82,7 +82,7 @@ def classes_alone(parts: Sequence[Part]) -> int | None:
 # What chance decides of a condition in training.
 
 
-class Chance(NamedTuple):
+class ConditionDraw(NamedTuple):
     """Columns of a row that says how the condition of one image is made."""
 
     red: float = 1 / 3
@@ -96,12 +96,12 @@ class Chance(NamedTuple):
     kept: float = 1.0  # 0: this image gets no condition at all
 
 
-PLAIN = Chance()
+PLAIN = ConditionDraw()
 
 
 def draw(batch_size: int, dropout: float, generator: torch.Generator) -> torch.Tensor:
-    """A row of ``Chance`` for each image of a training step, [B, 9] float32. Grey weights and threshold are drawn once
-    for the batch, as published; boxes, and with probability ``dropout`` "no condition", per image.
+    """A row of ``ConditionDraw`` for each image of a training step, [B, 9] float32. Grey weights and threshold are
+    drawn once for the batch, as published; boxes, and with probability ``dropout`` "no condition", per image.
 
     The whole table is drawn at once, so that the ranks and rounds of one step can each take their rows of it.
     """

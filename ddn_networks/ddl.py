@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ddn_networks import prefixes
+from ddn_networks import shared_prefixes
 from ddn_networks.candidates import Candidates, full_precision
-from ddn_networks.prefixes import Sharing
 from ddn_networks.samplers import Choice, Sampler
+from ddn_networks.shared_prefixes import Sharing
 
 
 class Selection(NamedTuple):
@@ -83,7 +83,7 @@ class DDL(nn.Module):
         choice = sampler(candidates, layer)
         codes, continues = choice.codes, choice.parents  # beam search: images continue other rows of the batch
         if sharing is not None:
-            sharing = prefixes.split(sharing, choice, len(weight))
+            sharing = shared_prefixes.split(sharing, choice, len(weight))
             codes = codes[sharing.first]
             continues = (rows if continues is None else rows[continues])[sharing.first]
         if continues is not None:

@@ -2,8 +2,9 @@
 
 Legend: B images, K nodes, C channels, H x W pixels of a layer; n pictures that a guide holds.
 
-A guide gives each candidate a distance, smaller is better; ``guided`` chooses by it. Pictures are [n, c, h, w] float in
-[-1, 1] of any size. One picture serves the whole batch; n of them serve B = n m images, m consecutive ones each.
+A guide gives each candidate a distance, smaller is better; ``guided_sampling`` chooses by it. Pictures are [n, c, h, w]
+float in [-1, 1] of any size. One picture serves the whole batch; n of them serve B = n m images, m consecutive
+ones each.
 
 A guide that is linear in the pixels (``l2``, ``denoise``, ``superres``, ``colorization``, ``blur``, ``inpaint``,
 ``strokes``) costs two small matrix products, since the candidates of a layer are an affine family. ``l1``,
@@ -95,8 +96,8 @@ def l2(target: torch.Tensor, weight: float = 1.0, name: str = 'l2') -> Guide:
 def denoise(noisy: torch.Tensor, weight: float = 1.0) -> Guide:
     """Mean squared error to a noisy picture: what the network cannot draw, noise, is left out.
 
-    With noise of deviation s, ``guided.temperature(2 s^2 / (C H W))`` of the picture samples the posterior layer by
-    layer: area-resized noise is the smaller the fewer the pixels.
+    With noise of deviation s, ``guided_sampling.temperature(2 s^2 / (C H W))`` of the picture samples the posterior
+    layer by layer: area-resized noise is the smaller the fewer the pixels.
     """
     return l2(noisy, weight, 'denoise')
 

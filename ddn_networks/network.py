@@ -1,104 +1,132 @@
-"""The Single Shot Generator (Fig. 3b): a decoder from a constant 1x1 feature to the image, with a DDL after each block.
+"""What every DDN is, whatever its layers are made of: L questions of "which of these K?", answered by a latent.
 
-Legend: B images, L layers, K nodes, C image channels, H x W pixels, S scales.
+Legend: B images, L layers, K nodes, C image channels, H x W pixels.
 """
 
+import itertools
+import math
+import numbers
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from ddn_networks import samplers
-from ddn_networks.base import LayerSpec, Network, resolution_pair, scale_sizes
-from ddn_networks.blocks import ResBlock
-from ddn_networks.ddl import DDL, Selection
+from ddn_networks import conditions, guided_sampling, guides, samplers, shared_prefixes
+from ddn_networks.candidates import Candidates, full_precision
+from ddn_networks.ddl import Selection
 from torch_utils import persistence
 
 
-@persistence.persistent_class
-class DDN(Network):
-    """Discrete Distribution Network, single-shot generator.
+class LayerSpec(NamedTuple):
+    """One layer of the network: its resolution, feature channels and number of nodes."""
 
-    Args:
-        img_resolution: H = W, or (H, W); any size. Scale s has H and W halved (rounded up) S - 1 - s times.
-        img_channels: C, 1 (grey), 3 (RGB) or 4 (RGBA).
-        channels, num_blocks, num_nodes: one number per scale, coarse to fine: feature channels, blocks (= DDLs), K.
-            With as many scales as the resolution halves the first is 1x1, as published; with fewer it is larger.
-        learning_residual: candidates are added to the image selected before, resized bilinearly (Section 3.3).
-        leak_choice: see ``DDL``.
-        dropout: inside the blocks, in training mode only.
-        condition_channels: channels of an image-like condition, 0 for none; it enters once per scale.
-        conditions: what the condition is made of, by name, such as ['class:10', 'color'] (see ``conditions``); they say
-            how many channels it has.
-        condition_optional: a missing condition counts as zero, which training with condition dropout makes true.
-        augment_dim: labels that the augment pipe gives an image in training, 0 for none; they enter like a condition
-            and are zero everywhere else.
-        repeat_blocks: all blocks of a scale after its first are one, applied again and again with one DDL: Recurrence
-            Iteration (Fig. 3c) within a single-shot generator.
+    size: tuple[int, int]
+    channels: int
+    num_nodes: int
+
+
+class Output(NamedTuple):
+    """A forward pass.
+
+    images: [B, C, H, W] the last layer's selected images.
+    codes: [B, L] int64, the latent.
+    selected: L tensors [B, C, h, w], the selected image of every layer (x*_l of Eq. 2); empty unless asked for.
+    distances: L tensors [B, K] or None, what the sampler chose by; empty unless asked for.
+    dropped: [B, L] bool, choices that chance made (Chain Dropout), or None where the sampler tells of none.
+
+    With a beam, row b of every tensor belongs to the branch that ends in ``images[b]``.
     """
 
-    def __init__(
-        self,
-        img_resolution: int | Sequence[int],
-        img_channels: int,
-        channels: Sequence[int],
-        num_blocks: Sequence[int],
-        num_nodes: Sequence[int],
-        learning_residual: bool = True,
-        leak_choice: bool = True,
-        dropout: float = 0.0,
-        condition_channels: int = 0,
-        augment_dim: int = 0,
-        repeat_blocks: bool = False,
-        conditions: Sequence[str] = (),
-        condition_optional: bool = False,
-    ):
-        super().__init__()
-        if not len(channels) == len(num_blocks) == len(num_nodes) > 0 or min(num_blocks) < 1:
-            raise ValueError(
-                'channels, num_blocks and num_nodes need one number per scale and at least one block each, not '
-                f'{list(channels)}, {list(num_blocks)}, {list(num_nodes)}'
-            )
-        self.img_channels = img_channels
-        self.set_conditions_(condition_channels, conditions, condition_optional)
-        told = max(img_channels, self.condition_channels + augment_dim)
-        if min(channels) < told:
-            raise ValueError(f'every scale needs {told} channels or more to be told of image and condition: {channels}')
-        self.img_resolution = resolution_pair(img_resolution)
-        self.learning_residual = learning_residual
-        self.augment_dim = augment_dim
-        self.grad_checkpoint = self.share_prefixes = False
-        self.dropout = dropout
-        sizes = scale_sizes(self.img_resolution, len(channels))
-        self.specs = [
-            LayerSpec(size, c, k)
-            for size, c, n, k in zip(sizes, channels, num_blocks, num_nodes, strict=True)
-            for _ in range(n)
-        ]
-        # The constant that the network begins with. At 1x1 it is the published one; a larger first scale learns where
-        # it is, since to convolutions all places of a constant image are alike.
-        if sizes[0] == (1, 1):
-            self.register_buffer('start', torch.linspace(-1, 1, channels[0]).view(1, -1, 1, 1), persistent=False)
-        else:
-            self.start = nn.Parameter(torch.randn(1, channels[0], *sizes[0]))  # [1, C_0, h, w]
-        self.blocks = nn.ModuleList()
-        self.ddls = nn.ModuleList()
-        self.layer_weights = []  # which block and DDL each layer goes through
-        before = LayerSpec(sizes[0], channels[0], 0)
-        for layer, spec in enumerate(self.specs):
-            up = spec.size != before.size
-            if repeat_blocks and layer > 1 and spec == before == self.specs[layer - 2]:
-                self.layer_weights.append(self.layer_weights[-1])
-                continue
-            self.layer_weights.append(len(self.blocks))
-            self.blocks.append(ResBlock(before.channels, spec.channels, up=up, dropout=dropout))
-            self.ddls.append(DDL(spec.channels, spec.num_nodes, img_channels, leak_choice))
-            before = spec
+    images: torch.Tensor
+    codes: torch.Tensor
+    selected: list[torch.Tensor]
+    distances: list[torch.Tensor | None]
+    dropped: torch.Tensor | None
+
+
+def scale_sizes(img_resolution: tuple[int, int], num_scales: int) -> list[tuple[int, int]]:
+    """Resolutions of the scales, coarse to fine: each is half of the next, rounded up, so any H x W works."""
+    return [tuple(-(-side // 2**s) for side in img_resolution) for s in reversed(range(num_scales))]
+
+
+def resolution_pair(img_resolution: int | Sequence[int]) -> tuple[int, int]:
+    """An int or (H, W) as (H, W)."""
+    height, width = (img_resolution,) * 2 if isinstance(img_resolution, numbers.Integral) else img_resolution
+    if height < 1 or width < 1:
+        raise ValueError(f'a resolution has at least one pixel a side, not {height} x {width}')
+    return int(height), int(width)
+
+
+def _rows(tensors: list[torch.Tensor | None], rows: torch.Tensor) -> list[torch.Tensor | None]:
+    return [None if x is None else x[rows] for x in tensors]
+
+
+SomeNetwork = TypeVar('SomeNetwork', bound='Network')
+
+
+class Network(nn.Module):
+    """Base of all paradigms of Fig. 3. A subclass says what its layers are and how to ``walk`` through them.
+
+    Attributes of every network:
+        img_resolution, img_channels: (H, W) and C of the images.
+        condition_channels, augment_dim: channels of an image-like condition and labels of the augment pipe, 0 for none.
+        conditions, condition_optional: what the condition is made of (``conditions.Part``), if the network knows it,
+            and whether it also works without.
+        grad_checkpoint: recompute features in the backward pass; training only.
+        share_prefixes: make features once for all images of a batch that made the same choices so far
+            (``shared_prefixes``): the same numbers, faster where B is large against the K of the first layers.
+        dropout: probability of dropping a feature in training.
+        specs: a ``LayerSpec`` per layer.
+        blocks, ddls: the modules; several layers may use the same one.
+        ddl_of_layer: which of ``ddls`` each layer uses, [L].
+    """
+
+    img_resolution: tuple[int, int]
+    img_channels: int
+    condition_channels: int
+    augment_dim: int
+    conditions: list[conditions.Part]
+    condition_optional: bool
+    grad_checkpoint: bool
+    share_prefixes: bool
+    dropout: float
+    specs: list[LayerSpec]
+    blocks: nn.ModuleList
+    ddls: nn.ModuleList
+    ddl_of_layer: list[int]
+
+    # What a latent is.
+
+    @property
+    def num_layers(self) -> int:
+        """L: how many integers name an image."""
+        return len(self.specs)
+
+    @property
+    def num_nodes(self) -> list[int]:
+        """K of each layer."""
+        return [spec.num_nodes for spec in self.specs]
+
+    @property
+    def num_bits(self) -> float:
+        """Information of a latent, sum of log2 K over the layers (Section 3.2, "Efficient Data Compression")."""
+        return float(torch.tensor(self.num_nodes, dtype=torch.float64).log2().sum())
+
+    @property
+    def node_weights(self) -> list[nn.Parameter]:
+        """The [K, C, F] weights whose rows Split-and-Prune moves; layer l uses that at ``ddl_of_layer[l]``."""
+        return [ddl.weight for ddl in self.ddls]
+
+    @property
+    def device(self) -> torch.device:
+        return self.ddls[0].weight.device
 
     def layer_modules(self, layer: int) -> list[nn.Module]:
-        return [self.blocks[self.layer_weights[layer]], self.ddls[self.layer_weights[layer]]]
+        """The modules that a layer runs through."""
+        raise NotImplementedError
+
+    # The pass.
 
     def walk(
         self,
@@ -107,39 +135,223 @@ class DDN(Network):
         condition: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
     ) -> Iterator[Selection]:
-        self.check_condition(condition, batch_size)
-        self.check_augment_labels(augment_labels, batch_size)
-        # Repeated, not expanded: the channels-last strides that a clone of it would have at 1x1, without a gradient,
-        # make PyTorch 2.13's group norm read past its end in the backward pass.
-        shared = self.sharing(batch_size, condition, augment_labels)
-        x = self.start.repeat(batch_size if shared is None else 1, 1, 1, 1)  # [B or U, C_0, h, w]
-        image = conditioned = None
-        blocks, ddls = list(self.blocks), list(self.ddls)  # asking a ModuleList takes longer
-        for layer, (spec, use) in enumerate(zip(self.specs, self.layer_weights, strict=True)):
-            block, ddl = blocks[use], ddls[use]
-            if conditioned != x.shape[2:]:  # once per scale
-                conditioned = x.shape[2:]
-                middle = (x.shape[1] - self.condition_channels - self.augment_dim) // 2
-                if condition is not None:
-                    x = _add_to_channels(x, middle, samplers.area_resize(condition, conditioned))
-                if augment_labels is not None:
-                    x = _add_to_channels(x, middle + self.condition_channels, augment_labels[:, :, None, None])
-            if self.grad_checkpoint and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, spec.size, use_reentrant=False)
-            else:
-                x = block(x, spec.size)  # [B or U, C_l, H_l, W_l]
-            base = _resize(image, spec.size) if self.learning_residual and image is not None else None
-            selection = ddl(x, base, sampler, layer, shared, tell=layer + 1 < self.num_layers)
-            image, x, shared = selection.partial, selection.told, selection.sharing  # [B or U, C or C_l, H_l, W_l]
-            yield selection
+        """The layers one by one, each a ``Selection``: one question to ``sampler`` per layer, nothing else differs
+        between training, generation, reconstruction and guided generation. ``condition`` is image-like,
+        [B or 1, condition_channels, h, w]; ``augment_labels`` [B, augment_dim] are training's. Without gradients
+        features are changed in place: hooks and samplers that keep some, or ``Candidates`` of them, clone them.
+        """
+        raise NotImplementedError
 
+    def forward(
+        self,
+        sampler: samplers.Sampler,
+        batch_size: int,
+        condition: torch.Tensor | None = None,
+        keep: bool = False,
+        augment_labels: torch.Tensor | None = None,
+    ) -> Output:
+        """The whole pass. ``keep``: also return the selected image and the distances of every layer (training)."""
+        codes, dropped, selected, distances = [], [], [], []
+        image = None
+        for image, choice in ((s.image, s.choice) for s in self.walk(sampler, batch_size, condition, augment_labels)):
+            if keep:
+                distances.append(choice.distances)
+            if choice.parents is not None:
+                lists = codes, dropped, selected, distances
+                codes, dropped, selected, distances = (_rows(tensors, choice.parents) for tensors in lists)
+            codes.append(choice.codes)
+            dropped.append(choice.dropped)
+            if keep:
+                selected.append(image)
+        dropped = torch.stack(dropped, 1) if all(d is not None for d in dropped) else None
+        return Output(image, torch.stack(codes, 1), selected, distances, dropped)
 
-def _add_to_channels(x: torch.Tensor, first: int, y: torch.Tensor) -> torch.Tensor:
-    """x [B, C, h, w] with y [B or 1, c, h or 1, w or 1] added to its channels from ``first`` on."""
-    return x + F.pad(y, (0, 0, 0, 0, first, x.shape[1] - first - y.shape[1])).to(x.dtype)
+    # Three lines of Python.
 
+    @torch.no_grad()
+    def sample(
+        self,
+        num: int | None = None,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        condition: torch.Tensor | None = None,
+        guide=None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: uniform choices, or those of
+        ``guide``, a ``guides.Guide``, several, or a ``guided_sampling.Guidance``. A conditional network takes a
+        ``condition`` (``make_condition``) of one row for all, or one row per image, which then also says how many.
 
-def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(image.shape[2:]) == tuple(size):
-        return image
-    return F.interpolate(image, size=size, mode='bilinear', align_corners=False)
+        Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, L] int64. A seed names
+        one image, whatever the batch around it.
+        """
+        if seeds is None:
+            num = num if num is not None else 1 if condition is None else len(condition)
+            seeds = range(seed, seed + num)
+        elif num is not None:
+            raise ValueError(f'say num or seeds, not both: num={num} and {len(seeds)} seeds')
+        seeds = [int(s) for s in seeds]  # of any array
+        if guide is not None:
+            return guided_sampling.sample(self, guide, seeds, condition)
+        codes = samplers.uniform_codes(self.num_nodes, seeds).to(self.device)
+        return self.decode(codes, condition), codes
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor, condition: torch.Tensor | None = None, beam: int = 1) -> torch.Tensor:
+        """The latent of images [B, C, H, W] in [-1, 1]: codes [B, L] int64 of the nearest candidates (Eq. 3).
+
+        The nearest candidate of each layer need not lead to the nearest image of the last. ``beam``: as many partial
+        images go on in place of one, and the best of the last layer counts; with K^(L-1) of them all K^L images count.
+        """
+        expected = [self.img_channels, *self.img_resolution]
+        if list(images.shape[1:]) != expected:
+            raise ValueError(f'this network encodes images of shape {expected}, not {list(images.shape[1:])}')
+        if not images.is_floating_point():
+            raise ValueError(f'images to encode are floating point in [-1, 1], not {images.dtype}')
+        if beam < 1:
+            raise ValueError(f'a beam is at least 1, not {beam}')
+        images = images.to(self.device)
+        if beam > 1:
+            if beam >= math.prod(self.num_nodes[:-1]) and (condition is None or len(condition) == 1):
+                return self._nearest_leaf(images, condition)
+            search = guided_sampling.Guidance([guides.l2(images)], beam=beam)
+            # one way to break ties for all
+            return guided_sampling.sample(self, search, [0] * len(images), condition)[1]
+        return self(samplers.nearest(images), len(images), condition).codes
+
+    def _nearest_leaf(
+        self, images: torch.Tensor, condition: torch.Tensor | None = None, at_once: int = 1024
+    ) -> torch.Tensor:
+        """The codes [B, L] of the nearest of all K^L images, each drawn once for all of ``images``; a condition is of
+        one row."""
+        bases = torch.tensor([math.prod(self.num_nodes[l + 1 :]) for l in range(self.num_layers)])
+        K = torch.tensor(self.num_nodes)
+        target = images.flatten(1).to(torch.promote_types(self.ddls[0].weight.dtype, torch.float32))  # [B, C H W]
+        best = target.new_full((len(target),), math.inf)
+        found = torch.zeros(len(target), dtype=torch.int64, device=target.device)
+        share_prefixes, self.share_prefixes = self.share_prefixes, True
+        try:
+            for first in range(0, math.prod(self.num_nodes), at_once):
+                leaves = torch.arange(first, min(first + at_once, math.prod(self.num_nodes)))
+                drawn = self.decode(leaves[:, None] // bases % K, condition).flatten(1)  # [n, C H W]
+                with full_precision(target):
+                    nearest = (drawn.square().sum(1) - 2 * target @ drawn.t()).min(1)  # less |target|^2
+                found = torch.where(nearest.values < best, nearest.indices + first, found)
+                best = torch.minimum(best, nearest.values)
+        finally:
+            self.share_prefixes = share_prefixes
+        return found[:, None] // bases.to(found.device) % K.to(found.device)
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """The images [B, C, H, W] that codes [B, L] int64 name, about in [-1, 1] (clamp them to show them); one
+        candidate per layer is rendered."""
+        codes = self.check_codes(codes).to(self.device)
+        return self(samplers.given(codes), len(codes), condition).images
+
+    @torch.no_grad()
+    def branches(self, prefixes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """What hangs under nodes of the tree (Fig. 1b): all K candidates [B, K, C, h, w] of the layer after the codes
+        ``prefixes`` [B, l], 0 <= l < L. The image of a node is a branch of its parent."""
+        codes = self.check_codes(prefixes, prefix=True).to(self.device)
+        l = codes.shape[1]
+        if l == self.num_layers:
+            raise ValueError(f'codes of all {l} layers name a leaf of the tree; it has no children')
+        found = []
+
+        def sampler(candidates: Candidates, layer: int) -> samplers.Choice:
+            if layer < l:
+                return samplers.Choice(codes[:, layer])
+            found.append(next(candidates.chunks(self.num_nodes[l]))[1])
+            return samplers.Choice(codes.new_zeros(len(codes)))
+
+        next(itertools.islice(self.walk(sampler, len(codes), condition), l, None))
+        return found[0]
+
+    def check_codes(self, codes: torch.Tensor, prefix: bool = False) -> torch.Tensor:
+        """``codes`` as int64, or a ValueError that names the first entry outside [B, L] x 0..K-1. ``prefix``: fewer
+        layers will do."""
+        codes = torch.as_tensor(codes)
+        right = codes.ndim == 2 and (codes.shape[1] == self.num_layers or prefix and codes.shape[1] < self.num_layers)
+        if not right or codes.is_floating_point():
+            layers = f'{self.num_layers} or fewer' if prefix else self.num_layers
+            raise ValueError(f'codes of this network are integers [B, {layers}], not {list(codes.shape)} {codes.dtype}')
+        codes = codes.long()  # before anything is compared: torch compares no uint16
+        num_nodes = torch.tensor(self.num_nodes[: codes.shape[1]], device=codes.device)
+        wrong = ((codes < 0) | (codes >= num_nodes)).nonzero()
+        if len(wrong):
+            b, l = wrong[0].tolist()
+            raise ValueError(f'code {codes[b, l]} of image {b}, layer {l}, is outside 0..{num_nodes[l] - 1}')
+        return codes
+
+    # Conditions.
+
+    def set_conditions_(self, condition_channels: int, names: Sequence[str], optional: bool) -> None:
+        """What a constructor is told of conditions, as attributes; ``img_channels`` must be set."""
+        if names and condition_channels:
+            raise ValueError(f'conditions {list(names)} say how many channels they take: leave condition_channels out')
+        self.conditions = conditions.parse(names, self.img_channels, optional)
+        self.condition_channels = condition_channels + sum(part.channels for part in self.conditions)
+        self.condition_optional = bool(optional)
+
+    def make_condition(
+        self,
+        labels: conditions.Labels | None = None,
+        images: conditions.Images | None = None,
+        chance: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """The condition [B, condition_channels, H, W] that labels (a class number, several, vectors) and pictures
+        [B, c, h, w] in [-1, 1] make, as ``conditions.make`` says; None for nothing where the condition is optional."""
+        if not self.conditions:
+            raise ValueError(
+                f'this network has {self.condition_channels} condition channels of an unnamed kind: make their tensor '
+                'yourself' if self.condition_channels else 'this network was trained without a condition'
+            )  # fmt: skip
+        made = conditions.make(
+            self.conditions, self.img_channels, self.img_resolution, labels, images, chance, self.condition_optional
+        )
+        return None if made is None else made.to(self.device)
+
+    def check_condition(self, condition: torch.Tensor | None, batch_size: int) -> None:
+        """ValueError where a condition is missing, too much or misshapen."""
+        if condition is None and (self.condition_optional or not self.condition_channels):
+            return
+        shape = None if condition is None else tuple(condition.shape)
+        if condition is None or not self.condition_channels or condition.ndim != 4:
+            right = False
+        else:
+            right = shape[0] in (1, batch_size) and shape[1] == self.condition_channels
+        if not right:
+            kinds = f' ({conditions.listed(self.conditions)}; see make_condition)' if self.conditions else ''
+            wanted = f'one [{batch_size} or 1, {self.condition_channels}, H, W]' if self.condition_channels else 'none'
+            raise ValueError(
+                f'this network has {self.condition_channels} condition channels{kinds} and wants {wanted}; the '
+                f'condition given is {shape}'
+            )
+
+    def check_augment_labels(self, augment_labels: torch.Tensor | None, batch_size: int) -> None:
+        """ValueError where augment labels are misshapen; None is always right."""
+        expected = [batch_size, self.augment_dim]
+        if augment_labels is not None and list(augment_labels.shape) != expected:
+            raise ValueError(f'this network takes augment labels {expected}, not {list(augment_labels.shape)}')
+
+    def sharing(
+        self, batch_size: int, condition: torch.Tensor | None, augment_labels: torch.Tensor | None
+    ) -> shared_prefixes.Sharing | None:
+        """Where a pass with ``share_prefixes`` begins; None where every image brings something of its own."""
+        own = condition is not None and len(condition) > 1 or augment_labels is not None
+        own = own or self.training and self.dropout > 0
+        return shared_prefixes.start(batch_size, self.device) if self.share_prefixes and not own else None
+
+    @classmethod
+    def from_pretrained(
+        cls: type[SomeNetwork], path: str, ema: float | str | None = None, device: str | torch.device = 'cpu'
+    ) -> SomeNetwork:
+        """The network of a snapshot file, in evaluation mode: one of this class; ``Network`` takes any. ``ema``: which
+        averaged weights; None takes the first kept copy if there is one, 'none' the raw weights."""
+        net = persistence.load_network(path, ema=ema)
+        if not isinstance(net, cls):
+            made = type(net).__name__
+            raise ValueError(
+                f'{path} holds a {made}, not a {cls.__name__}: take {made}.from_pretrained or Network.from_pretrained'
+            )
+        return net.to(device).eval()

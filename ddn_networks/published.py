@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ddn_networks.network import DDN
+from ddn_networks.single_shot import DDN
 
 _BLOCK = re.compile(r'(?:.*\.)?block_(\d+)x(\d+)_(\d+)(_up)?\.(.+)')
 _KEPT = re.compile(r'block\.(norm0|conv0|norm1|conv1|skip)\.(weight|bias)')

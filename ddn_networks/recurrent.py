@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ddn_networks import samplers
-from ddn_networks.base import LayerSpec, Network, resolution_pair, scale_sizes
 from ddn_networks.blocks import ResBlock, num_groups
 from ddn_networks.ddl import DDL, Selection
+from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
 from torch_utils import persistence
 
 STEP_FREQUENCIES = 8  # sines and cosines that tell the number of a step
@@ -171,7 +171,7 @@ class RecurrentDDN(Network):
         return [self.layer_spec] * self.num_layers
 
     @property
-    def layer_weights(self) -> list[int]:
+    def ddl_of_layer(self) -> list[int]:
         return [0] * self.num_layers
 
     @property

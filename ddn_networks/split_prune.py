@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_networks.balance import NoBalancing
+from ddn_networks.balance import UsageCounter
 
 
 class Plan(NamedTuple):
@@ -85,15 +85,15 @@ def apply_to_rows_(tensors: Iterable[torch.Tensor], source: torch.Tensor, prune:
         tensor.index_copy_(0, prune, tensor.index_select(0, source))
 
 
-class SplitAndPrune(NoBalancing):
+class SplitAndPrune(UsageCounter):
     """Counts, plans and moves rows for all node weights of a network, once per optimizer step.
 
     ``observe`` the codes of every round, then let the optimizer step: ``attach`` makes it call ``step_`` afterwards.
     The defaults are Algorithm 1. Rows move whether or not a weight is trained: where node weights are frozen
-    (``requires_grad=False``), take ``NoBalancing``.
+    (``requires_grad=False``), take ``UsageCounter``.
 
     Args:
-        weights, layer_weights, reduce_fn, dtype: see ``NoBalancing``.
+        weights, ddl_of_layer, reduce_fn, dtype: see ``UsageCounter``.
         split_at, prune_at, pairs, confidence: see ``make_plan``.
         memory: evidence that forgets: counts are scaled down to at most this many matches per node, so that they tell
             of the recent past. Infinite in the paper.
@@ -102,7 +102,7 @@ class SplitAndPrune(NoBalancing):
     def __init__(
         self,
         weights: Sequence[torch.Tensor],
-        layer_weights: Sequence[int] | None = None,
+        ddl_of_layer: Sequence[int] | None = None,
         split_at: float = 2.0,
         prune_at: float = 0.5,
         reduce_fn: Callable[[torch.Tensor], None] | None = None,
@@ -111,7 +111,7 @@ class SplitAndPrune(NoBalancing):
         confidence: float = 0.0,
         memory: float = torch.inf,
     ):
-        super().__init__(weights, layer_weights, reduce_fn, dtype)
+        super().__init__(weights, ddl_of_layer, reduce_fn, dtype)
         if pairs < 1 or memory <= 0 or not 0 <= prune_at < split_at or not confidence >= 0:
             raise ValueError(
                 'Split-and-Prune needs pairs >= 1, memory > 0, 0 <= prune_at < split_at and confidence >= 0, not '

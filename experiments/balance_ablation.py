@@ -22,8 +22,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import ablation
 from ablation import Result, Row
 
-from dnnlib.options import Ints, script_help
-from training.presets import PRESETS
+from cli.options import Ints, script_help
+from cli.presets import PRESETS
 
 DURATION = 0.105  # millions of images
 ROWS = {

@@ -19,11 +19,11 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from cli.options import one_line_errors, script_help
+from cli.presets import PRESETS
 from ddn_networks import Network
-from dnnlib.options import one_line_errors, script_help
 from dnnlib.util import atomic_write
 from torch_utils import persistence
-from training.presets import PRESETS
 
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
 

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from cli.options import one_line_errors, script_help
 from ddn_networks import Network
 from dnnlib.images import to_image, to_uint8
-from dnnlib.options import one_line_errors, script_help
 from dnnlib.sheets import save_png
 from dnnlib.util import atomic_write
 

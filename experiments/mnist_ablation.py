@@ -25,7 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import ablation
 from ablation import Result, Row
 
-from dnnlib.options import Ints, script_help
+from cli.options import Ints, script_help
 
 NEITHER, DROPOUT, SPLIT, BOTH = 'neither', 'Chain Dropout', 'Split-and-Prune', 'both'
 ROWS = [

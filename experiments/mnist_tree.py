@@ -28,9 +28,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from cli.code_files import CodeFile, read_code_file
+from cli.options import one_line_errors, script_help
 from ddn_networks.codes import vote
-from dnnlib.code_files import CodeFile, read_code_file
-from dnnlib.options import one_line_errors, script_help
 from dnnlib.util import atomic_write
 
 SIZES = (128, 1024, 10_000, 50_000)

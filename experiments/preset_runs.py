@@ -22,10 +22,10 @@ from PIL import Image
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
-from dnnlib.options import script_help
+from cli.options import script_help
+from cli.presets import PRESETS
 from dnnlib.sheets import save_png
 from dnnlib.util import atomic_write
-from training.presets import PRESETS
 from training.report import mean_or_none, read_stats
 
 TALL = 400  # pixels of a sheet that are copied, about 350 kB of faces

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ddn_networks.balance import LossFreeBalancing, NoBalancing
+from ddn_networks.balance import LossFreeBalancing, UsageCounter
 from ddn_networks.split_prune import SplitAndPrune
 from metrics import density as densities
 
@@ -52,7 +52,7 @@ class Method(NamedTuple):
     settle: share of the steps, the last, without balancing, in which twins find their places.
     """
 
-    balance: Callable[[list[torch.Tensor]], NoBalancing]
+    balance: Callable[[list[torch.Tensor]], UsageCounter]
     batch: int = 40
     passes: int = 1
     lr: tuple[float, float] = (0.1, 0.1)
@@ -69,7 +69,7 @@ def loss_free(weights: list[torch.Tensor]) -> LossFreeBalancing:
 
 
 METHODS = {
-    'gradient': Method(NoBalancing),
+    'gradient': Method(UsageCounter),
     'split-prune': Method(SplitAndPrune),
     'pairs': Method(split_prune_pairs, batch=200, lr=(0.5, 0.05), settle=0.1),
     'trimmed': Method(split_prune_pairs, batch=400, passes=3, lr=(0.5, 0.05), trim=2.0, settle=0.1),
@@ -97,7 +97,7 @@ def train(
     samples: np.ndarray,
     method: Method,
     on_step: Callable[[int, int, np.ndarray], None] | None = None,
-) -> tuple[np.ndarray, NoBalancing]:
+) -> tuple[np.ndarray, UsageCounter]:
     """Move nodes [K, D] by samples [n, D], each used ``method.passes`` times: the nodes at the end, and the balancing.
 
     ``on_step(step, steps, nodes)`` is called before every step and after the last.

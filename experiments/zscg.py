@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ddn_networks import DDN, Candidates, guided, pixel_maps
+from ddn_networks import DDN, Candidates, guided_sampling, pixel_maps
 from ddn_networks.guides import Guide
 from dnnlib.images import ImageArchive, to_float, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
@@ -107,7 +107,7 @@ def as_saved(images: torch.Tensor) -> torch.Tensor:
     return to_float(to_uint8(images))
 
 
-def ways(net: DDN, task: Task, originals: torch.Tensor, guidances: dict[str, guided.Guidance]) -> dict:
+def ways(net: DDN, task: Task, originals: torch.Tensor, guidances: dict[str, guided_sampling.Guidance]) -> dict:
     """Way -> images [B, C, H, W] guided for the originals. Beams are left out where a guide is a costly black box."""
     guide = task.guide(originals)
     asked = {name: g for name, g in guidances.items() if g.beam == 1 or not guide.full_size}
@@ -120,7 +120,7 @@ def compare(
     task: Task,
     originals: torch.Tensor,
     pool: torch.Tensor,
-    guidances: dict[str, guided.Guidance],
+    guidances: dict[str, guided_sampling.Guidance],
     perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:
     """Rows of figures, and the images [B, C, H, W] of every way."""

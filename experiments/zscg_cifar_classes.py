@@ -20,10 +20,10 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 import zscg
 
+from cli.options import script_help
 from ddn_networks import Network, black_boxes
-from ddn_networks.guided import Guidance, top_k
+from ddn_networks.guided_sampling import Guidance, top_k
 from dnnlib.images import ImageArchive, read_labels
-from dnnlib.options import script_help
 
 NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as those classifiers were trained

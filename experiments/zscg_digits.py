@@ -18,10 +18,10 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 import zscg
 
+from cli.options import script_help
 from ddn_networks import Network, black_boxes, guides, pixel_maps
-from ddn_networks.guided import Guidance, temperature, top_k
+from ddn_networks.guided_sampling import Guidance, temperature, top_k
 from dnnlib.images import ImageArchive, read_labels
-from dnnlib.options import script_help
 from metrics.detectors import load_detector
 
 

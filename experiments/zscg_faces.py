@@ -23,10 +23,10 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 import zscg
 
-import guide_specs
+from cli import guide_arguments
+from cli.options import script_help
 from ddn_networks import Network, black_boxes, guides, pixel_maps
-from ddn_networks.guided import Guidance, by_distance, top_k
-from dnnlib.options import script_help
+from ddn_networks.guided_sampling import Guidance, by_distance, top_k
 from metrics.detectors import load_lpips
 
 
@@ -161,10 +161,10 @@ def clip_guides(model: str) -> Callable[[str], guides.Guide]:
     if not pretrained:
         raise click.ClickException(f'--clip={model}: which weights? Give {name},TAG or {name},FILE')
     try:
-        clip, tokenizer = guide_specs.clip_model(name, pretrained)
+        clip, tokenizer = guide_arguments.clip_model(name, pretrained)
     except ValueError as error:
         raise click.ClickException(f'--clip={model}: {error}') from error
-    return lambda text: guide_specs.clip_guide(text, clip, tokenizer)
+    return lambda text: guide_arguments.clip_guide(text, clip, tokenizer)
 
 
 def by_texts(

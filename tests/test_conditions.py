@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from conftest import TINY_NET, TINY_RUN, final, invoke, write_zip
 from PIL import Image
 
-import condition_specs
 import ddn_networks
 import generate
-import guide_specs
 import latents
 import train
+from cli import condition_arguments, guide_arguments
 from ddn_networks import conditions, guides, samplers
 from dnnlib.images import ImageArchive
 from torch_utils import persistence
@@ -597,9 +596,9 @@ def test_a_picture_told_of_all_images_is_read_once(tmp_path, monkeypatch, names,
     """Once for each label, that is."""
     net, images, reads = tiny(names), pictures(6, 3, 8, 8), []
     write_zip(tmp_path / 'one.zip', 1, (3, 20, 20))
-    told = condition_specs.Told(net, None, None, [str(tmp_path / 'one.zip')])
-    (picture,), read = told.pictures[''].read([0]), guide_specs.Pictures.read
-    monkeypatch.setattr(guide_specs.Pictures, 'read', lambda *args: reads.append(args) or read(*args))
+    told = condition_arguments.Told(net, None, None, [str(tmp_path / 'one.zip')])
+    (picture,), read = told.pictures[''].read([0]), guide_arguments.Pictures.read
+    monkeypatch.setattr(guide_arguments.Pictures, 'read', lambda *args: reads.append(args) or read(*args))
     found = [told.of_images(images[:len(rows)], None if labels is None else labels[rows], rows)
              for rows in ([0, 1], [2, 3, 4, 5])]  # fmt: skip
     assert len(reads) == times
@@ -607,9 +606,9 @@ def test_a_picture_told_of_all_images_is_read_once(tmp_path, monkeypatch, names,
 
 
 def test_pictures_of_their_own_are_not_kept_for_ever(networks, tmp_path, monkeypatch):
-    monkeypatch.setattr(condition_specs, 'KEPT', 4)
+    monkeypatch.setattr(condition_arguments, 'KEPT', 4)
     net = ddn_networks.DDN.from_pretrained(networks['edge'])
-    told = condition_specs.Told(net, None, None, [write_zip(tmp_path / 'six.zip', 6, (3, 20, 20))])
+    told = condition_arguments.Told(net, None, None, [write_zip(tmp_path / 'six.zip', 6, (3, 20, 20))])
     given = torch.stack(told.pictures[''].read(range(6)))
     for rows in (range(6), [5, 0, 3]):
         assert torch.equal(told.of_images(given, None, rows), net.make_condition(images=given[list(rows)]))
@@ -671,7 +670,7 @@ def test_strokes_guide_the_colours_of_a_grey_photograph(networks, tmp_path):
     net = ddn_networks.DDN.from_pretrained(networks['color'])
     grey = torch.from_numpy(pixels(tmp_path / 'grey.png').copy()).float()[None, None] / 127.5 - 1
     rgba = torch.from_numpy(strokes.transpose(2, 0, 1)).float()[None] / 127.5 - 1
-    guidance = ddn_networks.guided.Guidance([guides.strokes(rgba)], ddn_networks.guided.top_k(1))
+    guidance = ddn_networks.guided_sampling.Guidance([guides.strokes(rgba)], ddn_networks.guided_sampling.top_k(1))
     expected = net.sample(10, condition=net.make_condition(images=grey), guide=guidance)[0][4]
     got = pixels(tmp_path / 'guided' / '000004.png').transpose(2, 0, 1)
     assert np.abs(got - ((expected.numpy() + 1) * 127.5).clip(0, 255)).max() <= 1

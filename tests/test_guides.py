@@ -8,8 +8,8 @@ import scipy.ndimage
 import torch
 from PIL import Image, ImageOps
 
-from ddn_networks import DDN, Candidates, black_boxes, guided, guides, samplers
-from ddn_networks.guided import Guidance
+from ddn_networks import DDN, Candidates, black_boxes, guided_sampling, guides, samplers
+from ddn_networks.guided_sampling import Guidance
 from ddn_networks.guides import Guide
 
 
@@ -391,8 +391,8 @@ def test_distances_keep_the_precision_that_a_guide_gives_them():
     """In float32 all of these are 1e8."""
     falling = Guide('falling', lambda c, layer: (1e8 - torch.arange(5, dtype=torch.float64)).expand(c.shape[0], -1))
     assert falling(family(), 0).diff().tolist() == [[-1.0] * 4] * 2
-    guidance = Guidance([falling], guided.top_k(1))
-    choice = guided.sampler(guidance, guided.chance_table([5], range(2)), (8, 8))(family(), 0)
+    guidance = Guidance([falling], guided_sampling.top_k(1))
+    choice = guided_sampling.sampler(guidance, guided_sampling.chance_table([5], range(2)), (8, 8))(family(), 0)
     assert choice.codes.tolist() == [4, 4]
     whole = Guide('whole', lambda c, layer: torch.arange(5).expand(c.shape[0], -1))
     assert whole(family(), 0).dtype == torch.float32
@@ -400,7 +400,7 @@ def test_distances_keep_the_precision_that_a_guide_gives_them():
 
 def test_what_chooses_among_the_best_is_not_what_an_unguided_code_is_drawn_by():
     K = 4
-    chance = guided.chance_table([K] * 10, range(200))
+    chance = guided_sampling.chance_table([K] * 10, range(200))
     choice, ties = (chance.choice * K).long(), (chance.ties * K).long()
     for a, b in ((choice, chance.codes), (ties, chance.codes), (choice, ties)):
         assert (a == b).float().mean().item() == pytest.approx(1 / K, abs=0.05)
@@ -419,8 +419,8 @@ def test_what_chooses_among_the_best_is_not_what_an_unguided_code_is_drawn_by():
     (lambda: guides.inpaint(torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8)), 'mask 0 keeps no pixel'),
     (lambda: guides.inpaint(torch.zeros(1, 3, 8, 8), torch.full((1, 1, 8, 8), 2.0)), 'entries in 0..1'),
     (lambda: guides.inpaint(torch.zeros(3, 3, 8, 8), torch.ones(2, 1, 8, 8)), '2 masks do not fit 3 pictures'),
-    (lambda: guided.top_k(0), 'at least the best one'),
-    (lambda: guided.temperature(0.0), 'positive'),
+    (lambda: guided_sampling.top_k(0), 'at least the best one'),
+    (lambda: guided_sampling.temperature(0.0), 'positive'),
 ])
 def test_senseless_guides(make, says):
     with pytest.raises(ValueError, match=says):
@@ -447,33 +447,33 @@ def test_top_k_takes_the_k_best_evenly():
     best = scores[0].argsort()
     chance = (torch.arange(600) + 0.5) / 600
     for k in (1, 2, 4, 6, 50):
-        counts = torch.bincount(guided.top_k(k)(scores, chance), minlength=6)[best]
+        counts = torch.bincount(guided_sampling.top_k(k)(scores, chance), minlength=6)[best]
         assert counts.tolist() == [600 // min(k, 6)] * min(k, 6) + [0] * (6 - min(k, 6))
-    assert guided.top_k(3)(scores[:1], torch.ones(1)) == best[2]  # chance rounded up to 1
+    assert guided_sampling.top_k(3)(scores[:1], torch.ones(1)) == best[2]  # chance rounded up to 1
 
 
 def test_temperature_samples_the_softmax():
     scores = torch.randn(1, 6, generator=gen()).expand(10000, 6)
     chance = (torch.arange(10000) + 0.5) / 10000
     for t in (0.1, 1.0, 100.0):
-        share = torch.bincount(guided.temperature(t)(scores, chance), minlength=6) / 10000
+        share = torch.bincount(guided_sampling.temperature(t)(scores, chance), minlength=6) / 10000
         torch.testing.assert_close(share, torch.softmax(-scores[0] / t, 0), atol=2e-4, rtol=0)
-    assert (guided.temperature(1e-30)(scores, chance) == scores[0].argmin()).all()
+    assert (guided_sampling.temperature(1e-30)(scores, chance) == scores[0].argmin()).all()
     never = torch.tensor([[float('inf'), 1.0, float('inf')]]).expand(10, 3)
-    assert (guided.temperature(1.0)(never, torch.arange(10) / 10) == 1).all()
+    assert (guided_sampling.temperature(1.0)(never, torch.arange(10) / 10) == 1).all()
 
 
 def test_ranks_count_the_strictly_better():
     distances = torch.tensor([[0.3, 0.1, 0.3, 2.0, -1.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
     expected = [[sum(other < d for other in row) for d in row] for row in distances.tolist()]
-    assert guided.ranks(distances).tolist() == expected
+    assert guided_sampling.ranks(distances).tolist() == expected
 
 
 def test_combining_by_rank_and_by_distance():
     a, b = torch.randn(2, 3, 7, generator=gen())
-    mean = guided.by_distance([a, b], [3.0, 1.0])
+    mean = guided_sampling.by_distance([a, b], [3.0, 1.0])
     torch.testing.assert_close(mean, 0.75 * a + 0.25 * b)
-    ranked = guided.by_rank([a, b * 1e6], [3.0, 1.0])
+    ranked = guided_sampling.by_rank([a, b * 1e6], [3.0, 1.0])
     for row in range(3):
         for k in range(7):
             ranks = [sum(o < d[row, k] for o in d[row]) for d in (a, b)]
@@ -484,7 +484,7 @@ def test_the_weighted_sum_of_linear_guides_is_the_weighted_mean_of_rendered_dist
     candidates, picture = family(3, (8, 8)), uniform(2, 3, 8, 8, seed=3)
     low, grey = area(picture.double().numpy(), (4, 4)), luma(picture.double().numpy())
     both = [guides.superres(torch.from_numpy(low).float()), guides.colorization(picture)]
-    total = guided.by_distance([g(candidates, 0) for g in both], [2.0, 1.0]).numpy()
+    total = guided_sampling.by_distance([g(candidates, 0) for g in both], [2.0, 1.0]).numpy()
     images = all_images(candidates)
     expected = (2 * mse(area(images, (4, 4)), low) + mse(luma(images), grey)) / 3
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-5)
@@ -504,12 +504,12 @@ def tiny(num_nodes: int = 4, **kwargs) -> DDN:
 
 def test_argmax_by_l2_is_encoding():
     net, images = tiny(), uniform(3, 3, 8, 8, seed=9)
-    shown, codes = net.sample(6, guide=Guidance([guides.l2(images)], guided.top_k(1)))
+    shown, codes = net.sample(6, guide=Guidance([guides.l2(images)], guided_sampling.top_k(1)))
     assert torch.equal(codes, net.encode(images).repeat_interleave(2, 0))
     torch.testing.assert_close(net.decode(codes), shown, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('options', [{}, {'choose': guided.temperature(0.05)}, {'every': 2}, {'beam': 3}])
+@pytest.mark.parametrize('options', [{}, {'choose': guided_sampling.temperature(0.05)}, {'every': 2}, {'beam': 3}])
 def test_a_seed_is_one_image_at_any_batch_size(options):
     net, target = tiny(), uniform(1, 3, 4, 4, seed=9)
     before = torch.random.get_rng_state()
@@ -535,7 +535,7 @@ def test_layers_that_do_not_ask_choose_as_without_a_guide(every, layers, asked, 
         called.append(layer)
         return torch.arange(4.0).expand(candidates.shape[0], 4)
 
-    guidance = Guidance([Guide('first', distances)], guided.top_k(1), beam=beam, every=every, layers=layers)
+    guidance = Guidance([Guide('first', distances)], guided_sampling.top_k(1), beam=beam, every=every, layers=layers)
     codes = net.sample(5, seed=3, guide=guidance)[1]
     assert called == asked
     wanted = samplers.uniform_codes(net.num_nodes, range(3, 8))
@@ -549,11 +549,11 @@ def test_layers_that_do_not_ask_choose_as_without_a_guide(every, layers, asked, 
 def test_indifferent_guides_leave_the_choice_to_chance():
     net = tiny(num_nodes=5)
     indifferent = Guide('indifferent', lambda c, layer: torch.zeros(c.shape[0], c.num_nodes))
-    for choose in (guided.top_k(1), guided.top_k(2), guided.temperature(1.0)):
+    for choose in (guided_sampling.top_k(1), guided_sampling.top_k(2), guided_sampling.temperature(1.0)):
         codes = net.sample(1000, guide=Guidance([indifferent], choose))[1]
         share = torch.stack([torch.bincount(column, minlength=5) for column in codes.t()]) / 1000
         assert (share - 0.2).abs().max() < 0.06
-    codes = net.sample(300, guide=Guidance([indifferent, guides.l2(uniform(1, 3, 8, 8))], guided.top_k(1)))[1]
+    codes = net.sample(300, guide=Guidance([indifferent, guides.l2(uniform(1, 3, 8, 8))], guided_sampling.top_k(1)))[1]
     assert len(codes.unique(dim=0)) == 1  # and the other guide alone decides
 
 
@@ -562,9 +562,10 @@ def judged(*values: float, weight: float = 1.0) -> Guide:
     return Guide('judged', lambda c, layer: torch.tensor(values).expand(c.shape[0], -1), weight)
 
 
-@pytest.mark.parametrize('combine', [guided.by_rank, guided.by_distance])
+@pytest.mark.parametrize('combine', [guided_sampling.by_rank, guided_sampling.by_distance])
 @pytest.mark.parametrize('options', [
-    {'choose': guided.top_k(1)}, {'choose': guided.top_k(2)}, {'choose': guided.temperature(1.0)}, {'beam': 3},
+    {'choose': guided_sampling.top_k(1)}, {'choose': guided_sampling.top_k(2)},
+    {'choose': guided_sampling.temperature(1.0)}, {'beam': 3},
 ])  # fmt: skip
 def test_infinite_is_never(combine, options):
     net, inf = tiny(), float('inf')
@@ -589,15 +590,15 @@ def test_infinite_is_never(combine, options):
 def test_negative_weight_is_away_from():
     net = tiny()
     least = Guide('least', lambda c, layer: torch.arange(4.0).expand(c.shape[0], 4))
-    for combine in (guided.by_rank, guided.by_distance):
-        away = Guidance([least._replace(weight=-1.0)], guided.top_k(1), combine)
+    for combine in (guided_sampling.by_rank, guided_sampling.by_distance):
+        away = Guidance([least._replace(weight=-1.0)], guided_sampling.top_k(1), combine)
         assert (net.sample(2, guide=away)[1] == 3).all()
 
 
 def test_a_conditional_network_takes_condition_and_guide():
     net, condition = tiny(condition_channels=1), uniform(3, 1, 8, 8)
     target = uniform(3, 3, 8, 8, seed=5)
-    for guidance in (Guidance([guides.l2(target)], guided.top_k(1)), Guidance([guides.l2(target)], beam=2)):
+    for guidance in (Guidance([guides.l2(target)], guided_sampling.top_k(1)), Guidance([guides.l2(target)], beam=2)):
         images, codes = net.sample(3, condition=condition, guide=guidance)
         torch.testing.assert_close(net.decode(codes, condition), images, rtol=0, atol=1e-6)
     images, _ = net.sample(3, condition=condition[:1], guide=Guidance([guides.l2(target)], beam=2))
@@ -645,7 +646,7 @@ def test_a_wide_beam_finds_the_best_leaf():
     for beam in (81, 100):  # 81 prefixes of four codes: nothing is ever dropped
         codes = net.sample(2, guide=Guidance([guides.l2(target)], beam=beam))[1]
         assert torch.equal(codes, leaves[errors.argmin()].expand(2, 5))
-    greedy = net.sample(1, guide=Guidance([guides.l2(target)], guided.top_k(1)))[0]
+    greedy = net.sample(1, guide=Guidance([guides.l2(target)], guided_sampling.top_k(1)))[0]
     assert (greedy - target).square().mean() > errors.min()  # or the test would show nothing
 
 
@@ -666,7 +667,7 @@ def test_the_five_line_guide_of_the_docs():
     candidates = family(3, (4, 6))
     images = all_images(candidates)
     close(Guide('mirrored', mirrored), candidates, ((images - images[..., ::-1]) ** 2).mean((2, 3, 4)))
-    images, _ = tiny().sample(8, guide=Guidance([Guide('mirrored', mirrored)], guided.top_k(1)))
+    images, _ = tiny().sample(8, guide=Guidance([Guide('mirrored', mirrored)], guided_sampling.top_k(1)))
     free, _ = tiny().sample(8)
     asymmetry = [(x - x.flip(3)).square().mean() for x in (images, free)]
     assert asymmetry[0] < 0.7 * asymmetry[1]

@@ -17,8 +17,8 @@ from conftest import write_zip
 from PIL import Image
 
 import latents
+from cli.code_files import CodeFile, read_code_file, write_code_file, write_codes
 from ddn_networks import DDN, RecurrentDDN, codes
-from dnnlib.code_files import CodeFile, read_code_file, write_code_file, write_codes
 from dnnlib.images import to_image, to_uint8
 from dnnlib.sheets import save_png
 from torch_utils import persistence

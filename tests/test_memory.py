@@ -7,7 +7,7 @@ from training.memory import auto_batch_gpu, saved_bytes_per_image
 
 KWARGS = {'img_resolution': 8, 'img_channels': 1, 'channels': [8] * 3, 'num_blocks': [1, 2, 2], 'num_nodes': [4] * 3}
 LOOP = {
-    'network_class': 'ddn_networks.network.DDN', 'network_kwargs': KWARGS, 'grad_checkpoint': False,
+    'network_class': 'ddn_networks.single_shot.DDN', 'network_kwargs': KWARGS, 'grad_checkpoint': False,
     'precision': 'fp32', 'ema_halflives_nimg': [1],
 }  # fmt: skip
 

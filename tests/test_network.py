@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import seeing
 
-from ddn_networks import DDN, RecurrentDDN, guided, guides, published_config, samplers
+from ddn_networks import DDN, RecurrentDDN, guided_sampling, guides, published_config, samplers
 from ddn_networks.blocks import ResBlock, _double, num_groups
 from ddn_networks.ddl import DDL
 from ddn_networks.network import resolution_pair, scale_sizes
@@ -132,8 +132,8 @@ def test_samplers_may_follow_parents():
 def test_what_is_kept_of_a_beam_belongs_to_its_branches():
     net = tiny()
     target = pictures(net, 2)
-    chance = guided.chance_table(net.num_nodes, range(2))
-    beam = guided.sampler(guided.Guidance([guides.l2(target)], beam=3), chance, net.img_resolution)
+    chance = guided_sampling.chance_table(net.num_nodes, range(2))
+    beam = guided_sampling.sampler(guided_sampling.Guidance([guides.l2(target)], beam=3), chance, net.img_resolution)
 
     def dropping(candidates, layer):  # says of every choice whether it was node 0
         choice = beam(candidates, layer)
@@ -382,7 +382,7 @@ def test_a_beam_finds_what_trying_all_codes_finds():
     found = net.encode(images, beam=32)
     assert torch.equal(found, every[distances.argmin(1)])
     assert torch.equal(net._nearest_leaf(images, at_once=7), found) and not net.share_prefixes
-    search = guided.Guidance([guides.l2(images)], beam=32)
+    search = guided_sampling.Guidance([guides.l2(images)], beam=32)
     assert torch.equal(net.sample(6, guide=search)[1], found)
     assert (error(found) <= error(net.encode(images, beam=4))).all()
     assert torch.equal(net.encode(images, beam=1), net.encode(images))

@@ -10,7 +10,7 @@ from conftest import write_zip
 from PIL import Image
 
 import train as train_script
-from training.presets import PRESETS
+from cli.presets import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'experiments'))
 

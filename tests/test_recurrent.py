@@ -9,7 +9,7 @@ from conftest import invoke, seeing
 import fid
 import generate
 import train
-from ddn_networks import DDN, LossFreeBalancing, Network, RecurrentDDN, SplitAndPrune, guided, guides, samplers
+from ddn_networks import DDN, LossFreeBalancing, Network, RecurrentDDN, SplitAndPrune, guided_sampling, guides, samplers
 from torch_utils import persistence
 from training import report
 from training.monitor import UsageWindow
@@ -86,11 +86,11 @@ def law_1(net: Network) -> None:
 
 def test_law_1_with_repeated_blocks():
     net = repeating()
-    assert net.layer_weights == [0, 1, 1, 2, 3, 4, 4, 4] and len(net.ddls) == len(net.blocks) == 5
+    assert net.ddl_of_layer == [0, 1, 1, 2, 3, 4, 4, 4] and len(net.ddls) == len(net.blocks) == 5
     assert net.num_nodes == [4, 4, 4, 3, 5, 5, 5, 5]
     law_1(net)
     plain = DDN(8, 1, [8, 8, 8], [3, 1, 4], [4, 3, 5])
-    assert plain.layer_weights == list(range(8)) and len(plain.blocks) == 8
+    assert plain.ddl_of_layer == list(range(8)) and len(plain.blocks) == 8
 
 
 def test_a_step_is_the_same_network_on_another_input():
@@ -206,9 +206,9 @@ def test_guides_do_not_ask_what_network_it_is():
     target = pictures(net, 1)
     codes = net.encode(target)
     guide = guides.superres(target)  # at full size: the image itself
-    images, found = net.sample(2, guide=guided.Guidance([guide], choose=guided.top_k(1)))
+    images, found = net.sample(2, guide=guided_sampling.Guidance([guide], choose=guided_sampling.top_k(1)))
     assert torch.equal(found, codes.expand(2, -1)) and torch.equal(images, net.decode(found))
-    beam = net.sample(1, guide=guided.Guidance([guide], beam=3))[0]
+    beam = net.sample(1, guide=guided_sampling.Guidance([guide], beam=3))[0]
     assert (beam - target).square().mean() <= (images[:1] - target).square().mean() + 1e-6
 
 
@@ -230,12 +230,12 @@ def test_condition_and_augment_labels_reach_every_step():
 def test_codes_per_step_counts_per_weight(make):
     """Split-and-Prune sees the steps that share a weight as matches of one set of nodes."""
     net = make()
-    balance = SplitAndPrune(net.node_weights, net.layer_weights, split_at=1e9, prune_at=0.0)
+    balance = SplitAndPrune(net.node_weights, net.ddl_of_layer, split_at=1e9, prune_at=0.0)
     codes = net.encode(pictures(net, 6))
     balance.observe(codes)
     balance.step_()
     for w in range(len(net.node_weights)):
-        layers = [l for l in range(net.num_layers) if net.layer_weights[l] == w]
+        layers = [l for l in range(net.num_layers) if net.ddl_of_layer[l] == w]
         K = net.num_nodes[layers[0]]
         want = torch.tensor([sum(int((codes[:, l] == k).sum()) for l in layers) for k in range(K)])
         assert torch.equal(balance.counts[w, : len(want)], want.double())
@@ -245,7 +245,7 @@ def test_codes_per_step_counts_per_weight(make):
 def test_one_split_moves_the_node_of_all_steps():
     net = tiny(num_layers=3)
     optimizer = torch.optim.Adam(net.parameters())
-    balance = SplitAndPrune(net.node_weights, net.layer_weights)
+    balance = SplitAndPrune(net.node_weights, net.ddl_of_layer)
     balance.attach(optimizer)
     balance.observe(torch.tensor([[2, 2, 2], [2, 0, 1], [2, 3, 2]]))  # node 4 of 5 was never matched
     sum(p.sum() for p in net.parameters()).backward()
@@ -260,7 +260,7 @@ def test_one_split_moves_the_node_of_all_steps():
 
 def test_usage_and_biases_are_per_weight():
     net = tiny()
-    balance = LossFreeBalancing(net.node_weights, net.layer_weights)
+    balance = LossFreeBalancing(net.node_weights, net.ddl_of_layer)
     out = net(samplers.nearest(pictures(net), balance.penalty), 3, keep=True)
     balance.observe(out.codes, None, out.distances)
     usage = UsageWindow(balance)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ddn_networks import LossFreeBalancing, NoBalancing, SplitAndPrune, samplers
+from ddn_networks import LossFreeBalancing, SplitAndPrune, UsageCounter, samplers
 from ddn_networks.ddl import DDL
 from ddn_networks.split_prune import Plan, apply_to_counts_, make_plan, row_moves
 
@@ -172,7 +172,7 @@ def test_a_dead_node_is_reborn():
 
 def test_chance_is_no_evidence():
     weights, _ = layer_weights_and_optimizer([(4, 1, 1), (4, 1, 1)])
-    balance = NoBalancing(weights)
+    balance = UsageCounter(weights)
     balance.observe(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[False, True], [True, False]]))
     balance.step_()
     assert balance.counts.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
@@ -181,7 +181,7 @@ def test_chance_is_no_evidence():
 def test_layers_that_share_a_weight_share_its_counts():
     """A recurrent network: codes per step, evidence per weight."""
     weights, _ = layer_weights_and_optimizer([(3, 1, 2), (2, 1, 2)])
-    balance = SplitAndPrune(weights, layer_weights=[0, 1, 0, 0])
+    balance = SplitAndPrune(weights, ddl_of_layer=[0, 1, 0, 0])
     balance.observe(torch.tensor([[0, 1, 1, 0], [0, 0, 1, 0]]))
     plan = balance.step_()
     assert plan.active[:, 0].tolist() == [True, False]  # node 2 of the shared weight is dead
@@ -267,7 +267,7 @@ def test_a_layer_balanced_by_a_bias_has_no_dead_node():
 
 def test_without_balancing_nodes_die():
     """The density shift and the dead nodes of Section 3.1: what the tests above are about."""
-    share = train_layer(NoBalancing)
+    share = train_layer(UsageCounter)
     assert share.min() == 0 and share.max() > 2.0
 
 
@@ -278,7 +278,7 @@ def observed(balance, columns: list[list[int]], spread: float = 1.0) -> None:
     """Observe codes, with distances that have the standard deviation ``spread`` over the nodes."""
     codes = torch.tensor(columns)
     distances = []
-    for w in balance.layer_weights.tolist():
+    for w in balance.ddl_of_layer.tolist():
         d = torch.arange(float(len(balance.weights[w]))).expand(len(codes), -1)
         distances.append(d / d.std(1, keepdim=True) * spread)
     balance.observe(codes, None, distances)
@@ -350,7 +350,7 @@ def test_the_bias_needs_distances():
 
 # ---------------------------------------------------------------------------------------------- state and several ranks
 
-BALANCES = [NoBalancing, SplitAndPrune, lambda w, **kw: SplitAndPrune(w, pairs=2, memory=8, confidence=0.5, **kw),
+BALANCES = [UsageCounter, SplitAndPrune, lambda w, **kw: SplitAndPrune(w, pairs=2, memory=8, confidence=0.5, **kw),
             LossFreeBalancing]
 
 

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from conftest import tiny_open_clip, write_zip
 from PIL import Image
 
-import guide_specs
+from cli import guide_arguments
 from ddn_networks import DDN, black_boxes, guides
-from ddn_networks.guided import Guidance
+from ddn_networks.guided_sampling import Guidance
 from metrics.lpips import LPIPS
 from torch_utils import persistence
 
@@ -191,7 +191,7 @@ def test_clip_guides_load_a_model_of_open_clip(tmp_path):
     open_clip, clip, weights = tiny_open_clip(tmp_path, 'ddn-tiny-faces')
     found = zscg_faces.clip_guides(f'ddn-tiny-faces,{weights}')('a child')
     images = uniform(2, 3, 16, 16)
-    expected = guide_specs.clip_guide('a child', clip, open_clip.get_tokenizer('ddn-tiny-faces'))
+    expected = guide_arguments.clip_guide('a child', clip, open_clip.get_tokenizer('ddn-tiny-faces'))
     torch.testing.assert_close(zscg.finished(found, images), zscg.finished(expected, images))
     with pytest.raises(click.ClickException, match='--clip=ddn-tiny-faces,no-tag'):
         zscg_faces.clip_guides('ddn-tiny-faces,no-tag')

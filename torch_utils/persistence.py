@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from dnnlib.util import atomic_write, local_path
 
 # What a snapshot may name.
-ALLOWED_CLASSES = ('ddn_networks.network.DDN', 'ddn_networks.recurrent.RecurrentDDN')
-PRETRAINED = Path(__file__).resolve().parents[1] / 'pretrained'  # trained networks that come with the checkout
+ALLOWED_CLASSES = ('ddn_networks.single_shot.DDN', 'ddn_networks.recurrent.RecurrentDDN')
+ALIASES = {'ddn_networks.network.DDN': 'ddn_networks.single_shot.DDN'}  # class paths of earlier revisions' snapshots
+PRETRAINED = Path(__file__).resolve().parents[1] / 'ddn_networks' / 'pretrained'  # networks that come with the code
 
 
 def persistent_class(cls: type) -> type:
@@ -58,6 +59,7 @@ def init_spec(obj: Any) -> dict[str, Any]:
 def rebuild(spec: Mapping[str, Any]) -> Any:
     """A new object from ``init_spec``'s dict; ValueError if the class is not on the allow-list."""
     name = spec.get('class_name')
+    name = ALIASES.get(name, name) if isinstance(name, str) else name
     if name not in ALLOWED_CLASSES:
         raise ValueError(f'{name!r} is no class a snapshot may name; allowed: {", ".join(ALLOWED_CLASSES)}')
     module, cls = name.rsplit('.', 1)

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from ddn_networks import NoBalancing
+from ddn_networks import UsageCounter
 from torch_utils import distributed as dist
 from training import checkpoint
 
@@ -17,15 +17,15 @@ class UsageWindow:
 
     IMAGES_PER_NODE = 16  # then a node with half its due is missed with a probability of 3e-4
 
-    def __init__(self, balancer: NoBalancing):
+    def __init__(self, balancer: UsageCounter):
         self.num_nodes = balancer.num_nodes  # [W]
-        self.layer_weights = balancer.layer_weights  # [L]
+        self.ddl_of_layer = balancer.ddl_of_layer  # [L]
         self.counts = torch.zeros_like(balancer.counts)  # [W, K] of this rank
 
     def observe(self, codes: torch.Tensor, dropped: torch.Tensor | None) -> None:
         """Count codes [B, L] that were matched, not dropped."""
         hits = torch.ones_like(codes, dtype=self.counts.dtype) if dropped is None else (~dropped).to(self.counts.dtype)
-        self.counts.index_put_((self.layer_weights.expand_as(codes), codes), hits, accumulate=True)
+        self.counts.index_put_((self.ddl_of_layer.expand_as(codes), codes), hits, accumulate=True)
 
     def dead_share(self) -> torch.Tensor:
         """[W] share of nodes that were not matched once in the window of this rank."""

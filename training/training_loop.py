@@ -36,9 +36,9 @@ from training.monitor import Health, UsageWindow
 GRID = (10, 10)  # rows and columns of the sample sheet
 BALANCERS = {
     'split-prune': ddn_networks.SplitAndPrune,
-    'conditional': ddn_networks.ConditionalBalancing,
+    'conditional': ddn_networks.PrefixBalancing,
     'bias': ddn_networks.LossFreeBalancing,
-    'none': ddn_networks.NoBalancing,
+    'none': ddn_networks.UsageCounter,
 }
 LOOK_EVERY = 16  # steps between two looks at what costs a wait for the device
 
@@ -47,7 +47,7 @@ def training_loop(
     run_dir: str,
     dataset_kwargs: dict[str, Any],
     network_kwargs: dict[str, Any],
-    network_class: str = 'ddn_networks.network.DDN',
+    network_class: str = 'ddn_networks.single_shot.DDN',
     seed: int = 0,
     batch_size: int = 512,
     batch_gpu: int | None = None,
@@ -160,7 +160,7 @@ def training_loop(
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=tuple(betas), eps=1e-8, fused=device.type != 'mps')
     balancer = BALANCERS[balance](
         net.node_weights,
-        net.layer_weights,
+        net.ddl_of_layer,
         reduce_fn=dist.all_reduce_ if world_size > 1 else None,
         dtype=torch.float32 if device.type == 'mps' else torch.float64,
         **(balance_kwargs or {}),

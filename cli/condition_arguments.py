@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-import guide_specs
+from cli import guide_arguments
 from ddn_networks import Network, RecurrentDDN, conditions, pixel_maps
 
 KEPT = 256  # conditions that are not made again when they are asked for again
@@ -71,7 +71,7 @@ class Told:
                 raise ValueError(f'--condition-image={text}: this network is conditioned on {needs}')
             if kind in self.pictures or {kind, *self.pictures} >= {'edge', conditions.DRAWN}:
                 raise ValueError(f'--condition-image={text}: that is given twice')
-            self.pictures[kind] = guide_specs.Pictures(path)
+            self.pictures[kind] = guide_arguments.Pictures(path)
         for_all = self.pictures.get('')
         if for_all and not any(self._source(kind) is for_all for kind in self.parts if kind not in conditions.LABELS):
             raise ValueError(f'--condition-image={for_all.path}: each condition has a picture already, leave it out')
@@ -91,10 +91,10 @@ class Told:
         pictures = [kind for kind in self.parts if kind not in conditions.LABELS]
         return not self.without and any(self._source(kind) is None for kind in pictures)
 
-    def specs(self) -> list[guide_specs.Spec]:
+    def specs(self) -> list[guide_arguments.Spec]:
         """Stand-ins for guides: so many pictures ask for so many results."""
         return [
-            guide_specs.Spec(p.path, p.names, lambda *_: None, [p.path], '--condition-image')
+            guide_arguments.Spec(p.path, p.names, lambda *_: None, [p.path], '--condition-image')
             for p in self.pictures.values()
         ]
 
@@ -170,7 +170,7 @@ class Told:
         rows = zip(known, targets, images.split(1), strict=True)
         return torch.cat([self._make(label, target, image) for label, target, image in rows])
 
-    def _source(self, kind: str) -> guide_specs.Pictures | None:
+    def _source(self, kind: str) -> guide_arguments.Pictures | None:
         if kind == 'edge' and conditions.DRAWN in self.pictures:
             return self.pictures[conditions.DRAWN]
         return self.pictures.get(kind, self.pictures.get(''))
@@ -201,8 +201,8 @@ class Told:
         return torch.cat([pixel_maps.to_channels(rgba[:, :3], self.net.img_channels), rgba[:, 3:]], 1)
 
 
-def rows(told: Told, specs: Sequence[guide_specs.Spec], seeds: Sequence[int], seeds_given: bool) -> list[Row]:
-    """What to make, class by class: see ``guide_specs.jobs``. Several classes have a folder each.
+def rows(told: Told, specs: Sequence[guide_arguments.Spec], seeds: Sequence[int], seeds_given: bool) -> list[Row]:
+    """What to make, class by class: see ``guide_arguments.jobs``. Several classes have a folder each.
 
     A network that is told a class and nothing else gets class s modulo N with seed s where nobody says one, as in
     ``fid.py``; not beside guides, which ask for something.
@@ -210,7 +210,7 @@ def rows(told: Told, specs: Sequence[guide_specs.Spec], seeds: Sequence[int], se
     classes = None if told.labels != [None] or told.without or specs else conditions.classes_alone(told.net.conditions)
     if len(told.labels) > 1 and not seeds_given:
         seeds = seeds[:10]
-    jobs = guide_specs.jobs([*specs, *told.specs()], seeds, seeds_given)
+    jobs = guide_arguments.jobs([*specs, *told.specs()], seeds, seeds_given)
     several = len(told.labels) > 1
     return [
         Row(

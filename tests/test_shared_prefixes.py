@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddn_networks import DDN, Network, RecurrentDDN, guided, guides, prefixes, samplers
+from ddn_networks import DDN, Network, RecurrentDDN, guided_sampling, guides, samplers, shared_prefixes
 
 
 def networks(**kwargs) -> dict[str, Network]:
@@ -52,9 +52,9 @@ def test_nothing_changes_but_the_number_of_passes(name):
 
 def test_partial_images_are_those_of_equal_codes():
     codes = torch.randint(3, (50, 4), generator=torch.Generator().manual_seed(0))
-    sharing = prefixes.start(50, codes.device)
+    sharing = shared_prefixes.start(50, codes.device)
     for l in range(4):
-        sharing = prefixes.split(sharing, samplers.Choice(codes[:, l]), 3)
+        sharing = shared_prefixes.split(sharing, samplers.Choice(codes[:, l]), 3)
         alike = (codes[:, None, : l + 1] == codes[None, :, : l + 1]).all(2)
         assert torch.equal(sharing.rows[:, None] == sharing.rows[None, :], alike)
         assert torch.equal(sharing.rows[sharing.first], torch.arange(len(sharing.first)))
@@ -64,7 +64,7 @@ def test_partial_images_are_those_of_equal_codes():
 def test_encoding_decoding_and_beams_are_the_same(name):
     net = networks()[name].eval()
     target = net.sample(1, seed=9)[0]
-    guide = guided.Guidance([guides.l2(target)], beam=3)
+    guide = guided_sampling.Guidance([guides.l2(target)], beam=3)
 
     def made() -> list[torch.Tensor]:
         images, codes = net.sample(30, seed=3)
@@ -102,7 +102,7 @@ def test_one_condition_for_all_images_is_shared(name):
     passes = []
     net.blocks[0].register_forward_pre_hook(lambda block, args: passes.append(len(args[0])))
     plain, codes = net.sample(30, condition=condition)
-    guide = guided.Guidance([guides.l2(plain[:1])], beam=3)
+    guide = guided_sampling.Guidance([guides.l2(plain[:1])], beam=3)
     steps = net.sample(2, condition=condition, guide=guide)[1]
     found = net.encode(plain, condition, beam=2)
     net.share_prefixes = True

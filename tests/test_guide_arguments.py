@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_open_clip
 from PIL import Image
 
-import guide_specs
+from cli import guide_arguments
 from ddn_networks import Candidates, black_boxes, guides
 
 SHAPE = (8, 8)
@@ -35,7 +35,7 @@ def family(B: int = 2, C: int = 3, K: int = 5) -> Candidates:
     return Candidates(torch.randn(K, C, 6, generator=g), torch.randn(B, 6, *SHAPE, generator=g))
 
 
-def same(spec: guide_specs.Spec, guide: guides.Guide, index=(0,), candidates=None) -> None:
+def same(spec: guide_arguments.Spec, guide: guides.Guide, index=(0,), candidates=None) -> None:
     built = spec.build(list(index), SHAPE)
     full = candidates or family()
     torch.testing.assert_close(built(full, 0), guide(full, 0), rtol=1e-6, atol=1e-6)
@@ -61,38 +61,39 @@ def test_every_picture_guide_means_what_its_function_does(tmp_path):
         f'edges:{face},threshold=0.5': guides.edges(target, threshold=0.5),
         f'edges:{face},drawn=1': guides.edges(target, drawn=True),
     }.items():
-        same(guide_specs.parse(text), guide)
+        same(guide_arguments.parse(text), guide)
 
 
 def test_pictures_of_any_shape_are_cropped_and_resized(tmp_path):
     wide = noise(16, 40, 3)
-    spec = guide_specs.parse('l2:' + save(tmp_path / 'wide.png', wide))
+    spec = guide_arguments.parse('l2:' + save(tmp_path / 'wide.png', wide))
     middle = as_float(wide[:, 12:28])
     same(spec, guides.l2(torch.nn.functional.interpolate(middle, size=SHAPE, mode='area')))
-    grey = guide_specs.parse('l2:' + save(tmp_path / 'grey.png', wide[:, :16, 0]))
+    grey = guide_arguments.parse('l2:' + save(tmp_path / 'grey.png', wide[:, :16, 0]))
     same(grey, guides.l2(as_float(wide[:, :16, 0])))
     clear = np.concatenate([wide[:, :16], np.zeros((16, 16, 1), np.uint8)], 2)  # RGBA, all transparent: white
-    same(guide_specs.parse('l2:' + save(tmp_path / 'clear.png', clear)), guides.l2(torch.ones(1, 3, 8, 8)))
+    same(guide_arguments.parse('l2:' + save(tmp_path / 'clear.png', clear)), guides.l2(torch.ones(1, 3, 8, 8)))
 
 
 def test_a_folder_gives_one_guide_per_picture(tmp_path):
     pixels = [noise(8, 8, 3, seed=i) for i in range(3)]
     for i, p in enumerate(pixels):
         save(tmp_path / f'{i}.png', p)
-    spec = guide_specs.parse(f'superres:{tmp_path},size=3')
+    spec = guide_arguments.parse(f'superres:{tmp_path},size=3')
     assert spec.names == ['0.png', '1.png', '2.png']
-    assert guide_specs.target_names([spec]) == spec.names
+    assert guide_arguments.target_names([spec]) == spec.names
     low = torch.cat([guides.pixel_maps.box(as_float(pixels[i]), (3, 3)) for i in (2, 0)])
     same(spec, guides.superres(low), index=(2, 0))
-    one = guide_specs.parse('l2:' + save(tmp_path.parent / 'one.png', pixels[0]))
-    assert guide_specs.target_names([one, spec]) == spec.names and guide_specs.target_names([one]) == ['one.png']
+    one = guide_arguments.parse('l2:' + save(tmp_path.parent / 'one.png', pixels[0]))
+    assert guide_arguments.target_names([one, spec]) == spec.names
+    assert guide_arguments.target_names([one]) == ['one.png']
     same(one, guides.l2(as_float(pixels[0])), index=(1, 2))
     other = tmp_path.parent / 'other'
     other.mkdir()
     for i in range(2):
         save(other / f'{i}.png', pixels[i])
     with pytest.raises(ValueError, match='3 pictures and .* 2; give as many, or one'):
-        guide_specs.target_names([spec, guide_specs.parse(f'l2:{other}')])
+        guide_arguments.target_names([spec, guide_arguments.parse(f'l2:{other}')])
 
 
 def test_a_folder_of_grey_and_coloured_pictures_of_any_size(tmp_path):
@@ -101,12 +102,12 @@ def test_a_folder_of_grey_and_coloured_pictures_of_any_size(tmp_path):
         save(tmp_path / name, noise(*size, seed=seed))
     grey = [guides.pixel_maps.box(as_float(noise(*sizes[f'{n}.png'], seed=i)), (4, 4)) for i, n in enumerate('abc')]
     low = torch.cat([x.expand(-1, 3, -1, -1) for x in grey])
-    same(guide_specs.parse(f'superres:{tmp_path},size=4'), guides.superres(low), (0, 1, 2), family(B=3))
+    same(guide_arguments.parse(f'superres:{tmp_path},size=4'), guides.superres(low), (0, 1, 2), family(B=3))
     colours = torch.cat([as_float(noise(16, 16, 3)), as_float(noise(16, 16, seed=2)).expand(-1, 3, -1, -1)])
-    same(guide_specs.parse(f'superres:{tmp_path}'), guides.superres(colours), (0, 2))
-    same(guide_specs.parse(f'l2:{tmp_path}'), guides.l2(guides.pixel_maps.fit(colours, SHAPE)), (0, 2))
+    same(guide_arguments.parse(f'superres:{tmp_path}'), guides.superres(colours), (0, 2))
+    same(guide_arguments.parse(f'l2:{tmp_path}'), guides.l2(guides.pixel_maps.fit(colours, SHAPE)), (0, 2))
     with pytest.raises(ValueError, match='superres:.*different sizes, 10x10 and 16x16: give size=, or --batch=1'):
-        guide_specs.parse(f'superres:{tmp_path}').build([0, 1, 2], SHAPE)
+        guide_arguments.parse(f'superres:{tmp_path}').build([0, 1, 2], SHAPE)
 
 
 class Projection(torch.nn.Module):
@@ -133,7 +134,7 @@ def script(net: torch.nn.Module, path) -> str:
 def test_networks_come_as_torchscript(tmp_path):
     net = Projection()
     file = script(net, tmp_path / 'net.pt')
-    spec = guide_specs.parse(f'classifier:{file},class=2,size=4,mean=0.1/0.2/0.3,std=0.5,weight=-2')
+    spec = guide_arguments.parse(f'classifier:{file},class=2,size=4,mean=0.1/0.2/0.3,std=0.5,weight=-2')
     mean = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
 
     def fn(images):
@@ -144,10 +145,10 @@ def test_networks_come_as_torchscript(tmp_path):
     pixels = noise(8, 8, 3)
     for text, says in (('std=0', 'std=0: pixels are divided by it'), ('mean=0.5/x', 'mean=x is no number')):
         with pytest.raises(ValueError, match=says):
-            guide_specs.parse(f'classifier:{file},class=2,{text}')
+            guide_arguments.parse(f'classifier:{file},class=2,{text}')
     face, squares = save(tmp_path / 'face.png', pixels), script(Squares(), tmp_path / 'squares.pt')
     for name, make in (('perceptual', black_boxes.perceptual), ('style', black_boxes.style)):
-        same(guide_specs.parse(f'{name}:{face},network={squares}'), make(lambda x: x * x, as_float(pixels)))
+        same(guide_arguments.parse(f'{name}:{face},network={squares}'), make(lambda x: x * x, as_float(pixels)))
 
 
 def test_python_functions_come_from_a_file(tmp_path, monkeypatch):
@@ -155,8 +156,8 @@ def test_python_functions_come_from_a_file(tmp_path, monkeypatch):
     file = tmp_path / 'mine.py'
     file.write_text('def red(images):\n    return images[:, 0].mean((1, 2))\n'
                     'def green(images):\n    return images[..., 1].mean((1, 2))\n')
-    same(guide_specs.parse(f'python:{file}:red,at_once=4'), black_boxes.python(lambda x: x[:, 0].mean((1, 2))))
-    green = guide_specs.parse(f'python:{file}:green,numpy=1')
+    same(guide_arguments.parse(f'python:{file}:red,at_once=4'), black_boxes.python(lambda x: x[:, 0].mean((1, 2))))
+    green = guide_arguments.parse(f'python:{file}:green,numpy=1')
     same(green, black_boxes.python(lambda x: x[..., 1].mean((1, 2)), numpy=True))
     assert green.build([], SHAPE).name == 'python green'
     (tmp_path / 'neighbour_of_mine.py').write_text('def score(images):\n    return images[:, 2].mean((1, 2))\n')
@@ -165,21 +166,21 @@ def test_python_functions_come_from_a_file(tmp_path, monkeypatch):
                     '@dataclass\nclass Blue:\n    factor: int = 2\n    __call__ = lambda self, x: '
                     'self.factor * neighbour_of_mine.score(x)\nblue = Blue()\n')  # fmt: skip
     blue = black_boxes.python(lambda x: 2 * x[:, 2].mean((1, 2)))
-    same(guide_specs.parse(f'python:{file}:blue'), blue)
+    same(guide_arguments.parse(f'python:{file}:blue'), blue)
     file.write_text('import nothing_of_this_name')
     with pytest.raises(ValueError, match='mine.py does not load: ModuleNotFoundError: No module'):
-        guide_specs.parse(f'python:{file}:red')
+        guide_arguments.parse(f'python:{file}:red')
 
 
 def test_splitting():
     known = ['size', 'weight']
-    assert guide_specs.split('a.png,size=8,weight=0.5', known) == ('a.png', {'size': '8', 'weight': '0.5'})
-    assert guide_specs.split('a smiling, old woman', known) == ('a smiling, old woman', {})
-    assert guide_specs.split('e = mc2, size , weight=2', known) == ('e = mc2, size', {'weight': '2'})
+    assert guide_arguments.split('a.png,size=8,weight=0.5', known) == ('a.png', {'size': '8', 'weight': '0.5'})
+    assert guide_arguments.split('a smiling, old woman', known) == ('a smiling, old woman', {})
+    assert guide_arguments.split('e = mc2, size , weight=2', known) == ('e = mc2, size', {'weight': '2'})
     with pytest.raises(ValueError, match="does not know 'sizes'; its options are size, weight"):
-        guide_specs.split('a.png,sizes=8', known)
+        guide_arguments.split('a.png,sizes=8', known)
     with pytest.raises(ValueError, match="does not know 'large'"):
-        guide_specs.split('a.png,size=8,large', known)
+        guide_arguments.split('a.png,size=8,large', known)
 
 
 @pytest.mark.parametrize('text, says', [
@@ -207,31 +208,31 @@ def test_splitting():
 def test_what_makes_no_sense_is_named(text, says, tmp_path):
     text = text.replace('FACE', save(tmp_path / 'face.png', noise(8, 8, 3)))
     with pytest.raises(ValueError, match=says):
-        guide_specs.parse(text).build([0], SHAPE)
+        guide_arguments.parse(text).build([0], SHAPE)
 
 
 def test_too_large_a_size_and_damaged_pictures_are_named(tmp_path):
     face = save(tmp_path / 'face.png', noise(8, 8, 3))
     with pytest.raises(ValueError, match=r'--guide superres:.*size=9 is more than the 8 pixels'):
-        guide_specs.parse(f'superres:{face},size=9').build([0], SHAPE)
+        guide_arguments.parse(f'superres:{face},size=9').build([0], SHAPE)
     broken = tmp_path / 'broken.png'
     broken.write_bytes(b'not a picture')
     with pytest.raises(ValueError, match='--guide l2:.*broken.png: not an image'):
-        guide_specs.parse(f'l2:{broken}').build([0], SHAPE)
+        guide_arguments.parse(f'l2:{broken}').build([0], SHAPE)
 
 
 def test_help_lists_every_guide_with_options_and_an_example():
-    text = guide_specs.help_text()
-    for kind in guide_specs.kinds():
+    text = guide_arguments.help_text()
+    for kind in guide_arguments.kinds():
         assert f'{kind.name}:{kind.value}' in text and f'--guide {kind.example}' in text
         assert all(option in text for option in kind.options)
         value = kind.example.strip("'").partition(':')[2]
-        guide_specs.split(value, [*kind.options, 'weight'])  # the examples are well formed
+        guide_arguments.split(value, [*kind.options, 'weight'])  # the examples are well formed
 
 
 def test_clip_with_a_small_random_model(tmp_path):
     open_clip, net, _ = tiny_open_clip(tmp_path, 'ddn-tiny-random')
-    guide = guide_specs.clip_guide('a smiling woman', net, open_clip.tokenize)
+    guide = guide_arguments.clip_guide('a smiling woman', net, open_clip.tokenize)
     candidates = family(B=1, K=3)
     images = torch.nn.functional.interpolate(
         next(iter(candidates.chunks(3)))[1][0].clamp(-1, 1), size=(16, 16), mode='bilinear', align_corners=False
@@ -247,13 +248,13 @@ def test_clip_with_a_small_random_model(tmp_path):
 def test_clip_by_words_loads_a_file_of_weights(tmp_path):
     open_clip, net, weights = tiny_open_clip(tmp_path, 'ddn-tiny')
     text = f'clip:a smiling, old woman,model=ddn-tiny,pretrained={weights},at_once=2,weight=0.5'
-    spec = guide_specs.parse(text)
-    same(spec, guide_specs.clip_guide('a smiling, old woman', net, open_clip.get_tokenizer('ddn-tiny')))
+    spec = guide_arguments.parse(text)
+    same(spec, guide_arguments.clip_guide('a smiling, old woman', net, open_clip.get_tokenizer('ddn-tiny')))
     assert spec.build([], SHAPE).weight == 0.5 and spec.names == []
     with pytest.raises(ValueError, match='--guide clip:.*open_clip has no model ddn-none'):
-        guide_specs.parse('clip:a face,model=ddn-none')
+        guide_arguments.parse('clip:a face,model=ddn-none')
     with pytest.raises(ValueError, match='--guide clip:.*model=ddn-tiny,pretrained=not-a-tag did not load'):
-        guide_specs.parse('clip:a face,model=ddn-tiny,pretrained=not-a-tag')
+        guide_arguments.parse('clip:a face,model=ddn-tiny,pretrained=not-a-tag')
 
 
 def test_clip_without_open_clip_says_what_to_install(tmp_path, monkeypatch):
@@ -263,4 +264,4 @@ def test_clip_without_open_clip_says_what_to_install(tmp_path, monkeypatch):
     for error in ('ImportError("no such thing")', 'RuntimeError("operator torchvision::nms does not exist")'):
         (tmp_path / 'open_clip.py').write_text(f'raise {error}')
         with pytest.raises(ValueError, match=r"did not load \((no such|operator).*pip install -c .* -e '\.\[clip\]'"):
-            guide_specs.parse('clip:a smiling woman')
+            guide_arguments.parse('clip:a smiling woman')

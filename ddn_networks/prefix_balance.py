@@ -20,7 +20,7 @@ from ddn_networks.candidates import Candidates
 from ddn_networks.split_prune import Plan, SplitAndPrune
 
 
-class ConditionalBalancing(SplitAndPrune):
+class PrefixBalancing(SplitAndPrune):
     """Split-and-Prune, plus a penalty on nodes in proportion to the logarithm of how likely they are foreseen to be.
 
     Node k of an image whose features foretell it with probability q_k looks farther away by
@@ -30,7 +30,7 @@ class ConditionalBalancing(SplitAndPrune):
     has a closed form, so nothing of it enters autograd. The rows of a node that splits are copied with the node.
 
     Args:
-        weights, layer_weights, reduce_fn, dtype: see ``NoBalancing``.
+        weights, ddl_of_layer, reduce_fn, dtype: see ``UsageCounter``.
         rate: strength of the penalty; 0 is Split-and-Prune.
         limit: log(K q_k) counts within +-limit.
         grid: features are averaged over at most grid x grid cells.
@@ -44,7 +44,7 @@ class ConditionalBalancing(SplitAndPrune):
     def __init__(
         self,
         weights: Sequence[torch.Tensor],
-        layer_weights: Sequence[int] | None = None,
+        ddl_of_layer: Sequence[int] | None = None,
         reduce_fn: Callable[[torch.Tensor], None] | None = None,
         dtype: torch.dtype = torch.float64,
         rate: float = 1.0,
@@ -53,7 +53,7 @@ class ConditionalBalancing(SplitAndPrune):
         lr: float = 1e-3,
         **split_prune: float,
     ):
-        super().__init__(weights, layer_weights, reduce_fn=reduce_fn, dtype=dtype, **split_prune)
+        super().__init__(weights, ddl_of_layer, reduce_fn=reduce_fn, dtype=dtype, **split_prune)
         if rate < 0 or limit <= 0 or grid < 1 or lr <= 0:
             raise ValueError(
                 'conditional balancing needs rate >= 0, limit > 0, grid >= 1 and lr > 0, not '

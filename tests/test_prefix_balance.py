@@ -1,4 +1,4 @@
-"""ConditionalBalancing: its forecast against autograd, its rows, its state, and what it is for."""
+"""PrefixBalancing: its forecast against autograd, its rows, its state, and what it is for."""
 
 import copy
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ddn_networks import Candidates, ConditionalBalancing, SplitAndPrune, samplers
+from ddn_networks import Candidates, PrefixBalancing, SplitAndPrune, samplers
 
 
 def asked(balance, weights, features, targets):
@@ -29,7 +29,7 @@ def batch(B, features, channels, seed, size=5):
 
 def test_a_step_is_adams_on_the_cross_entropy():
     weights = layers((5, 2, 3), (4, 2, 3))
-    balance = ConditionalBalancing(weights, grid=2, lr=0.01, prune_at=0.0, split_at=1e9)
+    balance = PrefixBalancing(weights, grid=2, lr=0.01, prune_at=0.0, split_at=1e9)
     models = [torch.nn.Linear(12, 5), torch.nn.Linear(12, 4)]
     for m in models:
         torch.nn.init.zeros_(m.weight)
@@ -54,7 +54,7 @@ def test_a_step_is_adams_on_the_cross_entropy():
 
 def test_the_penalty_is_the_log_of_the_forecast_in_units_of_the_spread():
     weights = layers((3, 1, 2))
-    balance = ConditionalBalancing(weights, rate=0.5, limit=1.0)
+    balance = PrefixBalancing(weights, rate=0.5, limit=1.0)
     features, targets = batch(4, 2, 1, 0)
     candidates = Candidates(weights[0].detach(), features)
     distances = candidates.distances(targets)
@@ -67,7 +67,7 @@ def test_the_penalty_is_the_log_of_the_forecast_in_units_of_the_spread():
 
 def test_autocast_does_not_touch_the_penalty():
     weights = layers((6, 2, 3))
-    balance = ConditionalBalancing(weights)
+    balance = PrefixBalancing(weights)
     torch.nn.init.normal_(balance.flat, generator=torch.Generator().manual_seed(1))
     features, targets = batch(4, 3, 2, 0)
     candidates = Candidates(weights[0].detach(), features)
@@ -79,7 +79,7 @@ def test_autocast_does_not_touch_the_penalty():
 
 def test_a_pass_that_is_not_finite_teaches_nothing():
     weights = layers((6, 2, 3), (6, 2, 3))
-    broken, spared = (ConditionalBalancing(weights, prune_at=0.0, split_at=1e9) for _ in range(2))
+    broken, spared = (PrefixBalancing(weights, prune_at=0.0, split_at=1e9) for _ in range(2))
     features, targets = batch(8, 3, 2, 0)
     asked(broken, weights, features.fill_(float('nan')), targets)
     broken.observe(torch.zeros(8, 2, dtype=torch.long))
@@ -95,7 +95,7 @@ def test_a_pass_that_is_not_finite_teaches_nothing():
 
 def test_a_node_that_splits_takes_its_forecast_along():
     weights = layers((4, 1, 2), (3, 1, 2))
-    balance = ConditionalBalancing(weights, lr=1e-9)
+    balance = PrefixBalancing(weights, lr=1e-9)
     rng = torch.Generator().manual_seed(1)
     for forecast in balance.forecasts:
         forecast.copy_(torch.randn(forecast.shape, generator=rng))
@@ -118,12 +118,12 @@ def test_a_node_that_splits_takes_its_forecast_along():
 
 def test_more_pairs_than_a_weight_has_nodes():
     shapes = (16, 1, 2), (2, 1, 2)
-    both = [make(layers(*shapes), pairs=8) for make in (ConditionalBalancing, SplitAndPrune)]
+    both = [make(layers(*shapes), pairs=8) for make in (PrefixBalancing, SplitAndPrune)]
     features, targets = batch(12, 2, 1, 0)
     codes = torch.tensor([[0, 1], [1, 1], [2, 1]] * 4)
     plans = []
     for balance in both:
-        if isinstance(balance, ConditionalBalancing):
+        if isinstance(balance, PrefixBalancing):
             asked(balance, balance.weights, features, targets)
         balance.observe(codes)
         plans.append(balance.step_())
@@ -161,7 +161,7 @@ def test_it_uses_nodes_that_split_and_prune_leaves_alone():
 
     plain, balance = usage(SplitAndPrune)
     assert (plain == 0).sum() == 4 and not balance.num_splits.any()
-    share, _ = usage(ConditionalBalancing)
+    share, _ = usage(PrefixBalancing)
     assert share.min() > 0.5 and share.max() < 2
 
 
@@ -175,10 +175,10 @@ def run(weights, balance, steps):
 def test_resuming_is_never_having_stopped():
     whole = layers((6, 2, 3), (6, 2, 3))
     stopped = copy.deepcopy(whole)
-    a, b = ConditionalBalancing(whole, lr=0.05), ConditionalBalancing(stopped, lr=0.05)
+    a, b = PrefixBalancing(whole, lr=0.05), PrefixBalancing(stopped, lr=0.05)
     run(whole, a, range(20))
     run(stopped, b, range(10))
-    c = ConditionalBalancing(stopped, lr=0.05)
+    c = PrefixBalancing(stopped, lr=0.05)
     c.load_state_dict({name: t.clone() for name, t in b.state_dict().items()})
     run(stopped, c, range(10, 20))
     for x, y in zip([*whole, *a.state_dict().values()], [*stopped, *c.state_dict().values()], strict=True):
@@ -189,8 +189,8 @@ def test_resuming_is_never_having_stopped():
 def test_two_ranks_are_one_rank_of_the_same_batch():
     weights = [layers((6, 2, 3), (6, 2, 3)) for _ in range(3)]
     sums = {}
-    ranks = [ConditionalBalancing(w, reduce_fn=lambda t: t.copy_(sums[t.shape])) for w in weights[:2]]
-    alone = ConditionalBalancing(weights[2])
+    ranks = [PrefixBalancing(w, reduce_fn=lambda t: t.copy_(sums[t.shape])) for w in weights[:2]]
+    alone = PrefixBalancing(weights[2])
     for step in range(15):
         features, targets = batch(16, 3, 2, step)
         alone.observe(asked(alone, weights[2], features, targets))
@@ -210,6 +210,6 @@ def test_two_ranks_are_one_rank_of_the_same_batch():
 def test_what_was_not_asked_cannot_be_observed():
     weights = layers((4, 1, 2))
     with pytest.raises(ValueError, match='made with its penalty'):
-        ConditionalBalancing(weights).observe(torch.zeros(3, 1, dtype=torch.long))
+        PrefixBalancing(weights).observe(torch.zeros(3, 1, dtype=torch.long))
     with pytest.raises(ValueError, match='grid=0'):
-        ConditionalBalancing(weights, grid=0)
+        PrefixBalancing(weights, grid=0)

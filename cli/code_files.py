@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .util import atomic_write, local_path
+from dnnlib.util import atomic_write, local_path
 
 
 class CodeFile(NamedTuple):

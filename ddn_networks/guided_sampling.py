@@ -97,7 +97,7 @@ class Guidance(NamedTuple):
         return first <= layer <= last and (layer - first) % self.every == 0
 
 
-class Chance(NamedTuple):
+class Randomness(NamedTuple):
     """All randomness of a batch, drawn up front: a row depends on its seed alone.
 
     codes: [B, L] int64, the unguided choice. choice, ties: [B, L] float32 in [0, 1).
@@ -108,16 +108,16 @@ class Chance(NamedTuple):
     ties: torch.Tensor
 
 
-def chance_table(num_nodes: list[int], seeds: Sequence[int]) -> Chance:
+def chance_table(num_nodes: list[int], seeds: Sequence[int]) -> Randomness:
     """The randomness of each seed; its codes are those of ``samplers.uniform_codes``."""
     L = len(num_nodes)
     draws = [torch.rand(3, L, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
     draws = torch.stack(draws, 1) if draws else torch.zeros(3, 0, L)  # [3, B, L]
     draws = draws.float().clamp(max=1 - 2**-24)  # rounding could give 1
-    return Chance(samplers.uniform_codes(num_nodes, list(seeds)), draws[1], draws[2])
+    return Randomness(samplers.uniform_codes(num_nodes, list(seeds)), draws[1], draws[2])
 
 
-def sampler(guidance: Guidance, chance: Chance, img_resolution: tuple[int, int]) -> Sampler:
+def sampler(guidance: Guidance, chance: Randomness, img_resolution: tuple[int, int]) -> Sampler:
     """The sampler of one pass over B b rows. The best picture of each image is the first of its rows."""
     b = guidance.beam
     alive = None  # [B, b] bool: rows that are neither a copy of another nor what a guide forbids

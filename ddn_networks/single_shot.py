@@ -1,0 +1,145 @@
+"""The Single Shot Generator (Fig. 3b): a decoder from a constant 1x1 feature to the image, with a DDL after each block.
+
+Legend: B images, L layers, K nodes, C image channels, H x W pixels, S scales.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ddn_networks import samplers
+from ddn_networks.blocks import ResBlock
+from ddn_networks.ddl import DDL, Selection
+from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
+from torch_utils import persistence
+
+
+@persistence.persistent_class
+class DDN(Network):
+    """Discrete Distribution Network, single-shot generator.
+
+    Args:
+        img_resolution: H = W, or (H, W); any size. Scale s has H and W halved (rounded up) S - 1 - s times.
+        img_channels: C, 1 (grey), 3 (RGB) or 4 (RGBA).
+        channels, num_blocks, num_nodes: one number per scale, coarse to fine: feature channels, blocks (= DDLs), K.
+            With as many scales as the resolution halves the first is 1x1, as published; with fewer it is larger.
+        learning_residual: candidates are added to the image selected before, resized bilinearly (Section 3.3).
+        leak_choice: see ``DDL``.
+        dropout: inside the blocks, in training mode only.
+        condition_channels: channels of an image-like condition, 0 for none; it enters once per scale.
+        conditions: what the condition is made of, by name, such as ['class:10', 'color'] (see ``conditions``); they say
+            how many channels it has.
+        condition_optional: a missing condition counts as zero, which training with condition dropout makes true.
+        augment_dim: labels that the augment pipe gives an image in training, 0 for none; they enter like a condition
+            and are zero everywhere else.
+        repeat_blocks: all blocks of a scale after its first are one, applied again and again with one DDL: Recurrence
+            Iteration (Fig. 3c) within a single-shot generator.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int | Sequence[int],
+        img_channels: int,
+        channels: Sequence[int],
+        num_blocks: Sequence[int],
+        num_nodes: Sequence[int],
+        learning_residual: bool = True,
+        leak_choice: bool = True,
+        dropout: float = 0.0,
+        condition_channels: int = 0,
+        augment_dim: int = 0,
+        repeat_blocks: bool = False,
+        conditions: Sequence[str] = (),
+        condition_optional: bool = False,
+    ):
+        super().__init__()
+        if not len(channels) == len(num_blocks) == len(num_nodes) > 0 or min(num_blocks) < 1:
+            raise ValueError(
+                'channels, num_blocks and num_nodes need one number per scale and at least one block each, not '
+                f'{list(channels)}, {list(num_blocks)}, {list(num_nodes)}'
+            )
+        self.img_channels = img_channels
+        self.set_conditions_(condition_channels, conditions, condition_optional)
+        told = max(img_channels, self.condition_channels + augment_dim)
+        if min(channels) < told:
+            raise ValueError(f'every scale needs {told} channels or more to be told of image and condition: {channels}')
+        self.img_resolution = resolution_pair(img_resolution)
+        self.learning_residual = learning_residual
+        self.augment_dim = augment_dim
+        self.grad_checkpoint = self.share_prefixes = False
+        self.dropout = dropout
+        sizes = scale_sizes(self.img_resolution, len(channels))
+        self.specs = [
+            LayerSpec(size, c, k)
+            for size, c, n, k in zip(sizes, channels, num_blocks, num_nodes, strict=True)
+            for _ in range(n)
+        ]
+        # The constant that the network begins with. At 1x1 it is the published one; a larger first scale learns where
+        # it is, since to convolutions all places of a constant image are alike.
+        if sizes[0] == (1, 1):
+            self.register_buffer('start', torch.linspace(-1, 1, channels[0]).view(1, -1, 1, 1), persistent=False)
+        else:
+            self.start = nn.Parameter(torch.randn(1, channels[0], *sizes[0]))  # [1, C_0, h, w]
+        self.blocks = nn.ModuleList()
+        self.ddls = nn.ModuleList()
+        self.ddl_of_layer = []  # which block and DDL each layer goes through
+        before = LayerSpec(sizes[0], channels[0], 0)
+        for layer, spec in enumerate(self.specs):
+            up = spec.size != before.size
+            if repeat_blocks and layer > 1 and spec == before == self.specs[layer - 2]:
+                self.ddl_of_layer.append(self.ddl_of_layer[-1])
+                continue
+            self.ddl_of_layer.append(len(self.blocks))
+            self.blocks.append(ResBlock(before.channels, spec.channels, up=up, dropout=dropout))
+            self.ddls.append(DDL(spec.channels, spec.num_nodes, img_channels, leak_choice))
+            before = spec
+
+    def layer_modules(self, layer: int) -> list[nn.Module]:
+        return [self.blocks[self.ddl_of_layer[layer]], self.ddls[self.ddl_of_layer[layer]]]
+
+    def walk(
+        self,
+        sampler: samplers.Sampler,
+        batch_size: int,
+        condition: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
+    ) -> Iterator[Selection]:
+        self.check_condition(condition, batch_size)
+        self.check_augment_labels(augment_labels, batch_size)
+        # Repeated, not expanded: the channels-last strides that a clone of it would have at 1x1, without a gradient,
+        # make PyTorch 2.13's group norm read past its end in the backward pass.
+        shared = self.sharing(batch_size, condition, augment_labels)
+        x = self.start.repeat(batch_size if shared is None else 1, 1, 1, 1)  # [B or U, C_0, h, w]
+        image = conditioned = None
+        blocks, ddls = list(self.blocks), list(self.ddls)  # asking a ModuleList takes longer
+        for layer, (spec, use) in enumerate(zip(self.specs, self.ddl_of_layer, strict=True)):
+            block, ddl = blocks[use], ddls[use]
+            if conditioned != x.shape[2:]:  # once per scale
+                conditioned = x.shape[2:]
+                middle = (x.shape[1] - self.condition_channels - self.augment_dim) // 2
+                if condition is not None:
+                    x = _add_to_channels(x, middle, samplers.area_resize(condition, conditioned))
+                if augment_labels is not None:
+                    x = _add_to_channels(x, middle + self.condition_channels, augment_labels[:, :, None, None])
+            if self.grad_checkpoint and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, spec.size, use_reentrant=False)
+            else:
+                x = block(x, spec.size)  # [B or U, C_l, H_l, W_l]
+            base = _resize(image, spec.size) if self.learning_residual and image is not None else None
+            selection = ddl(x, base, sampler, layer, shared, tell=layer + 1 < self.num_layers)
+            image, x, shared = selection.partial, selection.told, selection.sharing  # [B or U, C or C_l, H_l, W_l]
+            yield selection
+
+
+def _add_to_channels(x: torch.Tensor, first: int, y: torch.Tensor) -> torch.Tensor:
+    """x [B, C, h, w] with y [B or 1, c, h or 1, w or 1] added to its channels from ``first`` on."""
+    return x + F.pad(y, (0, 0, 0, 0, first, x.shape[1] - first - y.shape[1])).to(x.dtype)
+
+
+def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if tuple(image.shape[2:]) == tuple(size):
+        return image
+    return F.interpolate(image, size=size, mode='bilinear', align_corners=False)
