@@ -43,7 +43,7 @@ class EasyDict(dict):
         try:
             del self[name]
         except KeyError:
-            raise AttributeError(f"no key {name!r}") from None
+            raise AttributeError(f'no key {name!r}') from None
 
 
 # ---------------------------------------------------------------------------------------------------------------- words
@@ -56,19 +56,19 @@ def format_time(seconds: float) -> str:
     hours, m = divmod(minutes, 60)
     d, h = divmod(hours, 24)
     if d:
-        return f"{d}d {h:02d}h {m:02d}m"
+        return f'{d}d {h:02d}h {m:02d}m'
     if h:
-        return f"{h}h {m:02d}m {s:02d}s"
-    return f"{m}m {s:02d}s" if m else f"{s}s"
+        return f'{h}h {m:02d}m {s:02d}s'
+    return f'{m}m {s:02d}s' if m else f'{s}s'
 
 
 def format_bytes(count: float) -> str:
     """Bytes in the largest unit that leaves a number of at least 1: `512 B`, `1.5 KiB`, `2.0 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    for unit in ('B', 'KiB', 'MiB', 'GiB'):
         if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+            return f'{count:.0f} B' if unit == 'B' else f'{count:.1f} {unit}'
         count /= 1024
-    return f"{count:.1f} TiB"
+    return f'{count:.1f} TiB'
 
 
 # ----------------------------------------------------------------------------------------------------------------- logs
@@ -77,7 +77,7 @@ def format_bytes(count: float) -> str:
 class _Tee:
     """A text stream that also writes into a log file; everything else is the stream's own."""
 
-    def __init__(self, stream: TextIO, logger: "Logger"):
+    def __init__(self, stream: TextIO, logger: 'Logger'):
         self._stream = stream
         self._logger = logger
 
@@ -103,13 +103,13 @@ class Logger:
     with its traceback. A log that can no longer be written (disk full) is given up with one line; the run goes on.
     """
 
-    def __init__(self, path: str | os.PathLike, mode: str = "a"):
+    def __init__(self, path: str | os.PathLike, mode: str = 'a'):
         self.path = Path(path)
         self.mode = mode
         self._file: TextIO | None = None
 
-    def __enter__(self) -> "Logger":
-        self._file = open(self.path, self.mode, encoding="utf-8")
+    def __enter__(self) -> 'Logger':
+        self._file = open(self.path, self.mode, encoding='utf-8')
         self._saved = sys.stdout, sys.stderr
         self._tees = _Tee(sys.stdout, self), _Tee(sys.stderr, self)
         sys.stdout, sys.stderr = self._tees
@@ -117,7 +117,7 @@ class Logger:
 
     def __exit__(self, kind, error, trace) -> None:
         if error is not None and not isinstance(error, SystemExit):
-            self._log("".join(traceback.format_exception(kind, error, trace)))
+            self._log(''.join(traceback.format_exception(kind, error, trace)))
         # Whoever replaced the streams after us keeps them.
         if sys.stdout is self._tees[0]:
             sys.stdout = self._saved[0]
@@ -138,14 +138,14 @@ class Logger:
             file, self._file = self._file, None
             with contextlib.suppress(OSError):
                 file.close()
-            self._saved[1].write(f"{self.path}: log given up: {error.strerror}\n")
+            self._saved[1].write(f'{self.path}: log given up: {error.strerror}\n')
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "wb", sync: bool = True) -> Iterator[IO]:
+def atomic_write(path: str | os.PathLike, mode: str = 'wb', sync: bool = True) -> Iterator[IO]:
     """A file that appears at `path` whole or not at all.
 
     Yields a file opened under a temporary name in the same directory (`.NAME.XXXXXXXX.tmp`). When the block ends well
@@ -161,13 +161,13 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", sync: bool = True) -
         OSError: disk full (`errno.ENOSPC`) or no permission, in one line with the path.
     """
     path = Path(path)
-    if mode not in ("wb", "w"):
+    if mode not in ('wb', 'w'):
         raise ValueError(f"atomic_write writes whole files: mode is 'wb' or 'w', not {mode!r}")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # "x" rather than tempfile: the file gets the permissions that the user's umask gives to any new file.
-        with open(temporary, mode.replace("w", "x") + "+", encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, mode.replace('w', 'x') + '+', encoding=None if 'b' in mode else 'utf-8') as file:
             yield file
             file.flush()
             if sync:
@@ -178,9 +178,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", sync: bool = True) -
     except OSError as error:
         _unlink(temporary)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(error.errno, f"disk full: could not write {path}; the unfinished file is removed") from error
+            raise OSError(error.errno, f'disk full: could not write {path}; the unfinished file is removed') from error
         if error.filename == str(temporary):  # speak of the file that the user knows
-            raise type(error)(error.errno, f"cannot write {path}: {os.strerror(error.errno)}") from error
+            raise type(error)(error.errno, f'cannot write {path}: {os.strerror(error.errno)}') from error
         raise
     except BaseException:
         _unlink(temporary)
@@ -206,11 +206,20 @@ def require_writable(option: str, path: str | os.PathLike, beside: Iterable[str]
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     except OSError as error:
-        reason = f"{error.filename}: {error.strerror}"
-        raise OSError(f"{option}={path} cannot be written ({reason}): give another place") from error
+        reason = f'{error.filename}: {error.strerror}'
+        raise OSError(f'{option}={path} cannot be written ({reason}): give another place') from error
     at = os.path.realpath(path)
     if any(os.path.basename(other) == path.name and os.path.realpath(other) == at for other in beside):
-        raise ValueError(f"{option}={path} would replace another file of this command: give it another name")
+        raise ValueError(f'{option}={path} would replace another file of this command: give it another name')
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def remove_unfinished(directory: str | os.PathLike) -> list[Path]:
@@ -218,7 +227,7 @@ def remove_unfinished(directory: str | os.PathLike) -> list[Path]:
 
     Call it only where no other process is writing: at the start of a run, in the run's own folder.
     """
-    left = [p for p in Path(directory).iterdir() if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", p.name) and p.is_file()]
+    left = [p for p in Path(directory).iterdir() if re.fullmatch(r'\..+\.[0-9a-f]{8}\.tmp', p.name) and p.is_file()]
     for path in left:
         _unlink(path)
     return left
@@ -244,14 +253,14 @@ def _sync_directory(directory: Path) -> None:
 
 def is_url(path_or_url: str | os.PathLike) -> bool:
     """True for `http://` and `https://`; everything else is a path."""
-    return str(path_or_url).lower().startswith(("http://", "https://"))
+    return str(path_or_url).lower().startswith(('http://', 'https://'))
 
 
 def cache_path(url: str) -> Path:
     """Where the download of `url` is kept: in $DNNLIB_CACHE_DIR, else in ~/.cache/ddn; its name stays readable."""
-    directory = os.environ.get("DNNLIB_CACHE_DIR") or Path.home() / ".cache" / "ddn"
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", unquote(urlparse(url).path).rsplit("/", 1)[-1])[-100:] or "download"
-    return Path(directory) / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+    directory = os.environ.get('DNNLIB_CACHE_DIR') or Path.home() / '.cache' / 'ddn'
+    name = re.sub(r'[^A-Za-z0-9._-]', '_', unquote(urlparse(url).path).rsplit('/', 1)[-1])[-100:] or 'download'
+    return Path(directory) / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
 
 
 def local_path(
@@ -273,18 +282,18 @@ def local_path(
     if not is_url(path_or_url):
         path = Path(path_or_url)
         if not path.exists():
-            raise FileNotFoundError(f"no such file or folder: {path}")
+            raise FileNotFoundError(f'no such file or folder: {path}')
         if sha256 is not None:
             _require_digest(path, sha256, str(path))
         return path
     url = str(path_or_url)
     path = cache_path(url)
-    if path.is_file() and (sha256 is None or _digest(path) == sha256.lower()):
+    if path.is_file() and (sha256 is None or file_sha256(path) == sha256.lower()):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several ranks may do this at once: each fetches its own temporary file, the last rename wins, all are the same.
     with atomic_write(path) as file:
-        _download(url, file, retries, backoff, hint=f"put the file at {path}")
+        _download(url, file, retries, backoff, hint=f'put the file at {path}')
         if sha256 is not None:
             file.flush()
             _require_digest(Path(file.name), sha256, url)
@@ -305,11 +314,11 @@ def open_url(
     if cache or not is_url(path_or_url):
         path = local_path(path_or_url, sha256, retries, backoff)
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder, a file is needed")
-        return open(path, "rb")
-    file = tempfile.NamedTemporaryFile(mode="w+b")
+            raise IsADirectoryError(f'{path} is a folder, a file is needed')
+        return open(path, 'rb')
+    file = tempfile.NamedTemporaryFile(mode='w+b')
     try:
-        _download(str(path_or_url), file, retries, backoff, hint="download it by hand")
+        _download(str(path_or_url), file, retries, backoff, hint='download it by hand')
         if sha256 is not None:
             file.flush()
             _require_digest(Path(file.name), sha256, str(path_or_url))
@@ -320,73 +329,65 @@ def open_url(
     return file
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        state = hashlib.sha256()
-        while chunk := file.read(CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
-
-
 def _require_digest(path: Path, sha256: str, name: str) -> None:
-    found = _digest(path)
+    found = file_sha256(path)
     if found != sha256.lower():
         kind = DownloadError if is_url(name) else OSError
-        raise kind(f"{name}: not the file that was expected: sha256 {found}, should be {sha256.lower()}")
+        raise kind(f'{name}: not the file that was expected: sha256 {found}, should be {sha256.lower()}')
 
 
 def _download(url: str, file: BinaryIO, retries: int, backoff: float, hint: str) -> None:
     """Fetch `url` into the open file, trying again after what may pass (no connection, timeout, HTTP 408, 429, 5xx)."""
     import requests
 
-    advice = f"If this machine is offline, {hint}, or give a local path instead."
-    etag, reason = None, ""
+    advice = f'If this machine is offline, {hint}, or give a local path instead.'
+    etag, reason = None, ''
     for attempt in range(retries + 1):
         if attempt:
             time.sleep(min(backoff * 2 ** (attempt - 1), 30))
-        headers = {"Accept-Encoding": "identity"}
+        headers = {'Accept-Encoding': 'identity'}
         if etag and file.tell():
-            headers |= {"Range": f"bytes={file.tell()}-", "If-Range": etag}
+            headers |= {'Range': f'bytes={file.tell()}-', 'If-Range': etag}
         try:
             with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as reply:
                 status = reply.status_code
                 if status in (408, 429) or status >= 500:
-                    reason = f"HTTP {status} {reply.reason}"
+                    reason = f'HTTP {status} {reply.reason}'
                     continue
                 if status >= 400 and status != 416:
-                    raise DownloadError(f"cannot download {url}: HTTP {status} {reply.reason}. {advice}")
+                    raise DownloadError(f'cannot download {url}: HTTP {status} {reply.reason}. {advice}')
                 if status != 206:  # the whole file (or a range refused): from the start
                     file.seek(0)
                     file.truncate()
                 if status == 416:
-                    etag, reason = None, "the server refused to go on where the connection broke"
+                    etag, reason = None, 'the server refused to go on where the connection broke'
                     continue
-                etag = reply.headers.get("ETag")
-                if etag and etag.startswith("W/"):
+                etag = reply.headers.get('ETag')
+                if etag and etag.startswith('W/'):
                     etag = None  # a weak tag does not promise the same bytes
                 reason = _copy_reply(reply, file)
                 if not reason:
                     return
         except requests.RequestException as error:
             reason = _why(error)
-    raise DownloadError(f"cannot download {url}: {reason} ({retries + 1} tries). {advice}")
+    raise DownloadError(f'cannot download {url}: {reason} ({retries + 1} tries). {advice}')
 
 
 def _copy_reply(reply, file: BinaryIO) -> str:
     """Append the reply's body to the file. Returns what is wrong with it, or nothing."""
     from tqdm import tqdm
 
-    length = reply.headers.get("Content-Length")
-    length = int(length) if length and length.isdigit() and "Content-Encoding" not in reply.headers else None
+    length = reply.headers.get('Content-Length')
+    length = int(length) if length and length.isdigit() and 'Content-Encoding' not in reply.headers else None
     start = file.tell()
-    name = urlparse(reply.url).path.rsplit("/", 1)[-1]
+    name = urlparse(reply.url).path.rsplit('/', 1)[-1]
     big = length is not None and length >= BIG_DOWNLOAD
-    with tqdm(total=length, desc=name, unit="B", unit_scale=True, disable=not big, leave=False) as bar:
+    with tqdm(total=length, desc=name, unit='B', unit_scale=True, disable=not big, leave=False) as bar:
         for chunk in reply.iter_content(CHUNK):
             file.write(chunk)
             bar.update(len(chunk))
     got = file.tell() - start
-    return "" if length in (None, got) else f"connection closed after {got} of {length} bytes"
+    return '' if length in (None, got) else f'connection closed after {got} of {length} bytes'
 
 
 def _why(error: Exception) -> str:
@@ -394,10 +395,10 @@ def _why(error: Exception) -> str:
     import requests
 
     if isinstance(error, requests.Timeout):
-        return "no answer in time"
+        return 'no answer in time'
     text = str(error)
-    known = ("Name or service not known", "Temporary failure in name resolution", "Connection refused",
-             "Network is unreachable", "Failed to resolve", "CERTIFICATE_VERIFY_FAILED", "IncompleteRead")  # fmt: skip
+    known = ('Name or service not known', 'Temporary failure in name resolution', 'Connection refused',
+             'Network is unreachable', 'Failed to resolve', 'CERTIFICATE_VERIFY_FAILED', 'IncompleteRead')  # fmt: skip
     return next((k for k in known if k in text), text.splitlines()[0][:160] if text else type(error).__name__)
 
 
@@ -421,6 +422,6 @@ def construct_by_name(
         raise ValueError(f"{name!r} is not a known name; known: {', '.join(sorted(table))}")
     target = table[name]
     if isinstance(target, str):
-        module, _, attribute = target.rpartition(".")
+        module, _, attribute = target.rpartition('.')
         target = getattr(importlib.import_module(module), attribute)
     return target(*args, **kwargs)

@@ -1,0 +1,303 @@
+"""dnnlib.util: files whole or not at all, the log, downloads from a server on this machine."""
+
+import errno
+import hashlib
+import http.server
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import dnnlib
+from dnnlib import util
+
+# ---------------------------------------------------------------------------------------------------- words and objects
+
+
+def test_easy_dict_is_a_dict_with_attributes():
+    options = dnnlib.EasyDict(lr=1)
+    options.batch = 2
+    assert options == {'lr': 1, 'batch': 2} and options.batch == options['batch'] == 2
+    del options.batch
+    assert 'batch' not in options
+    with pytest.raises(AttributeError, match="'batch'"):
+        _ = options.batch
+    assert pickle.loads(pickle.dumps(options)).lr == 1
+
+
+@pytest.mark.parametrize(
+    'seconds, text',
+    [(0, '0s'), (7.4, '7s'), (59.6, '1m 00s'), (306, '5m 06s'), (7384, '2h 03m 04s'), (93784, '1d 02h 03m')],
+)
+def test_format_time(seconds, text):
+    assert dnnlib.format_time(seconds) == text
+
+
+@pytest.mark.parametrize('count, text', [(0, '0 B'), (1023, '1023 B'), (1536, '1.5 KiB'), (2 << 40, '2.0 TiB')])
+def test_format_bytes(count, text):
+    assert dnnlib.format_bytes(count) == text
+
+
+def test_construct_by_name_calls_what_is_allowed_and_nothing_else():
+    assert dnnlib.construct_by_name('fractions.Fraction', 1, 2, allowed=['fractions.Fraction']) * 2 == 1
+    assert dnnlib.construct_by_name('d', allowed={'d': dict}, name='x') == {'name': 'x'}
+    assert dnnlib.construct_by_name('f', '3/4', allowed={'f': 'fractions.Fraction'}) * 4 == 3
+    with pytest.raises(ValueError, match="'os.system' is not a known name; known: fractions.Fraction"):
+        dnnlib.construct_by_name('os.system', 'true', allowed=['fractions.Fraction'])
+
+
+def test_import_does_no_work():
+    code = "import sys, dnnlib; assert not {'torch', 'requests', 'tqdm'} & set(sys.modules)"
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=os.path.dirname(os.path.dirname(dnnlib.__file__)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- logs
+
+
+def test_logger_keeps_what_is_printed_and_restores(tmp_path, capsys):
+    before = sys.stdout, sys.stderr
+    for word in ('one', 'two'):
+        with dnnlib.Logger(tmp_path / 'log.txt'):
+            print(word)
+            print('err', file=sys.stderr)
+            assert (tmp_path / 'log.txt').read_text().endswith('err\n')  # at once, not at the end
+    assert (sys.stdout, sys.stderr) == before
+    assert (tmp_path / 'log.txt').read_text() == 'one\nerr\ntwo\nerr\n'
+    assert capsys.readouterr().out == 'one\ntwo\n'
+
+
+def test_logger_keeps_the_traceback_of_what_ended_it(tmp_path):
+    before = sys.stdout
+    with pytest.raises(ZeroDivisionError), dnnlib.Logger(tmp_path / 'log.txt'):
+        1 / 0  # noqa: B018
+    assert sys.stdout is before
+    assert 'ZeroDivisionError' in (tmp_path / 'log.txt').read_text()
+
+
+def test_logger_outlives_a_full_disk(tmp_path, capsys):
+    if not os.path.exists('/dev/full'):
+        pytest.skip('no /dev/full here')
+    with dnnlib.Logger('/dev/full', mode='w'):
+        print('still seen')
+        print('and this')
+    seen = capsys.readouterr()
+    assert seen.out == 'still seen\nand this\n'
+    assert seen.err.count('log given up: No space left') == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def test_atomic_write_appears_whole(tmp_path):
+    path = tmp_path / 'a.bin'
+    with dnnlib.atomic_write(path) as file:
+        file.write(b'new')
+        assert not path.exists()
+    assert path.read_bytes() == b'new' and os.listdir(tmp_path) == ['a.bin']
+    with dnnlib.atomic_write(path, 'w') as file:
+        file.write('é')
+    assert path.read_text(encoding='utf-8') == 'é'
+
+
+def test_atomic_write_gives_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / 'plain').write_bytes(b'')
+    with dnnlib.atomic_write(tmp_path / 'a'):
+        pass
+    assert (tmp_path / 'a').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+@pytest.mark.parametrize('error', [ValueError('x'), KeyboardInterrupt(), SystemExit(1)])
+def test_atomic_write_leaves_the_old_file_when_interrupted(tmp_path, error):
+    path = tmp_path / 'a.bin'
+    path.write_bytes(b'old')
+    with pytest.raises(type(error)), dnnlib.atomic_write(path) as file:
+        file.write(b'half')
+        raise error
+    assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.bin']
+
+
+def test_atomic_write_says_that_the_disk_is_full(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='disk full: could not write .*a.bin'):
+        with dnnlib.atomic_write(tmp_path / 'a.bin') as file:
+            file.write(b'1')
+    assert os.listdir(tmp_path) == []
+
+
+def test_atomic_write_names_the_file_that_was_asked_for(tmp_path):
+    name = 250 * 'a'
+    with pytest.raises(OSError, match=f'cannot write .*{name}: File name too long'):
+        with dnnlib.atomic_write(tmp_path / name):
+            pass
+
+
+def test_atomic_write_makes_the_folder(tmp_path):
+    with dnnlib.atomic_write(tmp_path / 'a/b/c.txt', 'w') as file:
+        file.write('x')
+    assert (tmp_path / 'a/b/c.txt').read_text() == 'x'
+
+
+def test_whether_a_file_can_be_written_is_seen_without_making_anything(tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    monkeypatch.chdir(tmp_path)
+    for path in ('x', 'a/b/x', 'a/../x', tmp_path / 'a' / 'b' / 'x', 'file'):
+        util.require_writable('--dest', path, ['y'])
+    for path in ('file/x', 'file/b/x', '.', '/proc/nope/x', 'a' * 300 + '/x'):
+        with pytest.raises(OSError, match=r'--dest=.* cannot be written \(.*\): give another place'):
+            util.require_writable('--dest', path)
+    with pytest.raises(ValueError, match='--dest=a/x would replace another file'):
+        util.require_writable('--dest', 'a/x', ['y', f'{tmp_path}/a/x'])
+    assert os.listdir() == ['file']
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / 'a.bin').write_bytes(data := random.Random(0).randbytes((1 << 20) + 1))
+    assert util.file_sha256(str(tmp_path / 'a.bin')) == hashlib.sha256(data).hexdigest()
+
+
+def test_remove_unfinished_after_kill(tmp_path):
+    code = 'import dnnlib, os, signal, sys\nwith dnnlib.atomic_write(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)'
+    root = os.path.dirname(os.path.dirname(dnnlib.__file__))
+    subprocess.run([sys.executable, '-c', code, str(tmp_path / 'a.bin')], cwd=root)
+    (tmp_path / '.mine.tmp').write_bytes(b'')
+    assert len(os.listdir(tmp_path)) == 2 and not (tmp_path / 'a.bin').exists()
+    assert len(dnnlib.remove_unfinished(tmp_path)) == 1
+    assert os.listdir(tmp_path) == ['.mine.tmp']
+
+
+# ------------------------------------------------------------------------------------------------------------ downloads
+
+CONTENT = random.Random(0).randbytes(300_000)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """/ok.bin serves; /flaky fails twice; /cut breaks off half-way once, and lets go on; /missing is not there."""
+
+    def do_GET(self):
+        server = self.server
+        server.requests.append((self.path, self.headers.get('Range')))
+        tries = sum(path == self.path for path, _ in server.requests)
+        if self.path == '/missing':
+            return self.send_error(404)
+        if self.path == '/flaky' and tries <= 2:
+            return self.send_error(503)
+        if self.path == '/dead':
+            return self.send_error(500)
+        start = 0
+        if wanted := self.headers.get('Range'):
+            start = int(wanted.removeprefix('bytes=').removesuffix('-'))
+            assert self.headers['If-Range'] == '"tag"'
+        self.send_response(206 if start else 200)
+        self.send_header('Content-Length', str(len(CONTENT) - start))
+        self.send_header('ETag', '"tag"' if self.path == '/cut' else 'W/"weak"')
+        self.end_headers()
+        stop = 100_000 if self.path in ('/cut', '/cut-weak') and tries == 1 else None
+        self.wfile.write(CONTENT[start:stop])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        server.requests = []
+        server.url = f'http://127.0.0.1:{server.server_address[1]}'
+        thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def cached(tmp_path) -> list[str]:
+    return os.listdir(tmp_path / 'cache') if (tmp_path / 'cache').exists() else []
+
+
+def test_download_once_then_from_the_cache(server, tmp_path):
+    with dnnlib.open_url(f'{server.url}/ok.bin', sha256=DIGEST.upper()) as file:
+        assert file.read() == CONTENT
+    path = dnnlib.local_path(f'{server.url}/ok.bin', sha256=DIGEST)
+    assert path.parent == tmp_path / 'cache' and path.name.endswith('-ok.bin')
+    assert len(server.requests) == 1
+
+
+def test_download_without_cache_leaves_nothing(server, tmp_path):
+    with dnnlib.open_url(f'{server.url}/ok.bin', cache=False, sha256=DIGEST) as file:
+        assert file.read() == CONTENT
+    assert cached(tmp_path) == []
+
+
+def test_a_damaged_cache_is_fetched_again(server):
+    path = dnnlib.local_path(f'{server.url}/ok.bin')
+    path.write_bytes(b'damaged')
+    assert dnnlib.local_path(f'{server.url}/ok.bin', sha256=DIGEST).read_bytes() == CONTENT
+
+
+def test_download_tries_again(server):
+    assert dnnlib.local_path(f'{server.url}/flaky', backoff=0.01).read_bytes() == CONTENT
+    assert len(server.requests) == 3
+
+
+def test_download_goes_on_where_it_broke_off(server):
+    assert dnnlib.local_path(f'{server.url}/cut', backoff=0.01, sha256=DIGEST).read_bytes() == CONTENT
+    assert server.requests == [('/cut', None), ('/cut', 'bytes=65536-')]
+
+
+def test_download_starts_over_where_going_on_is_not_safe(server):
+    assert dnnlib.local_path(f'{server.url}/cut-weak', backoff=0.01, sha256=DIGEST).read_bytes() == CONTENT
+    assert server.requests == [('/cut-weak', None)] * 2
+
+
+def test_download_of_other_content_is_refused(server, tmp_path):
+    with pytest.raises(util.DownloadError, match=f'not the file that was expected: sha256 {DIGEST}, should be 00'):
+        dnnlib.local_path(f'{server.url}/ok.bin', sha256='00' * 32)
+    assert cached(tmp_path) == []
+
+
+def test_download_that_is_not_there_is_not_tried_again(server, tmp_path):
+    with pytest.raises(util.DownloadError, match='HTTP 404 Not Found. .*put the file at .*-missing'):
+        dnnlib.local_path(f'{server.url}/missing')
+    assert len(server.requests) == 1 and cached(tmp_path) == []
+
+
+def test_download_gives_up(server, tmp_path):
+    with pytest.raises(util.DownloadError, match=r'HTTP 500 .*\(3 tries\)'):
+        dnnlib.open_url(f'{server.url}/dead', cache=False, retries=2, backoff=0.01)
+    assert len(server.requests) == 3 and cached(tmp_path) == []
+
+
+def test_offline_says_where_to_put_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    with http.server.HTTPServer(('127.0.0.1', 0), Handler) as closed:
+        url = f'http://127.0.0.1:{closed.server_address[1]}/net.bin'
+    with pytest.raises(util.DownloadError, match='Connection refused .* offline, put the file at .*-net.bin,') as error:
+        dnnlib.local_path(url, retries=1, backoff=0.01)
+    assert '\n' not in str(error.value)
+    util.cache_path(url).write_bytes(b'by hand')
+    assert dnnlib.local_path(url).read_bytes() == b'by hand'
+
+
+def test_local_files_need_no_cache(tmp_path):
+    path = tmp_path / 'a.bin'
+    path.write_bytes(CONTENT)
+    with dnnlib.open_url(path, sha256=DIGEST) as file:
+        assert file.read() == CONTENT
+    assert dnnlib.local_path(str(path)) == path and dnnlib.local_path(tmp_path) == tmp_path
+    with pytest.raises(OSError, match='a.bin: not the file that was expected'):
+        dnnlib.local_path(path, sha256='00' * 32)
+    with pytest.raises(FileNotFoundError, match='no such file or folder: .*nothing'):
+        dnnlib.open_url(tmp_path / 'nothing')
+    with pytest.raises(IsADirectoryError, match='is a folder'):
+        dnnlib.open_url(tmp_path)
