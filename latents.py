@@ -43,6 +43,7 @@ from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, 
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write, require_writable
 from torch_utils import distributed as dist
+from torch_utils import misc
 
 CAPTION = 12  # pixels of a line of text
 
@@ -273,7 +274,7 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
     distinct = len(table.unique(dim=0))
     click.echo(
         f'{count} images, {net.num_bits:g} bits each, {distinct} distinct latents, '
-        f'PSNR {10 * np.log10(4 / max(error / count, 1e-12)):.2f} dB: {dest}'
+        f'PSNR {misc.psnr(error / count):.2f} dB: {dest}'
     )
 
 

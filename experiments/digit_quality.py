@@ -8,7 +8,6 @@ and the PSNR of reconstructed held-out digits.
 """
 
 import json
-import math
 import os
 import sys
 
@@ -23,6 +22,7 @@ from dnnlib.images import ImageArchive, to_float, to_uint8
 from dnnlib.util import atomic_write
 from metrics.detectors import read_state, weights_path
 from metrics.lenet import LeNet
+from torch_utils import misc
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def main(network: str, real: str, num: int, ema: str | None, out: str | None) ->
         'num_samples': num,
         'num_real': len(digits),
         'samples_per_class': p_samples.argmax(1).bincount(minlength=10).tolist(),
-        'held_out_psnr': 10 * math.log10(4 / (decoded - digits).square().mean().item()),
+        'held_out_psnr': misc.psnr((decoded - digits).square().mean().item()),
         'bits': net.num_bits,
         'network': {k: net.snapshot_meta.get(k) for k in ('preset', 'cur_nimg', 'git_revision')},
     }

@@ -10,7 +10,6 @@ experiments/digit_quality.py: a sample counts as read where the largest class pr
 """
 
 import json
-import math
 import os
 import sys
 
@@ -28,6 +27,7 @@ from dnnlib.sheets import image_grid, save_png
 from dnnlib.util import atomic_write
 from metrics.detectors import read_state, weights_path
 from metrics.lenet import LeNet
+from torch_utils import misc
 
 BLUE, RED, INK, FAINT = (60, 110, 200), (200, 60, 50), (30, 30, 36), (214, 214, 220)
 
@@ -45,7 +45,7 @@ def psnr_over_steps(net: RecurrentDDN, digits: torch.Tensor, batch: int = 125) -
     for part in digits.split(batch):
         images = over_steps(net, samplers.nearest(part), len(part))
         error += (images - part).double().square().mean((2, 3, 4)).sum(1)
-    return [10 * math.log10(4 / max(e, 1e-12)) for e in (error / len(digits)).tolist()]
+    return [misc.psnr(mse) for mse in (error / len(digits)).tolist()]
 
 
 def read_over_steps(net: RecurrentDDN, lenet: LeNet, num: int, batch: int = 125) -> list[float]:

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from torch_utils import misc
+
 WINDOW, SIGMA = 11, 1.5  # of SSIM, Wang et al. 2004
 K1, K2 = 0.01, 0.03
 
@@ -10,8 +12,7 @@ K1, K2 = 0.01, 0.03
 def psnr(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tensor:
     """Peak signal-to-noise ratio `[B]` in dB, float64; images `[B, C, H, W]`, range `peak` wide; inf where equal."""
     check(a, b)
-    mse = (a.double() - b.double()).square().mean((1, 2, 3))
-    return 10 * (peak**2 / mse).log10()
+    return misc.psnr((a.double() - b.double()).square().mean((1, 2, 3)), peak)
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tensor:

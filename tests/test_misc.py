@@ -1,5 +1,6 @@
 """The small helpers of the loop."""
 
+import math
 import re
 import subprocess
 
@@ -29,6 +30,14 @@ def test_copy_params_and_buffers_says_what_does_not_fit():
     assert torch.equal(target.bias, source.bias) and torch.equal(target.weight, before)
     with pytest.raises(ValueError, match=re.escape('2 of 2 weights do not fit, the first of them weight (not there)')):
         misc.copy_params_and_buffers_({'other': torch.zeros(1)}, target, allow_missing=True)
+
+
+def test_psnr_of_numbers_and_of_tensors():
+    for mse in (0.25, 0.013, 3.7e-5):
+        assert misc.psnr(mse) == 10 * math.log10(4 / mse)  # images in [-1, 1]
+        assert misc.psnr(mse, peak=255.0) == pytest.approx(20 * math.log10(255) - 10 * math.log10(mse))
+        assert misc.psnr(torch.tensor([mse, 1.0]).double()).tolist() == pytest.approx([misc.psnr(mse), misc.psnr(1.0)])
+    assert misc.psnr(0.0) == 10 * math.log10(4e12) and misc.psnr(torch.zeros(1)).item() == math.inf
 
 
 def test_git_revision(monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Small questions about modules, tensors and the checkout."""
 
 import contextlib
+import math
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,17 @@ def memory_format(device: torch.device, precision: str) -> torch.memory_format:
     a CPU with bfloat16 blocks, where the norms between the convolutions lose more by it than those gain."""
     contiguous = device.type == 'cpu' and precision == 'bf16'
     return torch.contiguous_format if contiguous else torch.channels_last
+
+
+def psnr(mse: float | torch.Tensor, peak: float = 2.0) -> float | torch.Tensor:
+    """Peak signal-to-noise ratio in dB of a mean squared error, of images whose range is ``peak`` wide.
+
+    Of a tensor element by element, infinite where there is no error; a number is taken to be at least 1e-12, so that it
+    can be logged.
+    """
+    if isinstance(mse, torch.Tensor):
+        return 10 * (peak**2 / mse).log10()
+    return 10 * math.log10(peak**2 / max(mse, 1e-12))
 
 
 @torch.no_grad()

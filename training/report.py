@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ddn_networks import Network
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write, format_time
+from torch_utils import misc
 from training.monitor import UsageWindow
 
 
@@ -46,8 +47,7 @@ def layer_table(net: Network) -> str:
 
 def psnr(images: torch.Tensor, target: torch.Tensor) -> float:
     """Peak signal-to-noise ratio in dB of images in [-1, 1], clipped to that range, over all pixels of all images."""
-    error = (images.clamp(-1, 1) - target).square().mean().item()
-    return 10 * math.log10(4 / max(error, 1e-12))
+    return misc.psnr((images.clamp(-1, 1) - target).square().mean().item())
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:
