@@ -22,6 +22,16 @@ from urllib.parse import unquote, urlparse
 BIG_DOWNLOAD = 8 << 20  # bytes from which a download shows a progress bar
 CHUNK = 1 << 16  # bytes read at once; a download that breaks off loses at most that much
 
+# A URL in a text. The user may hold a password with / or @ in it; a number after : is a port. Quotes and full stops
+# behind a URL are not of its query.
+_URL = re.compile(
+    r'(?P<start>\b[a-z][a-z0-9+.-]{1,15}:/{1,3})'
+    r'(?P<user>(?!\[)[^\s/?#:@]*:(?!\d{1,5}([/?#\s]|$))\S*@|[^\s/?#]*@)?'
+    r'(?P<rest>[^\s?#"<>]*)'
+    r'(?P<query>[?#][^\s"<>]*?(?=[\'),.;:\]]*([\s"<>]|$)))?',
+    re.IGNORECASE,
+)
+
 
 class DownloadError(OSError):
     """A URL could not be fetched, or what came is not what was asked for. The message says what to do instead."""
@@ -62,6 +72,22 @@ def format_time(seconds: float) -> str:
     return f'{m}m {s:02d}s' if m else f'{s}s'
 
 
+def redacted(text: str) -> str:
+    """The text without the secrets of URLs in it: `user:password@` and all values of a query become `***`.
+
+    For everything that is printed, raised or stored; how a URL names its file stays readable.
+    """
+    return _URL.sub(lambda url: url['start'] + '***@' * bool(url['user']) + url['rest'] + _hidden(url['query']), text)
+
+
+def _hidden(query: str | None) -> str:
+    """`?token=abc&raw` as `?token=***&***`; a fragment goes with the last value."""
+    if not query:
+        return ''
+    names = [part.partition('=') for part in query[1:].split('&')]
+    return query[0] + '&'.join(f'{name}=***' if equals else '***' for name, equals, _ in names)
+
+
 def format_bytes(count: float) -> str:
     """Bytes in the largest unit that leaves a number of at least 1: `512 B`, `1.5 KiB`, `2.0 GiB`."""
     for unit in ('B', 'KiB', 'MiB', 'GiB'):
@@ -75,49 +101,92 @@ def format_bytes(count: float) -> str:
 
 
 class _Tee:
-    """A text stream that also writes into a log file; everything else is the stream's own."""
+    """A text stream that also writes into a log file. Once nobody can read the stream any more, only the log file."""
 
-    def __init__(self, stream: TextIO, logger: 'Logger'):
-        self._stream = stream
+    def __init__(self, stream: TextIO | None, name: str, logger: 'Logger'):
+        self._stream = stream  # None where the process was started without: `>&-`
+        self._name = name
         self._logger = logger
+        self._gone = stream is None
 
     def write(self, text: str) -> int:
-        self._stream.write(text)
-        self._logger._log(text)
+        shown = redacted(text)
+        self._logger._log(shown)
+        self._try(lambda: self._stream.write(_encodable(shown, self._stream)))
         return len(text)
 
     def flush(self) -> None:
-        self._stream.flush()
+        self._try(lambda: self._stream.flush())
+
+    def isatty(self) -> bool:
+        return not self._gone and self._stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        """Do it, or give the stream up: a closed pipe, terminal or file, or a full disk behind it, never ends a run."""
+        if self._gone:
+            return
+        try:
+            action()
+        except BlockingIOError:
+            pass  # a slow reader of a non-blocking pipe misses this text
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            self._gone = True
+            _discard_output(self._stream)
+            self._logger._log(f'{self._name} is given up ({_reason(error)}); the output continues in this file\n', True)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """The text with escapes for characters that the stream's encoding does not have."""
+    encoding = getattr(stream, 'encoding', None) or 'utf-8'
+    return text.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def _discard_output(stream: TextIO) -> None:
+    """Let what the stream still buffers go nowhere, so that Python's flush at exit cannot fail."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, 'strerror', None) or str(error)
 
 
 class Logger:
     """While it is open, what is printed (stdout and stderr) also goes into the file `path`, flushed at every write.
 
-        with Logger("runs/00000/log.txt"):
-            print("seen and kept")
+        with Logger('runs/00000/log.txt'):
+            print('seen and kept')
 
     Appends by default, so a resumed run continues its log. An exception that leaves the block is written into the log
-    with its traceback. A log that can no longer be written (disk full) is given up with one line; the run goes on.
+    with its traceback. Neither a log that can no longer be written (full disk) nor an output whose reader has gone
+    (`| head`, a closed terminal) ends the run: it is given up with one line in the other.
     """
 
     def __init__(self, path: str | os.PathLike, mode: str = 'a'):
         self.path = Path(path)
         self.mode = mode
         self._file: TextIO | None = None
+        self._line_ended = True
 
     def __enter__(self) -> 'Logger':
-        self._file = open(self.path, self.mode, encoding='utf-8')
+        self._file = open(self.path, self.mode, encoding='utf-8', errors='backslashreplace')
         self._saved = sys.stdout, sys.stderr
-        self._tees = _Tee(sys.stdout, self), _Tee(sys.stderr, self)
+        self._tees = _Tee(sys.stdout, 'stdout', self), _Tee(sys.stderr, 'stderr', self)
         sys.stdout, sys.stderr = self._tees
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if error is not None and not isinstance(error, SystemExit):
-            self._log(''.join(traceback.format_exception(kind, error, trace)))
+            self._log(redacted(''.join(traceback.format_exception(kind, error, trace))))
+        for tee in self._tees:
+            tee.flush()  # here, where a reader that has gone ends nothing; at exit it would change the exit code
         # Whoever replaced the streams after us keeps them.
         if sys.stdout is self._tees[0]:
             sys.stdout = self._saved[0]
@@ -128,17 +197,18 @@ class Logger:
             with contextlib.suppress(OSError):
                 file.close()
 
-    def _log(self, text: str) -> None:
+    def _log(self, text: str, own_line: bool = False) -> None:
         if self._file is None:
             return
         try:
-            self._file.write(text)
+            self._file.write('\n' * (own_line and not self._line_ended) + text)
             self._file.flush()
+            self._line_ended = text.endswith('\n') if text else self._line_ended
         except OSError as error:
             file, self._file = self._file, None
             with contextlib.suppress(OSError):
                 file.close()
-            self._saved[1].write(f'{self.path}: log given up: {error.strerror}\n')
+            self._tees[1].write(f'{self.path}: the log is given up: {error.strerror}\n')
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

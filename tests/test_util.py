@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+import textwrap
 import threading
 
 import pytest
@@ -40,6 +41,25 @@ def test_format_time(seconds, text):
 @pytest.mark.parametrize('count, text', [(0, '0 B'), (1023, '1023 B'), (1536, '1.5 KiB'), (2 << 40, '2.0 TiB')])
 def test_format_bytes(count, text):
     assert dnnlib.format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    'text, shown',
+    [
+        ('https://user:pw@host/x.pkl', 'https://***@host/x.pkl'),
+        ('HTTPS://secret@host:8080/x.pkl', 'HTTPS://***@host:8080/x.pkl'),
+        ('https://u:p/w?d#@host/x', 'https://***@host/x'),
+        ('https://:1234@host:80', 'https://***@host:80'),
+        ('ftp://u:p@host/x and http:/u:p@host', 'ftp://***@host/x and http:/***@host'),
+        ('https://host/x?token=a&X-Amz-Signature=b%20&raw#c', 'https://host/x?token=***&X-Amz-Signature=***&***'),
+        ("see 'https://host/x?sig=a', or https://host/y?b.", "see 'https://host/x?sig=***', or https://host/y?***."),
+        ('{"a": "https://host/x?sig=a", "b": 1}', '{"a": "https://host/x?sig=***", "b": 1}'),
+        ('https://host/x#access_token=a', 'https://host/x#access_token=***'),
+        *[(text, text) for text in ('http://host:80/x@1.2/y', 'http://[::1]:80/x@y', 'C:/Users/a@b?c', 'a: b@c?d')],
+    ],
+)
+def test_secrets_of_urls_are_not_shown(text, shown):
+    assert util.redacted(text) == shown and util.redacted(shown) == shown
 
 
 def test_construct_by_name_calls_what_is_allowed_and_nothing_else():
@@ -86,7 +106,77 @@ def test_logger_outlives_a_full_disk(tmp_path, capsys):
         print('and this')
     seen = capsys.readouterr()
     assert seen.out == 'still seen\nand this\n'
-    assert seen.err.count('log given up: No space left') == 1
+    assert seen.err.count('log is given up: No space left') == 1
+
+
+def test_log_and_output_show_no_secret(tmp_path, capsys):
+    with pytest.raises(ValueError), dnnlib.Logger(tmp_path / 'log.txt'):
+        print('from', 'https://u:secret@host/x')
+        print('https://host/x?key=secret', file=sys.stderr)
+        raise ValueError('https://u:secret@host/x')
+    seen = capsys.readouterr()
+    assert seen.out == 'from https://***@host/x\n' and seen.err == 'https://host/x?key=***\n'
+    assert 'u:secret' not in (log := (tmp_path / 'log.txt').read_text()) and '=secret' not in log
+
+
+def run_logged(tmp_path, code: str, stdout, **kwargs) -> subprocess.CompletedProcess:
+    """Python code within a Logger, in a process of its own."""
+    code = f"""
+import errno, os, sys, dnnlib
+with dnnlib.Logger({str(tmp_path / 'log.txt')!r}):
+{textwrap.indent(textwrap.dedent(code), '    ')}
+    print('last')
+    sys.exit(130)
+"""
+    root = os.path.dirname(os.path.dirname(dnnlib.__file__))
+    return subprocess.run(
+        [sys.executable, '-c', code], stdout=stdout, stderr=subprocess.PIPE, cwd=root, timeout=60, **kwargs
+    )
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
+    for how in ('flush', 'at exit', 'both'):
+        reader, writer = os.pipe()
+        os.close(reader)
+        code = {
+            'flush': "print('one', flush=True); print('two', flush=True)",
+            'at exit': "print('one'); print('two')",
+            'both': "os.dup2(1, 2); print('one', file=sys.stderr); print('two', flush=True)",
+        }[how]
+        result = run_logged(tmp_path, code, writer)
+        os.close(writer)
+        assert result.returncode == 130 and result.stderr == b''
+        log = (tmp_path / 'log.txt').read_text()
+        (tmp_path / 'log.txt').unlink()
+        note = 'stdout is given up (Broken pipe); the output continues in this file\n'
+        assert log.count(note) == 1 and log.count('is given up') == (2 if how == 'both' else 1)
+        assert log.count('one\n') == log.count('two\n') == log.count('last\n') == 1
+
+
+@pytest.mark.parametrize(
+    'code, reason',
+    [
+        ('os.close(1); print(1, flush=True)', 'Bad file descriptor'),
+        ('sys.__stdout__.close(); print(1, flush=True)', 'I/O operation on closed file'),
+        ('import pty; a, b = pty.openpty(); os.dup2(b, 1); os.close(a); print(1, flush=True)', 'Input/output error'),
+        ("os.dup2(os.open('/dev/full', os.O_WRONLY), 1); print(1, flush=True)", 'No space left on device'),
+        ("assert not sys.stdout.isatty(); sys.stdout.close = None; print('é\\udcff 图')", None),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_given_up(tmp_path, code, reason):
+    result = run_logged(tmp_path, code, subprocess.PIPE, env=os.environ | {'PYTHONIOENCODING': 'ascii'})
+    assert result.returncode == 130 and result.stderr == b'', result.stderr
+    log = (tmp_path / 'log.txt').read_text()
+    assert log.count('given up') == log.count(f'stdout is given up ({reason}') == (reason is not None)
+    assert log.endswith('last\n') or reason and log.endswith('this file\n')
+    assert reason or result.stdout == b'\\xe9\\udcff \\u56fe\nlast\n' and 'é\\udcff 图\n' in log
+
+
+def test_a_process_without_stdout_logs(tmp_path):
+    code = 'import os; print(1, flush=True); sys.stdout.flush(); assert not sys.stdout.isatty()'
+    result = run_logged(tmp_path, code, subprocess.DEVNULL, preexec_fn=lambda: os.close(1))
+    assert result.returncode == 130 and result.stderr == b'', result.stderr
+    assert (tmp_path / 'log.txt').read_text() == '1\nlast\n'
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
