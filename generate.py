@@ -36,7 +36,9 @@ from cli import condition_arguments, guide_arguments
 from cli.code_files import read_code_file, write_codes
 from cli.options import Ints, Numbers, one_line_errors
 from ddn_networks import Network, conditions, guided_sampling, samplers
-from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_uint8
+from dnnlib.archives import ImageArchive
+from dnnlib.images import keep_originals, png_names, save_image, to_float, to_uint8
+from dnnlib.labels import read_labels
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import require_writable
 from torch_utils import distributed as dist

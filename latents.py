@@ -39,7 +39,9 @@ from cli import condition_arguments
 from cli.code_files import CodeFile, read_code_file, write_code_file
 from cli.options import Ints, Numbers, one_line_errors
 from ddn_networks import Network, codes
-from dnnlib.images import ImageArchive, keep_originals, png_names, read_labels, save_image, to_float, to_image, to_uint8
+from dnnlib.archives import ImageArchive
+from dnnlib.images import keep_originals, png_names, save_image, to_float, to_image, to_uint8
+from dnnlib.labels import read_labels
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write, require_writable
 from torch_utils import distributed as dist

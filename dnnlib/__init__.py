@@ -1,6 +1,7 @@
 """Small things every other room stands on: files, logs, downloads, images on disk. Imports nothing of the project."""
 
-from .images import BadImageError, ImageArchive, decode_image, to_float, to_uint8
+from .archives import ImageArchive
+from .images import BadImageError, decode_image, to_float, to_uint8
 from .util import (
     DownloadError,
     EasyDict,

@@ -27,7 +27,8 @@ from scipy.stats import spearmanr
 
 from cli.options import one_line_errors
 from ddn_networks import Network
-from dnnlib.images import ImageArchive, to_float
+from dnnlib.archives import ImageArchive
+from dnnlib.images import to_float
 from dnnlib.sheets import image_grid
 from dnnlib.util import atomic_write, format_time
 from metrics.detectors import file_sha256, load_detector

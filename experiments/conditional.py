@@ -26,7 +26,8 @@ import zscg_cifar_classes
 
 from ddn_networks import Network, black_boxes, conditions, guides, pixel_maps
 from ddn_networks.guided_sampling import Guidance, top_k
-from dnnlib.images import ImageArchive, read_labels
+from dnnlib.archives import ImageArchive
+from dnnlib.labels import read_labels
 from metrics.detectors import load_detector, load_lpips
 
 BATCH = 50

@@ -18,7 +18,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from cli.options import one_line_errors, script_help
 from ddn_networks import Network
-from dnnlib.images import ImageArchive, to_float, to_uint8
+from dnnlib.archives import ImageArchive
+from dnnlib.images import to_float, to_uint8
 from dnnlib.util import atomic_write
 from metrics.detectors import read_state, weights_path
 from metrics.lenet import LeNet

@@ -28,7 +28,7 @@ import ablation
 from ablation import Result, Row
 
 from cli.options import Ints, script_help
-from dnnlib.images import ImageArchive
+from dnnlib.archives import ImageArchive
 
 # Table 2 as printed: FID, rFID of FFHQ (training), rFID of CelebA (held out).
 PAPER = {

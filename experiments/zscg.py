@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddn_networks import DDN, Candidates, guided_sampling, pixel_maps
 from ddn_networks.guides import Guide
-from dnnlib.images import ImageArchive, to_float, to_uint8
+from dnnlib.archives import ImageArchive
+from dnnlib.images import to_float, to_uint8
 from dnnlib.sheets import comfortable_scale, image_grid, save_png
 from dnnlib.util import atomic_write
 from metrics.reconstruction import psnr

@@ -23,7 +23,8 @@ import zscg
 from cli.options import script_help
 from ddn_networks import Network, black_boxes
 from ddn_networks.guided_sampling import Guidance, top_k
-from dnnlib.images import ImageArchive, read_labels
+from dnnlib.archives import ImageArchive
+from dnnlib.labels import read_labels
 
 NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as those classifiers were trained

@@ -21,7 +21,8 @@ import zscg
 from cli.options import script_help
 from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided_sampling import Guidance, temperature, top_k
-from dnnlib.images import ImageArchive, read_labels
+from dnnlib.archives import ImageArchive
+from dnnlib.labels import read_labels
 from metrics.detectors import load_detector
 
 

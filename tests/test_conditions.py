@@ -17,7 +17,7 @@ import latents
 import train
 from cli import condition_arguments, guide_arguments
 from ddn_networks import conditions, guides, samplers
-from dnnlib.images import ImageArchive
+from dnnlib.archives import ImageArchive
 from torch_utils import persistence
 from training.dataset import BatchStream, ImageFolderDataset, PairedDataset, data_iterator
 

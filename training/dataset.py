@@ -15,7 +15,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from dnnlib.images import BadImageError, ImageArchive, read_labels, to_float, to_uint8
+from dnnlib.archives import ImageArchive
+from dnnlib.images import BadImageError, to_float, to_uint8
+from dnnlib.labels import read_labels
 from dnnlib.util import format_bytes
 
 __all__ = [
