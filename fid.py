@@ -22,8 +22,6 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from PIL import Image
-from torch.nn.functional import pad
 from tqdm import tqdm
 
 import ddn_networks
@@ -31,7 +29,7 @@ from cli.options import one_line_errors, script_help
 from ddn_networks import conditions
 from dnnlib import util
 from dnnlib.images import to_float, to_uint8
-from dnnlib.sheets import comfortable_scale, save_png
+from dnnlib.sheets import Tile, draw_sheet, save_png
 from metrics import distances
 from metrics.detectors import PRECISIONS, Detector, file_sha256, load_detector, load_lpips
 from metrics.lpips import LPIPS, MIN_SIZE
@@ -407,7 +405,7 @@ def neighbours(
     about = {'samples': samples.describe(), 'data': gallery.describe(), 'held-out': held and held.describe()}
     report('neighbours', numbers, notes, about | {'sheet': sheet} | how, json_path)
     if sheet and dist.get_rank() == 0:
-        draw_sheet(sheet, samples, gallery, found)
+        write_sheet(sheet, samples, gallery, found)
 
 
 def nearest(sets: list, gallery: Files, embed: Callable, k: int, batch: int, name: str) -> list[distances.Nearest]:
@@ -440,21 +438,14 @@ def nearest(sets: list, gallery: Files, embed: Callable, k: int, batch: int, nam
     return searches
 
 
-def draw_sheet(path: str, samples, gallery: Files, found: dict[str, torch.Tensor]) -> None:
-    """Write the picture: in each row a sample, then its neighbours by each measure, left to right by distance."""
-    gap = 8
+def write_sheet(path: str, samples, gallery: Files, found: dict[str, torch.Tensor]) -> None:
+    """Write the sheet: in each row a sample, then its neighbours by each measure, left to right by distance."""
     rows = []
     for i, near in enumerate(zip(*found.values(), strict=True)):
-        cells = [samples.read([i])[0]]
-        for indices in near:
-            pictures = gallery.read(indices[indices >= 0].tolist())
-            cells += [torch.full((*pictures.shape[1:3], gap), 255, dtype=torch.uint8), *pictures]
-        height = max(cell.shape[1] for cell in cells)
-        frames = [(1, 1, 1, height - cell.shape[1] + 1) for cell in cells]
-        cells = [pad(cell.expand(3, -1, -1), frame, value=255) for cell, frame in zip(cells, frames, strict=True)]
-        rows.append(torch.cat(cells, 2))
-    picture = Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).contiguous().numpy())
-    save_png(picture, path, comfortable_scale(samples.resolution[1]))
+        rows.append([Tile(samples.read([i])[0], 'sample')])
+        for measure, indices in zip(found, near, strict=True):
+            rows[-1] += [Tile(picture, measure) for picture in gallery.read(indices[indices >= 0].tolist())]
+    save_png(draw_sheet(rows), path)
 
 
 if __name__ == '__main__':

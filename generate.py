@@ -39,7 +39,7 @@ from ddn_networks import Network, conditions, guided_sampling, samplers
 from dnnlib.archives import ImageArchive
 from dnnlib.images import keep_originals, png_names, save_image, to_float, to_uint8
 from dnnlib.labels import read_labels
-from dnnlib.sheets import comfortable_scale, image_grid, save_png
+from dnnlib.sheets import draw_sheet, in_pairs, in_rows, save_png
 from dnnlib.util import require_writable
 from torch_utils import distributed as dist
 
@@ -155,32 +155,24 @@ def in_order(parts: list[np.ndarray], count: int) -> np.ndarray:
     return table[:count]
 
 
-def shown(images: np.ndarray, originals: np.ndarray, columns: int) -> np.ndarray:
-    """The images of a grid of reconstructions below their originals, row by row."""
-    white = np.full((-len(images) % columns, *images.shape[1:]), 255, dtype=np.uint8)
-    rows = [np.concatenate([x, white]).reshape(-1, columns, *images.shape[1:]) for x in (originals, images)]
-    return np.stack(rows, 1).reshape(-1, *images.shape[1:])
-
-
 def image_to_image(
     images: np.ndarray, rows: list[condition_arguments.Row], told: condition_arguments.Told, columns: int
-) -> tuple[np.ndarray, int]:
-    """A sheet (images, columns): in each row a condition, up to ``columns`` samples of it, and the picture it was made
-    of, where that says more."""
+) -> list[list]:
+    """Rows of a sheet: a condition, up to ``columns`` samples of it, and the picture it was made of, where that says
+    more."""
     groups: dict[tuple, list[int]] = {}
     for i, row in enumerate(rows[: len(images)]):
         groups.setdefault((row.label, row.target), []).append(i)
     looks = {target: to_uint8(torch.stack(told.looks(target))).numpy() for _, target in groups}
     more = any((condition != given).any() for condition, given in looks.values())
     columns = min(columns, max(map(len, groups.values())))
-    white = np.full_like(images[:1], 255)
     lines = []
     for (_, target), members in groups.items():
-        condition, given = looks[target][:, None]
+        condition, given = looks[target]
         for part in chunks(members, columns):
-            samples = [images[part], white.repeat(columns - len(part), 0)]
-            lines += [condition, *samples, *([given] if more else [])]
-    return np.concatenate(lines), columns + 1 + more
+            empty = [None] * (columns - len(part))
+            lines.append([condition, *images[part], *empty, *([given] if more else [])])
+    return lines
 
 
 @click.command(help=__doc__, context_settings={'show_default': True, 'max_content_width': 110})
@@ -291,13 +283,14 @@ def main(
             pictures = in_order(kept, GRID_MAX)
             asked = ctx.get_parameter_source('columns') is not click.core.ParameterSource.DEFAULT
             if told.pictures and not codes and not reconstruct:
-                pictures, columns = image_to_image(pictures, rows, told, columns)
+                lines, columns = image_to_image(pictures, rows, told, columns), 0
             elif reconstruct:
-                pictures = shown(pictures, in_order(kept_originals, GRID_MAX), columns)
-            elif len(told.labels) > 1 and not asked:
-                columns = len(rows) // len(told.labels)
-            sheet = image_grid(pictures, columns, rows_apart=2 if reconstruct else 0)
-            save_png(sheet, grid, comfortable_scale(net.img_resolution[1]))
+                lines = in_pairs(in_order(kept_originals, GRID_MAX), pictures, columns)
+            else:
+                if len(told.labels) > 1 and not asked:
+                    columns = len(rows) // len(told.labels)
+                lines = in_rows(pictures, columns)
+            save_png(draw_sheet(lines, columns), grid)
             dist.print0(f'Grid: {grid}')
 
 

@@ -27,12 +27,10 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import click
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from cli import condition_arguments
@@ -40,46 +38,14 @@ from cli.code_files import CodeFile, read_code_file, write_code_file
 from cli.options import Ints, Numbers, one_line_errors
 from ddn_networks import Network, codes
 from dnnlib.archives import ImageArchive
-from dnnlib.images import keep_originals, png_names, save_image, to_float, to_image, to_uint8
+from dnnlib.images import keep_originals, png_names, save_image, to_float, to_uint8
 from dnnlib.labels import read_labels
-from dnnlib.sheets import comfortable_scale, image_grid, save_png
+from dnnlib.sheets import Tile, draw_sheet, in_rows, save_png
 from dnnlib.util import atomic_write, require_writable
 from torch_utils import distributed as dist
 from torch_utils import misc
 
-CAPTION = 12  # pixels of a line of text
-
-
-# --------------------------------------------------------------------------------------------------------------- sheets
-
-
-class Tile(NamedTuple):
-    """A picture of a sheet, uint8 [C, H, W], with a line of text above it."""
-
-    pixels: np.ndarray
-    caption: str = ''
-
-
-def draw_sheet(rows: Sequence[Sequence[Tile]], path: str) -> None:
-    """Rows of tiles as one PNG; an empty row is a gap."""
-    first = next(tile for row in rows for tile in row)
-    _, H, W = first.pixels.shape
-    scale = comfortable_scale(W)
-    height, width = H * scale + CAPTION + 4, W * scale + 4
-    tops = np.cumsum([0] + [height if row else CAPTION for row in rows])
-    sheet = Image.new('RGB', (width * max(map(len, rows)), int(tops[-1])), 'white')
-    draw = ImageDraw.Draw(sheet)
-    for row, top in zip(rows, tops, strict=False):
-        for column, tile in enumerate(row):
-            picture = to_image(tile.pixels).resize((W * scale, H * scale), Image.NEAREST)
-            sheet.paste(picture, (column * width + 2, int(top) + CAPTION))
-            draw.text((column * width + 2, int(top)), tile.caption, fill='black')
-    save_png(sheet, path)
-    click.echo(f'Sheet: {path}')
-
-
-def in_rows(tiles: Sequence[Tile], columns: int = 16) -> list[list[Tile]]:
-    return [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+COLUMNS = 16  # of a sheet of images
 
 
 # ------------------------------------------------------------------------------------------------------- what they need
@@ -166,6 +132,11 @@ def decode(
     parts = torch.arange(len(table)).split(batch)
     bar = tqdm(parts, desc='decode', unit='batch', delay=2, leave=False)
     return np.concatenate([to_uint8(net.decode(table[part], condition(part.tolist()))).cpu().numpy() for part in bar])
+
+
+def write_sheet(rows: Sequence[Sequence], path: str, columns: int = 0) -> None:
+    save_png(draw_sheet(rows, columns), path)
+    click.echo(f'Sheet: {path}')
 
 
 def one_line(command):
@@ -323,8 +294,7 @@ def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None
         save_image(image, outdir, name)
     click.echo(f'{len(images)} images: {outdir}')
     if sheet:
-        save_png(image_grid(images[:1024], 16), sheet, comfortable_scale(images.shape[3]))
-        click.echo(f'Sheet: {sheet}')
+        write_sheet(in_rows(images[:1024], COLUMNS), sheet, COLUMNS)
 
 
 # ------------------------------------------------------------------------------------------------------------- the tree
@@ -362,7 +332,7 @@ def tree_command(codes_file, data, sheet, node, shown, children, **net_options) 
         order = counts.argsort(descending=True, stable=True)[:children]
         pictures = _full_size(branches[order], H, W)
         tiles = [Tile(p, f'{k}: {counts[k]}') for k, p in zip(order.tolist(), pictures, strict=True)]
-        rows += [*in_rows(tiles), []]
+        rows += [*in_rows(tiles, COLUMNS), []]
         click.echo(f'{"child":>6}  {"images":>7}  {"share":>6}  most of class')
         for k in order.tolist():
             inside = below[table[below, len(node)] == k].numpy()
@@ -371,8 +341,8 @@ def tree_command(codes_file, data, sheet, node, shown, children, **net_options) 
         click.echo(f'{int((counts == 0).sum())} of {len(branches)} children have no image under them')
     if shown and len(below):
         pictures = Pictures(file, data)
-        rows += in_rows([Tile(pictures[r], str(r)) for r in below[:shown].tolist()])
-    draw_sheet(rows, sheet)
+        rows += in_rows([Tile(pictures[r], str(r)) for r in below[:shown].tolist()], COLUMNS)
+    write_sheet(rows, sheet)
 
 
 def _full_size(images: torch.Tensor, H: int, W: int) -> np.ndarray:
@@ -418,7 +388,7 @@ def nearest_command(codes_file, data, sheet, rows, query_codes, query_data, num)
             lines.append([Tile(asked[row], f'{by} #{row}'), *tiles])
             click.echo(f'#{row} {by}: ' + ' '.join(f'#{r} ({n} {word})' for r, n in zip(found, far, strict=True)))
         lines.append([])
-    draw_sheet(lines, sheet)
+    write_sheet(lines, sheet)
 
 
 @main.command('cluster')
@@ -452,7 +422,7 @@ def cluster_command(codes_file, data, sheet, depth, clusters, shown, dest) -> No
     if dest:
         with atomic_write(dest) as f:
             np.savez_compressed(f, cluster=at.numpy(), prefixes=prefixes.numpy(), counts=counts.numpy())
-    draw_sheet(rows, sheet)
+    write_sheet(rows, sheet)
 
 
 # -------------------------------------------------------------------------------------------------------------- editing
@@ -487,7 +457,7 @@ def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -
     rows = [[blank, *(Tile(p, f'fine #{r}') for p, r in zip(tops, fine, strict=True))]]
     for i, row in enumerate(coarse):
         rows.append([Tile(firsts[i], f'coarse #{row}'), *map(Tile, grid[i * len(b) : (i + 1) * len(b)])])
-    draw_sheet(rows, sheet)
+    write_sheet(rows, sheet)
 
 
 @main.command('walk')
@@ -524,7 +494,7 @@ def walk_command(codes_file, data, sheet, rows, frames, **net_options) -> None:
             images = decode(net, steps[kept], between)
             lines.append([Tile(p, f'{min(n, layers)} of {layers}') for p, n in zip(images, kept, strict=True)])
         lines.append([])
-    draw_sheet(lines, sheet)
+    write_sheet(lines, sheet)
 
 
 if __name__ == '__main__':

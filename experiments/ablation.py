@@ -29,7 +29,7 @@ from cli.options import one_line_errors
 from ddn_networks import Network
 from dnnlib.archives import ImageArchive
 from dnnlib.images import to_float
-from dnnlib.sheets import image_grid
+from dnnlib.sheets import draw_sheet, in_pairs, in_rows
 from dnnlib.util import atomic_write, format_time
 from metrics.detectors import file_sha256, load_detector
 from training.report import mean_or_none, read_stats
@@ -375,11 +375,10 @@ def title_of(result: Result) -> str:
 def panel(title: str, network: str, pictures: torch.Tensor, samples: int, columns: int, scale: int) -> Image.Image:
     """A titled grid: samples of seeds 0, 1, ..., and below them pictures [N, C, H, W] above their reconstructions."""
     net = Network.from_pretrained(network)
-    parts = [image_grid(net.sample(samples)[0], columns)]
+    sheets = [in_rows(net.sample(samples)[0], columns)]
     if len(pictures):
-        pairs = zip(pictures.split(columns), net.decode(net.encode(pictures)).split(columns), strict=True)
-        parts.append(image_grid(torch.cat([row for pair in pairs for row in pair]), columns, rows_apart=2))
-    parts = [part.resize((part.width * scale, part.height * scale), Image.Resampling.NEAREST) for part in parts]
+        sheets.append(in_pairs(pictures, net.decode(net.encode(pictures)), columns))
+    parts = [draw_sheet(rows, columns, scale=scale) for rows in sheets]
     top, gap = 26, 8
     height = top + sum(part.height + gap for part in parts)
     page = Image.new(parts[0].mode, (parts[0].width, height), 'white')

@@ -24,7 +24,7 @@ from cli.options import one_line_errors, script_help
 from ddn_networks import Network, RecurrentDDN, samplers
 from dnnlib.archives import ImageArchive
 from dnnlib.images import to_float, to_uint8
-from dnnlib.sheets import image_grid, save_png
+from dnnlib.sheets import draw_sheet, save_png
 from dnnlib.util import atomic_write
 from metrics.detectors import read_state, weights_path
 from metrics.lenet import LeNet
@@ -136,7 +136,7 @@ def main(network, real, steps, num, ema, outdir) -> None:
     ]
     save_png(chart(trained, curves), os.path.join(outdir, 'quality.png'))
     drawn = over_steps(net, samplers.given(samplers.uniform_codes(net.num_nodes, list(range(8)))), 8)
-    save_png(image_grid(drawn.transpose(0, 1).flatten(0, 1), steps), os.path.join(outdir, 'samples.png'))
+    save_png(draw_sheet(drawn.transpose(0, 1), scale=1), os.path.join(outdir, 'samples.png'))
     print(f'{outdir}: results.json, quality.png, samples.png')
 
 

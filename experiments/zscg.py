@@ -15,13 +15,13 @@ from typing import NamedTuple
 import click
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ddn_networks import DDN, Candidates, guided_sampling, pixel_maps
 from ddn_networks.guides import Guide
 from dnnlib.archives import ImageArchive
 from dnnlib.images import to_float, to_uint8
-from dnnlib.sheets import comfortable_scale, image_grid, save_png
+from dnnlib.sheets import draw_sheet, save_png
 from dnnlib.util import atomic_write
 from metrics.reconstruction import psnr
 
@@ -149,19 +149,7 @@ class Sheet(NamedTuple):
 
     def draw(self) -> Image.Image:
         """The grid of all rows, each with its name at its left."""
-        images = torch.cat(list(self.rows.values()))
-        n, W = len(images) // len(self.rows), images.shape[3]
-        scale = comfortable_scale(W)
-        grid = image_grid(images, n)
-        grid = grid.resize((grid.width * scale, grid.height * scale), Image.NEAREST).convert('RGB')
-        font = ImageFont.load_default(12)
-        left = 8 + max(round(font.getlength(name)) for name in self.rows)
-        page = Image.new('RGB', (left + grid.width, grid.height), 'white')
-        page.paste(grid, (left, 0))
-        for r, name in enumerate(self.rows):
-            y = (r + 0.5) * grid.height / len(self.rows)
-            ImageDraw.Draw(page).text((4, y), name, 'black', font, anchor='lm')
-        return page
+        return draw_sheet(list(self.rows.values()), names=list(self.rows))
 
 
 def compared(task: Task, originals: torch.Tensor, made: dict[str, torch.Tensor], shown: int = 8) -> Sheet:

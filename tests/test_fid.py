@@ -333,12 +333,12 @@ def test_copies_are_found_and_new_images_are_not(room, tmp_path):
     assert copies['numbers']['lenet: median distance of samples to the nearest training image'] == pytest.approx(0)
     fresh = run(room, 'neighbours', '--images', new, *data)
     assert 0.35 < fresh['numbers']['lenet: share of samples closer than a held-out image (new: 0.5)'] < 0.65
-    # The sheet: 2 rows of a sample, a gap and 3 neighbours, each in a frame of 1 and enlarged by 4.
+    # The sheet: 2 rows of a sample and 3 neighbours with a line between them, enlarged by 4, and captions of 12 pixels.
     with Image.open(sheet) as image:
         pixels = np.asarray(image.resize((image.width // 4, image.height // 4), Image.Resampling.NEAREST))
-    assert pixels.shape == (2 * 18, 18 + 10 + 3 * 18, 3)
+    assert pixels.shape == (2 * 20 + 1, 4 * 17 + 1, 3)
     for row in range(2):
-        sample, nearest = (pixels[row * 18 + 1 : row * 18 + 17, x : x + 16, 0] for x in (1, 29))
+        sample, nearest = (pixels[row * 20 + 4 : row * 20 + 20, x : x + 16, 0] for x in (1, 18))
         np.testing.assert_array_equal(sample, pictures(120, 0)[40 + row, 0])
         np.testing.assert_array_equal(nearest, sample)
 

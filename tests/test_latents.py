@@ -20,7 +20,7 @@ import latents
 from cli.code_files import CodeFile, read_code_file, write_code_file, write_codes
 from ddn_networks import DDN, RecurrentDDN, codes
 from dnnlib.images import to_image, to_uint8
-from dnnlib.sheets import save_png
+from dnnlib.sheets import CAPTION, save_png
 from torch_utils import persistence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'experiments'))
@@ -350,7 +350,7 @@ def test_nearest_cluster_swap_and_walk_draw(folder, tmp_path):
                    for k in set(table[:, 0].tolist()))  # fmt: skip
     assert f'purity {majority / 20:.1%}' in out
     run(latents.main, 'swap', net, of, '--coarse=0-2', '--fine=3,4', '--layers=1', f'--sheet={tmp_path}/s.png')
-    assert np.asarray(Image.open(tmp_path / 's.png')).shape == (4 * (64 + 16), 3 * 68, 3)
+    assert np.asarray(Image.open(tmp_path / 's.png')).shape == (8 + 4 * (CAPTION + 72), 8 + 3 * 72, 3)
     run(latents.main, 'walk', net, of, '--rows=0,1,2', f'--sheet={tmp_path}/w.png')
     for name in 'nqcsw':
         assert np.asarray(Image.open(tmp_path / f'{name}.png')).std() > 0
@@ -358,7 +358,7 @@ def test_nearest_cluster_swap_and_walk_draw(folder, tmp_path):
 
 def tile(path: Path, row: int, column: int) -> np.ndarray:
     """A picture [8, 8] of a sheet, uint8."""
-    top, left = row * (64 + latents.CAPTION + 4) + latents.CAPTION, column * 68 + 2
+    top, left = 8 + row * (CAPTION + 72) + CAPTION, 8 + column * 72
     return np.asarray(Image.open(path).convert('L'))[top : top + 64 : 8, left : left + 64 : 8]
 
 

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ddn_networks import Network
-from dnnlib.sheets import comfortable_scale, image_grid, save_png
+from dnnlib.sheets import draw_sheet, in_pairs, in_rows, save_png
 from dnnlib.util import atomic_write, format_time
 from torch_utils import misc
 from training.monitor import UsageWindow
@@ -112,17 +112,9 @@ def write_sheets(
     columns: int,
 ) -> None:
     """samples-N.png, and reconstructions-N.png with rows of originals above rows of their reconstructions."""
-    scale = comfortable_scale(samples.shape[3])
-    save_png(image_grid(samples, columns), os.path.join(run_dir, f'samples-{cur_nimg:09d}.png'), scale)
-    rows = zip(originals.split(columns), reconstructions.split(columns), strict=True)
-    pairs = torch.cat([torch.cat([_full(a, columns), _full(b, columns)]) for a, b in rows])
-    sheet = image_grid(pairs, columns, rows_apart=2)
-    save_png(sheet, os.path.join(run_dir, f'reconstructions-{cur_nimg:09d}.png'), scale)
-
-
-def _full(row: torch.Tensor, columns: int) -> torch.Tensor:
-    """A row of images with white ones behind, up to ``columns``."""
-    return torch.cat([row, row.new_ones(columns - len(row), *row.shape[1:])])
+    sheets = {'samples': in_rows(samples, columns), 'reconstructions': in_pairs(originals, reconstructions, columns)}
+    for name, rows in sheets.items():
+        save_png(draw_sheet(rows, columns), os.path.join(run_dir, f'{name}-{cur_nimg:09d}.png'))
 
 
 def open_events(run_dir: str) -> Any:
