@@ -29,9 +29,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from dnnlib.archives import ImageArchive
+from dnnlib.downloads import is_url, local_path
 from dnnlib.images import BadImageError, ImageHeader, open_image, read_header, to_image, with_channels
 from dnnlib.labels import Labels, read_labels
-from dnnlib.util import atomic_write, format_bytes, is_url, local_path
+from dnnlib.util import atomic_write, format_bytes
 
 IDX_NAME = re.compile(r'images([-.])idx3-ubyte(\.gz)?$')
 SHOWN = 20  # broken files named in the summary

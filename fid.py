@@ -28,6 +28,7 @@ import ddn_networks
 from cli.options import one_line_errors, script_help
 from ddn_networks import conditions
 from dnnlib import util
+from dnnlib.downloads import local_path
 from dnnlib.images import to_float, to_uint8
 from dnnlib.sheets import Tile, draw_sheet, save_png
 from metrics import distances
@@ -68,7 +69,7 @@ class Files:
         return torch.from_numpy(np.stack(list(self.pool.map(self.dataset.get_image, self.indices[positions]))))
 
     def describe(self) -> dict:
-        local = util.local_path(self.path)
+        local = local_path(self.path)
         of = {'path': str(self.path), 'num': self.num, 'available': len(self.dataset)}
         of |= {'sha256': file_sha256(local) if local.is_file() else None}
         return of | ({'drawn with seed': self.seed} if self.num < len(self.dataset) else {})
@@ -235,7 +236,7 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
         raise click.UsageError('give either --images or --network')
     if Path(ref).is_dir() or ref.endswith('.zip'):
         raise ValueError(f'{ref} is no file of statistics; make one: fid.py ref --data={ref} --dest=ref.npz')
-    ref_path = util.local_path(ref)
+    ref_path = local_path(ref)
     reference = load_statistics(ref_path)
     notes = check_reference(reference, ref, detector)
     if images is not None:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dnnlib.util import atomic_write, local_path
+from dnnlib.downloads import local_path
+from dnnlib.util import atomic_write
 
 
 class CodeFile(NamedTuple):

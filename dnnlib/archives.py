@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .downloads import local_path
 from .images import BadImageError, ImageHeader, decode_image, read_header
-from .util import local_path
 
 IMAGE_EXTENSIONS = frozenset(
     '.png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .tga .ppm .pgm .pbm .pnm .jp2 .j2k .avif'.split()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from dnnlib import util
+from dnnlib.downloads import cache_path, local_path
 from metrics.inception import Inception
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
@@ -112,17 +112,17 @@ def weights_path(kind: str, given: str | os.PathLike | None = None) -> Path:
     """
     variable = VARIABLES[kind]
     if given is not None or os.environ.get(variable):
-        return util.local_path(given if given is not None else os.environ[variable])
-    cache = util.cache_path(INCEPTION_URL).parent
+        return local_path(given if given is not None else os.environ[variable])
+    cache = cache_path(INCEPTION_URL).parent
     places = [cache, Path(__file__).resolve().parents[2] / 'shared' / 'weights']
-    for path in [util.cache_path(INCEPTION_URL)] * (kind == 'inception') + [p / f for p in places for f in FILES[kind]]:
+    for path in [cache_path(INCEPTION_URL)] * (kind == 'inception') + [p / f for p in places for f in FILES[kind]]:
         if path.is_file():
             return path
     advice = f'put {FILES[kind][0]} at {cache / FILES[kind][0]}, or name a file'
     if kind != 'inception':
         raise FileNotFoundError(f'no weights of {kind} on this machine: {advice} in ${variable}')
     try:
-        return util.local_path(INCEPTION_URL, retries=1)
+        return local_path(INCEPTION_URL, retries=1)
     except OSError as error:
         raise FileNotFoundError(
             f'no Inception weights on this machine, and no download: {advice} with --detector-weights or ${variable} '
@@ -152,7 +152,7 @@ def load_detector(
         raise ValueError(f'precision is {" or ".join(PRECISIONS)}, not {precision!r}')
     if name not in NETWORKS and weights is not None:
         raise ValueError(f'the detector {name} is a file of weights already: it takes no --detector-weights')
-    path = weights_path(name, weights) if name in NETWORKS else util.local_path(name)
+    path = weights_path(name, weights) if name in NETWORKS else local_path(name)
     state = read_state(path)
     kinds = [kind for kind, mark in MARKS.items() if mark in state]
     if not kinds or (name in NETWORKS and name != kinds[0]):

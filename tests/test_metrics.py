@@ -673,7 +673,7 @@ def test_weights_that_are_nowhere_are_told_where_to_go(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError('offline')
 
-    monkeypatch.setattr(detectors.util, 'local_path', offline)
+    monkeypatch.setattr(detectors, 'local_path', offline)
     with pytest.raises(FileNotFoundError, match=r'put pt_inception.* --detector-weights or \$DDN_INCEPTION') as error:
         weights_path('inception')
     assert '\n' not in str(error.value)

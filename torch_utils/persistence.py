@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from dnnlib.util import atomic_write, local_path
+from dnnlib.downloads import local_path
+from dnnlib.util import atomic_write
 
 # What a snapshot may name.
 ALLOWED_CLASSES = ('ddn_networks.single_shot.DDN', 'ddn_networks.recurrent.RecurrentDDN')
