@@ -139,7 +139,8 @@ def from_guides(
     for part in chunks(rows, batch):
         guides = [spec.build([row.target for row in part], net.img_resolution) for spec in specs]
         condition = condition_of(told, part)
-        codes = guided_sampling.sample(net, guidance._replace(guides=guides), [row.seed for row in part], condition)[1]
+        seeds = [row.seed for row in part]
+        codes = guided_sampling.sample(net, guidance._replace(guides=guides), seeds, condition).codes
         yield Batch([row.name for row in part], codes, condition)
 
 

@@ -214,7 +214,6 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
     if bits:
         codes.bit_widths(net.num_nodes)
         require_writable('--bits', bits, [dest])
-    net.share_prefixes = True
     archive = ImageArchive(data)
     labels = read_labels(archive)
     count = min(len(archive), max_images or len(archive))
@@ -227,8 +226,9 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
             images = to_float(torch.from_numpy(archive.images(rows, shape))).to(net.device)
             of_batch = None if labels is None else torch.from_numpy(labels.values[rows.start : rows.stop])
             condition = told.of_images(images, of_batch, rows)
-            found.append(net.encode(images, condition, beam))
-            error += (net.decode(found[-1], condition).clamp(-1, 1) - images).square().mean().item() * len(rows)
+            output = net.reconstruct(images, condition, beam, share_prefixes=True)
+            found.append(output.codes)
+            error += (output.images.clamp(-1, 1) - images).square().mean().item() * len(rows)
             bar.update(len(rows))
     table = torch.cat(found).cpu()
     file = CodeFile(

@@ -30,7 +30,7 @@ from torch import nn
 
 from benchmarks.common import CLOCKS, Call, extra_memory, interleaved, medians, ratio, table
 from ddn_networks import DDN, Choice, published_config
-from ddn_networks.candidates import full_precision
+from ddn_networks.closed_forms import full_precision
 from ddn_networks.ddl import Selection
 from ddn_networks.samplers import Pyramid, Sampler
 from torch_utils.misc import host_syncs, memory_format
@@ -125,7 +125,14 @@ class SddnLayer(nn.Module):
         self.exact = True
 
     def forward(
-        self, x: torch.Tensor, base: torch.Tensor | None, sampler: Sampler, layer: int, sharing: None, tell: bool
+        self,
+        x: torch.Tensor,
+        base: torch.Tensor | None,
+        sampler: Sampler,
+        layer: int,
+        so_far: torch.Tensor | None,
+        sharing: None,
+        tell: bool,
     ) -> Selection:
         features = x.contiguous()  # it would copy all K candidates otherwise
         d = {'feat_last': features.float() if self.exact else features}
@@ -144,7 +151,9 @@ class SddnLayer(nn.Module):
         if tell:
             between = x.shape[1] - image.shape[1] - leak.shape[1]
             told = x + torch.cat([image, image.new_zeros(len(x), between, *x.shape[2:]), leak], 1).to(x.dtype)
-        return Selection(Choice(codes), image, leak, told=told)
+        codes = codes[:, None]
+        so_far = codes if so_far is None else torch.cat([so_far, codes], 1)
+        return Selection(Choice(so_far[:, -1]), image, leak, so_far, told=told)
 
 
 def with_sddn(net: DDN) -> DDN:

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
 from benchmarks import common, contestants
-from ddn_networks import SplitAndPrune, candidates, samplers
+from ddn_networks import SplitAndPrune, closed_forms, samplers
 from ddn_networks.ddl import DDL
 from training.loss import layer_losses
 
@@ -145,12 +145,12 @@ def measure_methods(shape: Shape, repeats: int, device: str, clock: str) -> dict
     features, error = x[:, : channels // 2].flatten(2), (base - target).flatten(2)
     weight = torch.randn(K, C, channels // 2, device=device)
     big = B * K * C * S * S > 3e8  # rendering would take more memory than it is worth
-    ways = {name: fn for name, fn in candidates._METHODS.items() if name != 'render' or not big}
+    ways = {name: fn for name, fn in closed_forms.METHODS.items() if name != 'render' or not big}
     calls = {name: lambda fn=fn: fn(weight, features, error) for name, fn in ways.items()}
     seconds = common.medians(common.interleaved(calls, repeats, 0.02, 2, device, clock))
-    chosen = candidates.cheapest_method(B, K, C, channels // 2, S * S)
+    chosen = closed_forms.cheapest_method(B, K, C, channels // 2, S * S)
     row = dict(zip(('B', 'channels', 'size', 'K'), shape, strict=True))
-    row |= {f'{name} ms': seconds[name] * 1e3 if name in seconds else None for name in candidates._METHODS}
+    row |= {f'{name} ms': seconds[name] * 1e3 if name in seconds else None for name in closed_forms.METHODS}
     return row | {'chosen': chosen, 'chosen / fastest': seconds[chosen] / min(seconds.values())}
 
 

@@ -32,7 +32,6 @@ def measure(size: tuple[int, int], checkpoint: bool, batch: int, device: str, pr
     config = published_config(max(size), max_outputk=64, max_blockn=max_blocks)
     net = DDN(**{**config, 'img_resolution': size}, conditions=['color'])
     net = net.to(device, memory_format=torch.channels_last).train()
-    net.grad_checkpoint = checkpoint
     images = (torch.rand(batch, 3, *size) * 2 - 1).to(device)
     condition = net.make_condition(images=images)
     seconds = []
@@ -42,7 +41,7 @@ def measure(size: tuple[int, int], checkpoint: bool, batch: int, device: str, pr
         net.zero_grad(set_to_none=True)
         target = samplers.target_pyramid(images)
         with torch.autocast(device.split(':')[0], torch.bfloat16, enabled=precision == 'bf16'):
-            output = net(samplers.nearest_to(target), batch, condition, keep=True)
+            output = net(samplers.nearest_to(target), batch, condition, keep=True, grad_checkpoint=checkpoint)
         total_loss(layer_losses(output.selected, target), images.shape[1:]).backward()
         common.synchronize(device)
         seconds.append(time.perf_counter() - start)

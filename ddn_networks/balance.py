@@ -9,6 +9,7 @@ one reduction over ranks and no wait for the device; every rank does the same fr
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ class UsageCounter:
         penalty: for ``samplers.nearest``, what is added to the distances for choosing; None for nothing.
     """
 
-    penalty: samplers.Penalty | None = None
+    penalty: samplers.PenaltyFn | None = None
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class UsageCounter:
         codes: torch.Tensor,
         dropped: torch.Tensor | None = None,
         distances: Sequence[torch.Tensor] | None = None,
+        evidence: Sequence[Any] | None = None,
     ) -> None:
         """Count codes [B, L]; where ``dropped`` [B, L], chance chose and there is no match to count.
 
@@ -152,15 +154,16 @@ class LossFreeBalancing(UsageCounter):
         self.scaled = torch.zeros(W, K, device=self.counts.device)  # [W, K] float32, biases as distances
         self.bias = [self.scaled[w, : len(weights[w])] for w in self.uses]  # views, [K] per layer
 
-    def penalty(self, candidates: Candidates, layer: int, distances: torch.Tensor) -> torch.Tensor:
+    def penalty(self, candidates: Candidates, layer: int, distances: torch.Tensor) -> samplers.Penalty:
         """The bias of the layer's nodes, [K]."""
-        return self.bias[layer]
+        return samplers.Penalty(self.bias[layer])
 
     def observe(
         self,
         codes: torch.Tensor,
         dropped: torch.Tensor | None = None,
         distances: Sequence[torch.Tensor] | None = None,
+        evidence: Sequence[Any] | None = None,
     ) -> None:
         """Count codes [B, L], and measure how much ``distances`` (L times [B, K]) differ between the nodes."""
         if distances is None:

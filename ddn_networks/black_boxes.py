@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ddn_networks import pixel_maps
-from ddn_networks.candidates import Candidates, full_precision
+from ddn_networks.candidates import Candidates
+from ddn_networks.closed_forms import full_precision
 from ddn_networks.guides import MAX_CANDIDATES, Guide, rendered
 
 ImageFn = Callable[[torch.Tensor], torch.Tensor]

@@ -13,11 +13,13 @@ A linear map of pixels or channels leaves the family affine, so super-resolution
 answered in the same way.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+
+from ddn_networks import closed_forms
+from ddn_networks.closed_forms import full_precision
 
 
 class Candidates:
@@ -117,7 +119,7 @@ class Candidates:
             base = self.base
             error = -to.to(self.dtype) if base is None else base.detach().to(self.dtype) - to.to(self.dtype)
             error = error.flatten(2)  # [B, C, N]
-            total = _METHODS[cheapest_method(B, *weight.shape, H * W)](weight, features, error)
+            total = closed_forms.distances(weight, features, error)
             return total.clamp_(min=0) / (C * H * W)  # the Gram forms round below zero
 
     def _shared_pays(self) -> bool:
@@ -125,8 +127,8 @@ class Candidates:
         (B, C, H, W), (K, _, F), U = self.shape, self.weight.shape, len(self._features)
         N = H * W
         # A product with few columns takes as long as one with 16.
-        rendered = U * K * C * (F * max(N, 16) + N * (B + _TRAFFIC))
-        return rendered < min(costs(B, K, C, F, N).values()) + B * F * N * _TRAFFIC
+        rendered = U * K * C * (F * max(N, 16) + N * (B + closed_forms.TRAFFIC))
+        return rendered < min(closed_forms.costs(B, K, C, F, N).values()) + B * F * N * closed_forms.TRAFFIC
 
     def _shared_distances(self, weight: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
         """|V_k|^2 - 2 <V_k, target> + |target|^2 with the U K candidates V rendered once."""
@@ -136,7 +138,7 @@ class Candidates:
         # On the CPU rendered candidates may be 16 times as many numbers as other results: smaller products take longer.
         numbers = max(len(to) * U, U * target.shape[1] // (16 if to.is_cpu else 1))
         total = []  # [U, k] of |V_k|^2 and [B, k] of <V_k, target>, some candidates at a time
-        for _, images in shared.chunks(_slice_size(to, numbers)):
+        for _, images in shared.chunks(closed_forms.slice_size(to, numbers)):
             images = images.flatten(2)  # [U, k, C N]
             inner = (target @ images.flatten(0, 1).t()).unflatten(1, images.shape[:2])  # [B, U, k]
             own = inner[torch.arange(len(to), device=to.device), self.rows]  # [B, k]
@@ -163,91 +165,6 @@ class Candidates:
                 images = (weight.flatten(0, 1) @ features).view(len(features), len(weight), *self.shape[1:])
                 images = images if base is None else images + base
             yield k0, images
-
-
-def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
-    """Distances decide discretely: they are never left to autocast."""
-    device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
-
-
-# How many numbers an intermediate result may have. What leaves the CPU's cache (or makes the allocator ask for fresh
-# pages, call after call) costs several times the arithmetic; other devices want few and large kernels.
-_CPU_NUMBERS, _DEVICE_NUMBERS = 2**18, 2**26
-
-
-def _slice_size(like: torch.Tensor, numbers: int) -> int:
-    """How many slices of so many numbers each may be worked on at once."""
-    return max(1, (_CPU_NUMBERS if like.is_cpu else _DEVICE_NUMBERS) // numbers)
-
-
-def _by_rendering(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """|W_k F + E|^2 as it stands, a few images at a time: the cheapest where there are few pixels."""
-    (K, C, _), N = weight.shape, error.shape[2]
-    if N <= 4:  # multiplying by so few columns is slow: rows of one product instead, all pixels of all images
-        kernel = weight.permute(2, 1, 0).flatten(1)  # [F, C K]
-
-        def part(f: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-            residual = (f.mT.flatten(0, 1) @ kernel).view(len(f), N * C, K)
-            return residual.add_(e.mT.reshape(len(e), N * C, 1)).square_().sum(1)
-    else:
-        kernel = weight.flatten(0, 1)  # [K C, F]
-
-        def part(f: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-            residual = (kernel @ f).view(len(f), K, C, N)
-            return residual.add_(e[:, None]).square_().flatten(2).sum(2)
-
-    size = _slice_size(weight, K * C * N)
-    return torch.cat([part(f, e) for f, e in zip(features.split(size), error.split(size), strict=True)])
-
-
-def _cross(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """2 <W_k, E F^T> + |E|^2: the part of the distance that both Gram forms share. [B, K]"""
-    correlation = torch.bmm(error, features.mT)  # [B, C, F]
-    return torch.addmm(error.square().sum((1, 2))[:, None], correlation.flatten(1), weight.flatten(1).t(), alpha=2)
-
-
-def _by_node_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """<W_k^T W_k, F F^T>, with the F x F matrix of every node made once for the batch."""
-    gram = torch.bmm(features, features.mT).flatten(1)  # [B, F F]
-    total = _cross(weight, features, error)
-    size = _slice_size(weight, gram.shape[1])
-    for w, part in zip(weight.split(size), total.split(size, 1), strict=True):
-        # [k, F, F]; where there is one channel, a product of matrices takes several times as long.
-        of_nodes = w * w.mT if w.shape[1] == 1 else torch.bmm(w.mT, w)
-        part.addmm_(gram, of_nodes.flatten(1).t())
-    return total
-
-
-def _by_feature_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """<W_k, W_k (F F^T)>: the same without the node matrices, cheaper for small batches."""
-    gram = torch.bmm(features, features.mT)  # [B, F, F]
-    total = _cross(weight, features, error)
-    size = _slice_size(weight, len(gram) * weight[0].numel())
-    for w, part in zip(weight.split(size), total.split(size, 1), strict=True):
-        product = (w.flatten(0, 1) @ gram).unflatten(1, w.shape[:2])  # [B, k, C, F]
-        part += product.mul_(w).flatten(2).sum(2)
-    return total
-
-
-_METHODS = {'render': _by_rendering, 'node_gram': _by_node_gram, 'feature_gram': _by_feature_gram}
-_TRAFFIC = 16  # multiplications in the time that a number of an intermediate result takes to be written and read
-
-
-def costs(B: int, K: int, C: int, F: int, N: int) -> dict[str, int]:
-    """What each way to the K distances costs, in multiplications."""
-    gram = B * F * N * (F + C) + B * K * C * F
-    return {
-        'render': B * K * C * N * (F + _TRAFFIC),
-        'node_gram': gram + K * F * F * (B + C + _TRAFFIC),
-        'feature_gram': gram + B * K * C * F * (F + _TRAFFIC),
-    }
-
-
-def cheapest_method(B: int, K: int, C: int, F: int, N: int) -> str:
-    """Which way to the K distances costs least: 'render', 'node_gram' or 'feature_gram'."""
-    found = costs(B, K, C, F, N)
-    return min(found, key=found.__getitem__)
 
 
 def area_resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

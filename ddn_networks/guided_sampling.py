@@ -8,7 +8,7 @@ Legend: B images, K nodes, L layers, b beams per image (rows of one image are co
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -16,6 +16,9 @@ from ddn_networks import pixel_maps, samplers
 from ddn_networks.candidates import Candidates
 from ddn_networks.guides import Guide
 from ddn_networks.samplers import Choice, Sampler
+
+if TYPE_CHECKING:
+    from ddn_networks.network import Network, Output
 
 Combine = Callable[[Sequence[torch.Tensor], Sequence[float]], torch.Tensor]
 Rule = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (scores [B, K], chance [B] in [0, 1)) -> codes [B]
@@ -118,24 +121,22 @@ def chance_table(num_nodes: list[int], seeds: Sequence[int]) -> Randomness:
 
 
 def sampler(guidance: Guidance, chance: Randomness, img_resolution: tuple[int, int]) -> Sampler:
-    """The sampler of one pass over B b rows. The best picture of each image is the first of its rows."""
+    """The sampler of one pass over B b rows. The best picture of each image is the first of its rows; a row with the
+    codes of the first is a spare copy, as before guides are asked and where they leave fewer than b continuations."""
     b = guidance.beam
-    alive = None  # [B, b] bool: rows that are neither a copy of another nor what a guide forbids
 
-    def guided(candidates: Candidates, layer: int) -> Choice:
-        nonlocal alive
+    def guided(candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
         rows, K = candidates.shape[0], candidates.num_nodes
         device = candidates.device
-        if layer == 0:
-            alive = (torch.arange(b, device=device) == 0).expand(rows // b, b)
         if not guidance.asks(layer):
             return Choice(chance.codes[:, layer].to(device).repeat_interleave(b))
         full = candidates
         if any(guide.full_size for guide in guidance.guides):
             full = candidates.pixels(lambda x: pixel_maps.upsample(x, img_resolution))
         distances = [guide(full if guide.full_size else candidates, layer) for guide in guidance.guides]
-        dead = ~alive[..., None].expand(-1, -1, K).flatten(1)  # [B, b K]
-        distances, never = _forbidden([d.reshape(rows // b, b * K) for d in distances], dead)
+        spare = _copies_of_first(codes.unflatten(0, (rows // b, b)))  # [B, b]
+        spare = spare[..., None].expand(-1, -1, K).flatten(1)  # [B, b K]
+        distances, never = _forbidden([d.reshape(rows // b, b * K) for d in distances], spare)
         weights = [guide.weight for guide in guidance.guides]
         if len(distances) > 1 or weights[0] < 0:
             scores = guidance.combine(distances, weights).masked_fill(never, math.inf)
@@ -149,16 +150,23 @@ def sampler(guidance: Guidance, chance: Randomness, img_resolution: tuple[int, i
             return Choice(order.gather(1, pick[:, None])[:, 0], scores)
         best = turned.sort(dim=1, stable=True).indices[:, :b]  # [B, b], the best first
         best = order.gather(1, best)
-        alive = ~never.gather(1, best)
+        best = torch.where(never.gather(1, best), best[:, :1], best)
         parents = best // K + torch.arange(0, rows, b, device=device)[:, None]  # [B, b] rows
         return Choice((best % K).flatten(), scores.view(rows, K), None, parents.flatten())
 
     return guided
 
 
+def _copies_of_first(codes: torch.Tensor) -> torch.Tensor:
+    """Which rows but the first have the codes of the first row of their image: codes [B, b, l] -> [B, b] bool."""
+    copies = (codes == codes[:, :1]).all(2)
+    copies[:, 0] = False
+    return copies
+
+
 def _forbidden(distances: Sequence[torch.Tensor], never: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What a guide gives +inf is never chosen, whatever its weight and whatever others say of it; but a guide that
-    leaves nothing of what ``never`` [B, K] and the guides before it leave is not heard. Returns the distances [B, K],
+    leaves nothing of what ``never`` [B, K] and the guides before it leave is ignored. Returns the distances [B, K],
     +inf exactly where a candidate is never chosen, and that [B, K] bool."""
     infinite = [d == math.inf for d in distances]
     for one in infinite:
@@ -175,22 +183,25 @@ def _turned(by: torch.Tensor, length: int) -> torch.Tensor:
 
 @torch.no_grad()
 def sample(
-    net: torch.nn.Module,
+    net: 'Network',
     guidance: Guidance | Guide | Sequence[Guide],
     seeds: Sequence[int],
     condition: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One guided image per seed: images [B, C, H, W], codes [B, L] int64. See ``Guidance`` for what is not said here.
+    share_prefixes: bool = False,
+) -> 'Output':
+    """One guided image per seed: the images [B, C, H, W] and codes [B, L] of one pass. See ``Guidance``.
 
-    Raises ValueError where the guidance makes no sense, or naming the guide and the layer where a guide fails.
+    Raises:
+        ValueError: guidance whose numbers do not fit the network; a guide that fails, with its name and the layer.
     """
     guidance = checked(guidance, net.num_layers)
     b = guidance.beam
     if condition is not None and len(condition) > 1:
         condition = condition.repeat_interleave(b, 0)
     chance = chance_table(net.num_nodes, seeds)
-    output = net(sampler(guidance, chance, net.img_resolution), len(seeds) * b, condition)
-    return output.images[::b], output.codes[::b]
+    chosen = sampler(guidance, chance, net.img_resolution)
+    output = net(chosen, len(seeds) * b, condition, share_prefixes=share_prefixes)
+    return output._replace(images=output.images[::b], codes=output.codes[::b])
 
 
 def checked(guidance: Guidance | Guide | Sequence[Guide], num_layers: int) -> Guidance:

@@ -3,17 +3,14 @@
 Legend: B images, L layers, K nodes, C image channels, H x W pixels.
 """
 
-import itertools
-import math
 import numbers
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from ddn_networks import conditions, guided_sampling, guides, samplers, shared_prefixes
-from ddn_networks.candidates import Candidates, full_precision
+from ddn_networks import conditions, guided_sampling, samplers, search, shared_prefixes
 from ddn_networks.ddl import Selection
 from torch_utils import persistence
 
@@ -33,7 +30,8 @@ class Output(NamedTuple):
     codes: [B, L] int64, the latent.
     selected: L tensors [B, C, h, w], the selected image of every layer (x*_l of Eq. 2); empty unless asked for.
     distances: L tensors [B, K] or None, what the sampler chose by; empty unless asked for.
-    dropped: [B, L] bool, choices that chance made (Chain Dropout), or None where the sampler tells of none.
+    dropped: [B, L] bool, choices that chance made (Chain Dropout), or None where the sampler made none.
+    evidence: L entries, what the sampler's penalty was computed from (``Choice.evidence``); empty unless asked for.
 
     With a beam, row b of every tensor belongs to the branch that ends in ``images[b]``.
     """
@@ -43,6 +41,7 @@ class Output(NamedTuple):
     selected: list[torch.Tensor]
     distances: list[torch.Tensor | None]
     dropped: torch.Tensor | None
+    evidence: Sequence[Any] = ()
 
 
 def scale_sizes(img_resolution: tuple[int, int], num_scales: int) -> list[tuple[int, int]]:
@@ -73,9 +72,6 @@ class Network(nn.Module):
         condition_channels, augment_dim: channels of an image-like condition and labels of the augment pipe, 0 for none.
         conditions, condition_optional: what the condition is made of (``conditions.Part``), if the network knows it,
             and whether it also works without.
-        grad_checkpoint: recompute features in the backward pass; training only.
-        share_prefixes: make features once for all images of a batch that made the same choices so far
-            (``shared_prefixes``): the same numbers, faster where B is large against the K of the first layers.
         dropout: probability of dropping a feature in training.
         specs: a ``LayerSpec`` per layer.
         blocks, ddls: the modules; several layers may use the same one.
@@ -88,8 +84,6 @@ class Network(nn.Module):
     augment_dim: int
     conditions: list[conditions.Part]
     condition_optional: bool
-    grad_checkpoint: bool
-    share_prefixes: bool
     dropout: float
     specs: list[LayerSpec]
     blocks: nn.ModuleList
@@ -134,11 +128,13 @@ class Network(nn.Module):
         batch_size: int,
         condition: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
+        share_prefixes: bool = False,
+        grad_checkpoint: bool = False,
     ) -> Iterator[Selection]:
         """The layers one by one, each a ``Selection``: one question to ``sampler`` per layer, nothing else differs
-        between training, generation, reconstruction and guided generation. ``condition`` is image-like,
-        [B or 1, condition_channels, h, w]; ``augment_labels`` [B, augment_dim] are training's. Without gradients
-        features are changed in place: hooks and samplers that keep some, or ``Candidates`` of them, clone them.
+        between training, generation, reconstruction and guided generation. Arguments as for ``forward``. Without
+        gradients features are changed in place: hooks and samplers that keep some, or ``Candidates`` of them, clone
+        them.
         """
         raise NotImplementedError
 
@@ -149,22 +145,36 @@ class Network(nn.Module):
         condition: torch.Tensor | None = None,
         keep: bool = False,
         augment_labels: torch.Tensor | None = None,
+        share_prefixes: bool = False,
+        grad_checkpoint: bool = False,
     ) -> Output:
-        """The whole pass. ``keep``: also return the selected image and the distances of every layer (training)."""
-        codes, dropped, selected, distances = [], [], [], []
-        image = None
-        for image, choice in ((s.image, s.choice) for s in self.walk(sampler, batch_size, condition, augment_labels)):
+        """The whole pass.
+
+        Args:
+            sampler: who answers "which of these K?" (``samplers``).
+            batch_size: B.
+            condition: image-like, [B or 1, condition_channels, h, w]; None without one.
+            keep: also return the selected image, the distances and the evidence of every layer (training).
+            augment_labels: [B, augment_dim] labels of the augment pipe (training); None for zeros.
+            share_prefixes: compute features once for all images of the batch that made the same choices so far
+                (``shared_prefixes``): the same numbers, faster where B is large against the K of the first layers.
+            grad_checkpoint: recompute features in the backward pass instead of keeping them (training).
+        """
+        dropped, selected, distances, evidence = [], [], [], []
+        selection = None
+        for selection in self.walk(sampler, batch_size, condition, augment_labels, share_prefixes, grad_checkpoint):
+            choice = selection.choice
             if keep:
                 distances.append(choice.distances)
+                evidence.append(choice.evidence)
             if choice.parents is not None:
-                lists = codes, dropped, selected, distances
-                codes, dropped, selected, distances = (_rows(tensors, choice.parents) for tensors in lists)
-            codes.append(choice.codes)
+                lists = dropped, selected, distances
+                dropped, selected, distances = (_rows(tensors, choice.parents) for tensors in lists)
             dropped.append(choice.dropped)
             if keep:
-                selected.append(image)
+                selected.append(selection.image)
         dropped = torch.stack(dropped, 1) if all(d is not None for d in dropped) else None
-        return Output(image, torch.stack(codes, 1), selected, distances, dropped)
+        return Output(selection.image, selection.codes, selected, distances, dropped, evidence)
 
     # Three lines of Python.
 
@@ -191,16 +201,27 @@ class Network(nn.Module):
             raise ValueError(f'say num or seeds, not both: num={num} and {len(seeds)} seeds')
         seeds = [int(s) for s in seeds]  # of any array
         if guide is not None:
-            return guided_sampling.sample(self, guide, seeds, condition)
+            output = guided_sampling.sample(self, guide, seeds, condition)
+            return output.images, output.codes
         codes = samplers.uniform_codes(self.num_nodes, seeds).to(self.device)
         return self.decode(codes, condition), codes
 
     @torch.no_grad()
-    def encode(self, images: torch.Tensor, condition: torch.Tensor | None = None, beam: int = 1) -> torch.Tensor:
-        """The latent of images [B, C, H, W] in [-1, 1]: codes [B, L] int64 of the nearest candidates (Eq. 3).
+    def reconstruct(
+        self,
+        images: torch.Tensor,
+        condition: torch.Tensor | None = None,
+        beam: int = 1,
+        share_prefixes: bool = False,
+    ) -> Output:
+        """One pass that encodes images [B, C, H, W] in [-1, 1] and draws what their codes name (Eq. 3).
 
-        The nearest candidate of each layer need not lead to the nearest image of the last. ``beam``: as many partial
-        images go on in place of one, and the best of the last layer counts; with K^(L-1) of them all K^L images count.
+        The nearest candidate of each layer need not lead to the nearest image of the last one: a ``beam`` keeps that
+        many partial images per image and returns the best of the last layer; with K^(L-1) of them the search is
+        exhaustive. ``share_prefixes``: see ``forward``.
+
+        Raises:
+            ValueError: images of another shape or dtype, a beam below 1.
         """
         expected = [self.img_channels, *self.img_resolution]
         if list(images.shape[1:]) != expected:
@@ -211,61 +232,32 @@ class Network(nn.Module):
             raise ValueError(f'a beam is at least 1, not {beam}')
         images = images.to(self.device)
         if beam > 1:
-            if beam >= math.prod(self.num_nodes[:-1]) and (condition is None or len(condition) == 1):
-                return self._nearest_leaf(images, condition)
-            search = guided_sampling.Guidance([guides.l2(images)], beam=beam)
-            # one way to break ties for all
-            return guided_sampling.sample(self, search, [0] * len(images), condition)[1]
-        return self(samplers.nearest(images), len(images), condition).codes
+            return search.nearest(self, images, condition, beam, share_prefixes)
+        return self(samplers.nearest(images), len(images), condition, share_prefixes=share_prefixes)
 
-    def _nearest_leaf(
-        self, images: torch.Tensor, condition: torch.Tensor | None = None, at_once: int = 1024
+    def encode(
+        self,
+        images: torch.Tensor,
+        condition: torch.Tensor | None = None,
+        beam: int = 1,
+        share_prefixes: bool = False,
     ) -> torch.Tensor:
-        """The codes [B, L] of the nearest of all K^L images, each drawn once for all of ``images``; a condition is of
-        one row."""
-        bases = torch.tensor([math.prod(self.num_nodes[l + 1 :]) for l in range(self.num_layers)])
-        K = torch.tensor(self.num_nodes)
-        target = images.flatten(1).to(torch.promote_types(self.ddls[0].weight.dtype, torch.float32))  # [B, C H W]
-        best = target.new_full((len(target),), math.inf)
-        found = torch.zeros(len(target), dtype=torch.int64, device=target.device)
-        share_prefixes, self.share_prefixes = self.share_prefixes, True
-        try:
-            for first in range(0, math.prod(self.num_nodes), at_once):
-                leaves = torch.arange(first, min(first + at_once, math.prod(self.num_nodes)))
-                drawn = self.decode(leaves[:, None] // bases % K, condition).flatten(1)  # [n, C H W]
-                with full_precision(target):
-                    nearest = (drawn.square().sum(1) - 2 * target @ drawn.t()).min(1)  # less |target|^2
-                found = torch.where(nearest.values < best, nearest.indices + first, found)
-                best = torch.minimum(best, nearest.values)
-        finally:
-            self.share_prefixes = share_prefixes
-        return found[:, None] // bases.to(found.device) % K.to(found.device)
+        """The latent of images: codes [B, L] int64. Arguments and errors as for ``reconstruct``."""
+        return self.reconstruct(images, condition, beam, share_prefixes).codes
 
     @torch.no_grad()
-    def decode(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def decode(
+        self, codes: torch.Tensor, condition: torch.Tensor | None = None, share_prefixes: bool = False
+    ) -> torch.Tensor:
         """The images [B, C, H, W] that codes [B, L] int64 name, about in [-1, 1] (clamp them to show them); one
-        candidate per layer is rendered."""
+        candidate per layer is rendered. ``share_prefixes``: see ``forward``."""
         codes = self.check_codes(codes).to(self.device)
-        return self(samplers.given(codes), len(codes), condition).images
+        return self(samplers.given(codes), len(codes), condition, share_prefixes=share_prefixes).images
 
-    @torch.no_grad()
     def branches(self, prefixes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        """What hangs under nodes of the tree (Fig. 1b): all K candidates [B, K, C, h, w] of the layer after the codes
-        ``prefixes`` [B, l], 0 <= l < L. The image of a node is a branch of its parent."""
-        codes = self.check_codes(prefixes, prefix=True).to(self.device)
-        l = codes.shape[1]
-        if l == self.num_layers:
-            raise ValueError(f'codes of all {l} layers name a leaf of the tree; it has no children')
-        found = []
-
-        def sampler(candidates: Candidates, layer: int) -> samplers.Choice:
-            if layer < l:
-                return samplers.Choice(codes[:, layer])
-            found.append(next(candidates.chunks(self.num_nodes[l]))[1])
-            return samplers.Choice(codes.new_zeros(len(codes)))
-
-        next(itertools.islice(self.walk(sampler, len(codes), condition), l, None))
-        return found[0]
+        """The children of nodes of the tree (Fig. 1b): all K candidates [B, K, C, h, w] of the layer after the codes
+        ``prefixes`` [B, l], 0 <= l < L. The image of a node is one of its parent's branches."""
+        return search.branches(self, self.check_codes(prefixes, prefix=True), condition)
 
     def check_codes(self, codes: torch.Tensor, prefix: bool = False) -> torch.Tensor:
         """``codes`` as int64, or a ValueError that names the first entry outside [B, L] x 0..K-1. ``prefix``: fewer
@@ -337,10 +329,10 @@ class Network(nn.Module):
     def sharing(
         self, batch_size: int, condition: torch.Tensor | None, augment_labels: torch.Tensor | None
     ) -> shared_prefixes.Sharing | None:
-        """Where a pass with ``share_prefixes`` begins; None where every image brings something of its own."""
+        """The start of a pass with ``share_prefixes``; None where each image brings an input of its own."""
         own = condition is not None and len(condition) > 1 or augment_labels is not None
         own = own or self.training and self.dropout > 0
-        return shared_prefixes.start(batch_size, self.device) if self.share_prefixes and not own else None
+        return None if own else shared_prefixes.start(batch_size, self.device)
 
     @classmethod
     def from_pretrained(

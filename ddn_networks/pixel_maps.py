@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from ddn_networks.candidates import Candidates, area_resize, full_precision
+from ddn_networks.candidates import Candidates, area_resize
+from ddn_networks.closed_forms import full_precision
 
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, what image files converted to grey hold
 

@@ -12,12 +12,21 @@ choosing only: Loss-Free Balancing (Appendix E) with a bias that depends on the 
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ddn_networks.candidates import Candidates
+from ddn_networks.samplers import Penalty
 from ddn_networks.split_prune import Plan, SplitAndPrune
+
+
+class Forecast(NamedTuple):
+    """What a layer's features foretell: what was read of them [B, D + 1], and the probability of each node [B, K]."""
+
+    read: torch.Tensor
+    probability: torch.Tensor
 
 
 class PrefixBalancing(SplitAndPrune):
@@ -56,7 +65,7 @@ class PrefixBalancing(SplitAndPrune):
         super().__init__(weights, ddl_of_layer, reduce_fn=reduce_fn, dtype=dtype, **split_prune)
         if rate < 0 or limit <= 0 or grid < 1 or lr <= 0:
             raise ValueError(
-                'conditional balancing needs rate >= 0, limit > 0, grid >= 1 and lr > 0, not '
+                'balancing by prefix needs rate >= 0, limit > 0, grid >= 1 and lr > 0, not '
                 f'rate={rate}, limit={limit}, grid={grid}, lr={lr}'
             )
         self.rate, self.limit, self.grid = rate, limit, grid
@@ -79,7 +88,6 @@ class PrefixBalancing(SplitAndPrune):
         self.forecasts, self.gradients = views(self.flat), views(self.flat.grad)
         moments = self.optimizer.state[self.flat]
         self.copies += [self.forecasts, views(moments['exp_avg']), views(moments['exp_avg_sq'])]
-        self.asked: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # layer -> (what was read, forecast)
 
     def _read(self, features: torch.Tensor) -> torch.Tensor:
         """[B, F, h, w] -> [B, D + 1]: averages over a grid (cells repeat where there are fewer pixels), zero mean and
@@ -88,15 +96,15 @@ class PrefixBalancing(SplitAndPrune):
         return F.pad(F.layer_norm(cells, cells.shape[1:]), (0, 1), value=1.0)
 
     @torch.no_grad()
-    def penalty(self, candidates: Candidates, layer: int, distances: torch.Tensor) -> torch.Tensor:
-        """What to add to ``distances`` [B, K] of a layer for choosing: [B, K]."""
+    def penalty(self, candidates: Candidates, layer: int, distances: torch.Tensor) -> Penalty:
+        """Values [B, K] to add to ``distances`` of a layer for choosing; the evidence is the ``Forecast``."""
         K = distances.shape[1]
         with torch.autocast(distances.device.type, enabled=False):
             read = candidates.of_features(self._read)
             log_q = (read @ self.forecasts[self.uses[layer]].t()).log_softmax(1)  # [B, K]
-        self.asked[layer] = read, log_q.exp()
         spread = distances.std(1, keepdim=True)
-        return self.rate * spread * (log_q + math.log(K)).clamp(-self.limit, self.limit)
+        values = self.rate * spread * (log_q + math.log(K)).clamp(-self.limit, self.limit)
+        return Penalty(values, Forecast(read, log_q.exp()))
 
     @torch.no_grad()
     def observe(
@@ -104,17 +112,20 @@ class PrefixBalancing(SplitAndPrune):
         codes: torch.Tensor,
         dropped: torch.Tensor | None = None,
         distances: Sequence[torch.Tensor] | None = None,
+        evidence: Sequence[Forecast | None] | None = None,
     ) -> None:
-        """Count codes [B, L], and learn from them what can be foreseen; ``dropped`` ones [B, L] teach nothing."""
-        if len(self.asked) != codes.shape[1]:
-            raise ValueError('conditional balancing observes choices that were made with its penalty')
+        """Count codes [B, L], and learn from them what the features foretell; ``dropped`` ones [B, L] teach nothing.
+
+        ``evidence``: the L forecasts that ``penalty`` made for these choices.
+        """
+        if evidence is None or len(evidence) != codes.shape[1] or None in evidence:
+            raise ValueError('balancing by prefix observes choices that its penalty was part of, with their evidence')
         super().observe(codes, dropped, distances)
-        for layer, (read, q) in self.asked.items():
+        for layer, (read, q) in enumerate(evidence):
             error = q - F.one_hot(codes[:, layer], q.shape[1])  # of the cross entropy, with respect to the logits
             if dropped is not None:
                 error = error * ~dropped[:, layer, None]
             self.gradients[self.uses[layer]].addmm_(error.t(), read)
-        self.asked.clear()
         self.flat.grad[0] += len(codes)
 
     @torch.no_grad()

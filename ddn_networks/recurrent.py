@@ -131,7 +131,6 @@ class RecurrentDDN(Network):
         self.learning_residual = learning_residual
         self.carry_features = carry_features
         self.augment_dim = augment_dim
-        self.grad_checkpoint = self.share_prefixes = False
         self.dropout = dropout
         self.num_layers = num_layers
         self.layer_spec = LayerSpec(self.img_resolution, features, num_nodes)
@@ -187,21 +186,24 @@ class RecurrentDDN(Network):
         batch_size: int,
         condition: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
+        share_prefixes: bool = False,
+        grad_checkpoint: bool = False,
     ) -> Iterator[Selection]:
         self.check_condition(condition, batch_size)
         self.check_augment_labels(augment_labels, batch_size)
-        shared = self.sharing(batch_size, condition, augment_labels)
-        image = leak = hidden = None
+        shared = self.sharing(batch_size, condition, augment_labels) if share_prefixes else None
+        image = leak = hidden = codes = None
         for step in range(self.num_layers):
             num = batch_size if shared is None else len(shared.first)
             x = self._told(num, image, leak, hidden, condition, augment_labels)  # [B or U, 2 + C + ..., H, W]
-            if self.grad_checkpoint and self.training and torch.is_grad_enabled():
+            if grad_checkpoint and self.training and torch.is_grad_enabled():
                 x, hidden = checkpoint(self._features, x, step, use_reentrant=False)
             else:
                 x, hidden = self._features(x, step)  # [B or U, F, H, W], [B or U, base_width, H, W]
             base = image if self.learning_residual else None
-            selection = self.ddls[0](x, base, sampler, step, shared)
-            image, leak, shared = selection.partial, selection.leak, selection.sharing  # [B or U, C, H, W]
+            selection = self.ddls[0](x, base, sampler, step, codes, shared)
+            image, leak = selection.partial, selection.leak  # [B or U, C, H, W]
+            codes, shared = selection.codes, selection.sharing
             if selection.continues is not None:
                 hidden = hidden.index_select(0, selection.continues)
             yield selection

@@ -1,10 +1,11 @@
-"""Who answers "which of these K?": samplers are plain functions ``(candidates, layer) -> Choice``.
+"""Who answers "which of these K?": samplers are plain functions ``(candidates, layer, codes) -> Choice``.
 
-Legend: B images, K nodes, L layers. ``codes`` [B, L] is the latent; the sampler of layer l answers ``codes[:, l]``.
+Legend: B images, K nodes, L layers. ``codes`` [B, L] is the latent; the sampler of layer l is given ``codes[:, :l]``,
+the choices so far, and answers ``codes[:, l]``. A sampler keeps no state between layers.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,17 +20,26 @@ class Choice(NamedTuple):
     dropped: [B] bool, true where chance answered in place of the criterion (Chain Dropout), or None for nowhere. Such
         codes say nothing about how often a node is matched and are not counted by Split-and-Prune.
     parents: [B] int64, which of the B partial images each code continues (beam search), or None for "its own".
+    evidence: what the penalty on the choice was computed from, for the ``observe`` of the balancing that made it.
     """
 
     codes: torch.Tensor
     distances: torch.Tensor | None = None
     dropped: torch.Tensor | None = None
     parents: torch.Tensor | None = None
+    evidence: Any = None
 
 
-Sampler = Callable[[Candidates, int], Choice]
-Penalty = Callable[[Candidates, int, torch.Tensor], torch.Tensor]  # (candidates, layer, [B, K]) -> [K] or [B, K]
+class Penalty(NamedTuple):
+    """What a way of balancing adds to the distances, for choosing only: values [K] or [B, K], and the evidence that its
+    ``observe`` needs again."""
 
+    values: torch.Tensor
+    evidence: Any = None
+
+
+Sampler = Callable[[Candidates, int, torch.Tensor], Choice]  # (candidates, layer, codes so far [B, layer])
+PenaltyFn = Callable[[Candidates, int, torch.Tensor], Penalty]  # (candidates, layer, distances [B, K])
 
 Pyramid = Callable[[tuple[int, int]], torch.Tensor]
 
@@ -47,21 +57,23 @@ def target_pyramid(images: torch.Tensor) -> Pyramid:
     return at
 
 
-def nearest(images: torch.Tensor, penalty: Penalty | None = None) -> Sampler:
+def nearest(images: torch.Tensor, penalty: PenaltyFn | None = None) -> Sampler:
     """The candidate nearest to ``images`` [B, C, H, W] by L2 (Eq. 1): training, encoding and reconstruction.
 
-    ``penalty`` gives what is added to the distances for choosing only: the ``penalty`` of a way of balancing.
+    ``penalty``: the method of that name of a way of balancing (``balance``), or None.
     """
     return nearest_to(target_pyramid(images), penalty)
 
 
-def nearest_to(target: Pyramid, penalty: Penalty | None = None) -> Sampler:
-    """``nearest`` to the images of a ``target_pyramid`` that somebody else needs as well (the loss)."""
+def nearest_to(target: Pyramid, penalty: PenaltyFn | None = None) -> Sampler:
+    """``nearest`` to the images of a ``target_pyramid`` that is shared with the loss."""
 
-    def sampler(candidates: Candidates, layer: int) -> Choice:
+    def sampler(candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
         distances = candidates.distances(target(candidates.shape[2:]))  # [B, K]
-        score = distances if penalty is None else distances + penalty(candidates, layer, distances)
-        return Choice(score.argmin(1), distances)
+        if penalty is None:
+            return Choice(distances.argmin(1), distances)
+        added = penalty(candidates, layer, distances)
+        return Choice((distances + added.values).argmin(1), distances, evidence=added.evidence)
 
     return sampler
 
@@ -69,7 +81,7 @@ def nearest_to(target: Pyramid, penalty: Penalty | None = None) -> Sampler:
 def given(codes: torch.Tensor) -> Sampler:
     """The nodes named by ``codes`` [B, L] int64: decoding."""
     of_layers = codes.unbind(1)
-    return lambda candidates, layer: Choice(of_layers[layer])
+    return lambda candidates, layer, so_far: Choice(of_layers[layer])
 
 
 def uniform_codes(num_nodes: list[int], seeds: list[int]) -> torch.Tensor:
@@ -86,7 +98,7 @@ def uniform_codes(num_nodes: list[int], seeds: list[int]) -> torch.Tensor:
 def chain_dropout_codes(
     num_nodes: list[int], probability: float, batch_size: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Which choices chance makes: [batch_size, L] int64, a uniform code with ``probability``, else -1 (Section 3.3).
+    """The choices that chance makes: [batch_size, L] int64, a uniform code with ``probability``, else -1 (Section 3.3).
 
     The whole table is drawn at once, so that the ranks and rounds of one step can each take their rows of it.
     """
@@ -95,12 +107,12 @@ def chain_dropout_codes(
     return torch.where(chance < probability, (value * K).long(), -1)  # [B, L]
 
 
-def chain_dropout(sampler: Sampler, codes: torch.Tensor) -> Sampler:
-    """``sampler``, but ``codes`` [B, L] where they are not -1 (see ``chain_dropout_codes``)."""
+def chain_dropout(sampler: Sampler, by_chance: torch.Tensor) -> Sampler:
+    """``sampler``, but the codes ``by_chance`` [B, L] where they are not -1 (see ``chain_dropout_codes``)."""
 
-    def dropping(candidates: Candidates, layer: int) -> Choice:
-        choice = sampler(candidates, layer)
-        dropped = codes[:, layer] >= 0
-        return choice._replace(codes=torch.where(dropped, codes[:, layer], choice.codes), dropped=dropped)
+    def dropping(candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
+        choice = sampler(candidates, layer, codes)
+        dropped = by_chance[:, layer] >= 0
+        return choice._replace(codes=torch.where(dropped, by_chance[:, layer], choice.codes), dropped=dropped)
 
     return dropping

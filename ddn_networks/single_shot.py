@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ddn_networks import samplers
+from ddn_networks import pixel_maps, samplers
 from ddn_networks.blocks import ResBlock
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
@@ -69,7 +69,6 @@ class DDN(Network):
         self.img_resolution = resolution_pair(img_resolution)
         self.learning_residual = learning_residual
         self.augment_dim = augment_dim
-        self.grad_checkpoint = self.share_prefixes = False
         self.dropout = dropout
         sizes = scale_sizes(self.img_resolution, len(channels))
         self.specs = [
@@ -106,14 +105,16 @@ class DDN(Network):
         batch_size: int,
         condition: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
+        share_prefixes: bool = False,
+        grad_checkpoint: bool = False,
     ) -> Iterator[Selection]:
         self.check_condition(condition, batch_size)
         self.check_augment_labels(augment_labels, batch_size)
         # Repeated, not expanded: the channels-last strides that a clone of it would have at 1x1, without a gradient,
         # make PyTorch 2.13's group norm read past its end in the backward pass.
-        shared = self.sharing(batch_size, condition, augment_labels)
+        shared = self.sharing(batch_size, condition, augment_labels) if share_prefixes else None
         x = self.start.repeat(batch_size if shared is None else 1, 1, 1, 1)  # [B or U, C_0, h, w]
-        image = conditioned = None
+        image = codes = conditioned = None
         blocks, ddls = list(self.blocks), list(self.ddls)  # asking a ModuleList takes longer
         for layer, (spec, use) in enumerate(zip(self.specs, self.ddl_of_layer, strict=True)):
             block, ddl = blocks[use], ddls[use]
@@ -124,22 +125,17 @@ class DDN(Network):
                     x = _add_to_channels(x, middle, samplers.area_resize(condition, conditioned))
                 if augment_labels is not None:
                     x = _add_to_channels(x, middle + self.condition_channels, augment_labels[:, :, None, None])
-            if self.grad_checkpoint and self.training and torch.is_grad_enabled():
+            if grad_checkpoint and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, spec.size, use_reentrant=False)
             else:
                 x = block(x, spec.size)  # [B or U, C_l, H_l, W_l]
-            base = _resize(image, spec.size) if self.learning_residual and image is not None else None
-            selection = ddl(x, base, sampler, layer, shared, tell=layer + 1 < self.num_layers)
-            image, x, shared = selection.partial, selection.told, selection.sharing  # [B or U, C or C_l, H_l, W_l]
+            base = pixel_maps.upsample(image, spec.size) if self.learning_residual and image is not None else None
+            selection = ddl(x, base, sampler, layer, codes, shared, tell=layer + 1 < self.num_layers)
+            image, x = selection.partial, selection.told  # [B or U, C or C_l, H_l, W_l]
+            codes, shared = selection.codes, selection.sharing
             yield selection
 
 
 def _add_to_channels(x: torch.Tensor, first: int, y: torch.Tensor) -> torch.Tensor:
     """x [B, C, h, w] with y [B or 1, c, h or 1, w or 1] added to its channels from ``first`` on."""
     return x + F.pad(y, (0, 0, 0, 0, first, x.shape[1] - first - y.shape[1])).to(x.dtype)
-
-
-def _resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(image.shape[2:]) == tuple(size):
-        return image
-    return F.interpolate(image, size=size, mode='bilinear', align_corners=False)

@@ -63,8 +63,8 @@ def seeing(sampler, see, seen: list):
     """``sampler``, but what ``see(candidates, choice)`` makes of each layer is added to ``seen``: candidates are of the
     moment they are asked about."""
 
-    def asked(candidates, layer):
-        choice = sampler(candidates, layer)
+    def asked(candidates, layer, codes):
+        choice = sampler(candidates, layer, codes)
         seen.append(see(candidates, choice))
         return choice
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ddn_networks import candidates as C_
-from ddn_networks.candidates import Candidates, area_resize, cheapest_method
+from ddn_networks import closed_forms
+from ddn_networks.candidates import Candidates, area_resize
+from ddn_networks.closed_forms import cheapest_method
 
 # B, K, C, F, H, W
 SHAPES = [
@@ -62,18 +63,18 @@ def test_distances(shape, base):
     check_distances(got, slow_distances(c, target))
 
 
-@pytest.mark.parametrize('method', sorted(C_._METHODS))
+@pytest.mark.parametrize('method', sorted(closed_forms.METHODS))
 @pytest.mark.parametrize('shape', SHAPES)
 def test_each_method_alone(shape, method, monkeypatch):
-    monkeypatch.setattr(C_, 'cheapest_method', lambda *dims: method)
+    monkeypatch.setattr(closed_forms, 'cheapest_method', lambda *dims: method)
     c, target = make(*shape)
     check_distances(c.distances(target), slow_distances(c, target))
 
 
-@pytest.mark.parametrize('method', sorted(C_._METHODS))
+@pytest.mark.parametrize('method', sorted(closed_forms.METHODS))
 def test_bfloat16_features(method, monkeypatch):
     """Features as autocast leaves them: they are what they are, the arithmetic on them is float32."""
-    monkeypatch.setattr(C_, 'cheapest_method', lambda *dims: method)
+    monkeypatch.setattr(closed_forms, 'cheapest_method', lambda *dims: method)
     c, target = make(8, 512, 3, 64, 16, 16, dtype=torch.bfloat16)
     assert c.distances(target).dtype == c.render(torch.zeros(8, dtype=torch.long)).dtype == torch.float32
     check_distances(c.distances(target), slow_distances(c, target))
@@ -114,9 +115,9 @@ def test_channels_last(shape):
     torch.testing.assert_close(last.render(codes), c.render(codes))
 
 
-@pytest.mark.parametrize('method', sorted(C_._METHODS))
+@pytest.mark.parametrize('method', sorted(closed_forms.METHODS))
 def test_a_perfect_candidate_has_distance_zero_to_rounding(method, monkeypatch):
-    monkeypatch.setattr(C_, 'cheapest_method', lambda *dims: method)
+    monkeypatch.setattr(closed_forms, 'cheapest_method', lambda *dims: method)
     c, _ = make(4, 50, 3, 16, 8, 8)
     codes = torch.tensor([3, 0, 49, 17])
     distances = c.distances(c.render(codes))
@@ -268,7 +269,7 @@ def test_candidates_in_common_are_rendered_some_at_a_time(monkeypatch):
 
     plain = Candidates.chunks
     monkeypatch.setattr(Candidates, 'chunks', chunks)
-    monkeypatch.setattr(C_, '_CPU_NUMBERS', 2**11)
+    monkeypatch.setattr(closed_forms, '_CPU_NUMBERS', 2**11)
     torch.testing.assert_close(shared.distances(target), whole)
     assert sum(numbers) == 2 * 300 * 3 * 16 * 16 and max(numbers) <= 16 * 2**11
 

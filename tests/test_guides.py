@@ -392,7 +392,8 @@ def test_distances_keep_the_precision_that_a_guide_gives_them():
     falling = Guide('falling', lambda c, layer: (1e8 - torch.arange(5, dtype=torch.float64)).expand(c.shape[0], -1))
     assert falling(family(), 0).diff().tolist() == [[-1.0] * 4] * 2
     guidance = Guidance([falling], guided_sampling.top_k(1))
-    choice = guided_sampling.sampler(guidance, guided_sampling.chance_table([5], range(2)), (8, 8))(family(), 0)
+    sampler = guided_sampling.sampler(guidance, guided_sampling.chance_table([5], range(2)), (8, 8))
+    choice = sampler(family(), 0, torch.zeros(2, 0, dtype=torch.int64))
     assert choice.codes.tolist() == [4, 4]
     whole = Guide('whole', lambda c, layer: torch.arange(5).expand(c.shape[0], -1))
     assert whole(family(), 0).dtype == torch.float32
@@ -655,6 +656,26 @@ def test_beam_of_several_guides_ranks_all_continuations_of_an_image():
     alone = net.sample(1, guide=Guidance([guides.l2(target)], beam=4))[1]
     twice = net.sample(1, guide=Guidance([guides.l2(target), guides.l2(target, weight=2.0)], beam=4))[1]
     assert torch.equal(alone, twice)
+
+
+@torch.no_grad()
+def test_a_sampler_keeps_nothing_between_passes():
+    """What a beam needs to know of its rows is in the codes so far: two passes may take turns with one sampler."""
+    net, target = tiny(num_nodes=3), uniform(2, 3, 8, 8, seed=12)
+    two_left = lambda c, l: torch.arange(3.0).masked_fill(torch.arange(3) > 1, float('inf')).expand(c.shape[0], -1)  # noqa: E731
+    guidance = Guidance([guides.l2(target), Guide('two left', two_left)], beam=4, layers=(1, 4))
+    sampler = guided_sampling.sampler(guidance, guided_sampling.chance_table(net.num_nodes, range(2)), (8, 8))
+    alone = net(sampler, 8)
+    passes = [net.walk(sampler, 8) for _ in range(2)]
+    first, second = zip(*[[step.codes for step in steps] for steps in zip(*passes, strict=True)], strict=True)
+    assert torch.equal(first[-1], alone.codes) and torch.equal(second[-1], alone.codes)
+    assert torch.equal(alone.codes[::4], net.sample(2, guide=guidance)[1])
+
+
+def test_rows_with_the_codes_of_the_first_are_spare():
+    codes = torch.tensor([[[0, 1], [0, 1], [0, 2]], [[1, 1], [1, 0], [1, 1]]])
+    assert guided_sampling._copies_of_first(codes).tolist() == [[False, True, False], [False, False, True]]
+    assert guided_sampling._copies_of_first(codes[:, :, :0]).tolist() == [[False, True, True]] * 2
 
 
 def test_the_five_line_guide_of_the_docs():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import seeing
 
-from ddn_networks import DDN, RecurrentDDN, guided_sampling, guides, published_config, samplers
+from ddn_networks import DDN, RecurrentDDN, guided_sampling, guides, published_config, samplers, search
 from ddn_networks.blocks import ResBlock, _double, num_groups
 from ddn_networks.ddl import DDL
 from ddn_networks.network import resolution_pair, scale_sizes
@@ -116,7 +116,11 @@ def test_samplers_may_follow_parents():
     net = tiny()
     given = net.sample(4, seed=3)[1]
 
-    def reversing(candidates, layer):
+    def so_far(layer):
+        return torch.cat([given[:, :2].flip(0), given[:, 2:]], 1)[:, :layer] if layer > 2 else given[:, :layer]
+
+    def reversing(candidates, layer, codes):
+        assert torch.equal(codes, so_far(layer))
         if layer != 2:
             return samplers.Choice(given[:, layer])
         return samplers.Choice(given[:, layer], parents=torch.tensor([3, 2, 1, 0]))
@@ -135,8 +139,8 @@ def test_what_is_kept_of_a_beam_belongs_to_its_branches():
     chance = guided_sampling.chance_table(net.num_nodes, range(2))
     beam = guided_sampling.sampler(guided_sampling.Guidance([guides.l2(target)], beam=3), chance, net.img_resolution)
 
-    def dropping(candidates, layer):  # says of every choice whether it was node 0
-        choice = beam(candidates, layer)
+    def dropping(candidates, layer, codes):  # says of every choice whether it was node 0
+        choice = beam(candidates, layer, codes)
         return choice._replace(dropped=choice.codes == 0)
 
     out = net(dropping, 6, keep=True)
@@ -211,17 +215,16 @@ def test_grad_checkpoint_changes_no_gradient(dropout):
     net = tiny(dropout=dropout).train()
     images = pictures(net)
 
-    def gradients() -> list[torch.Tensor]:
+    def gradients(grad_checkpoint: bool) -> list[torch.Tensor]:
         net.zero_grad()
         torch.manual_seed(7)
-        out = net(samplers.nearest(images), len(images), keep=True)
+        out = net(samplers.nearest(images), len(images), keep=True, grad_checkpoint=grad_checkpoint)
         target = samplers.target_pyramid(images)
         sum((x - target(x.shape[2:])).square().mean() for x in out.selected).backward()
         return [p.grad.clone() for p in net.parameters()]
 
-    plain = gradients()
-    net.grad_checkpoint = True
-    for a, b in zip(plain, gradients(), strict=True):
+    plain = gradients(False)
+    for a, b in zip(plain, gradients(True), strict=True):
         assert torch.equal(a, b)
     assert all(g.abs().sum() > 0 for g in plain[:5])
 
@@ -381,14 +384,13 @@ def test_a_beam_finds_what_trying_all_codes_finds():
     error = lambda codes: (net.decode(codes) - images).square().mean((1, 2, 3))  # noqa: E731
     found = net.encode(images, beam=32)
     assert torch.equal(found, every[distances.argmin(1)])
-    assert torch.equal(net._nearest_leaf(images, at_once=7), found) and not net.share_prefixes
-    search = guided_sampling.Guidance([guides.l2(images)], beam=32)
-    assert torch.equal(net.sample(6, guide=search)[1], found)
+    assert torch.equal(search.nearest_leaf(net, images, at_once=7), found)
+    guidance = guided_sampling.Guidance([guides.l2(images)], beam=32)
+    assert torch.equal(net.sample(6, guide=guidance)[1], found)
     assert (error(found) <= error(net.encode(images, beam=4))).all()
     assert torch.equal(net.encode(images, beam=1), net.encode(images))
     assert not torch.equal(found, net.encode(images)) and (error(found) <= error(net.encode(images))).all()
-    net.share_prefixes = True
-    assert torch.equal(net.encode(images, beam=32), found)
+    assert torch.equal(net.encode(images, beam=32, share_prefixes=True), found)
 
 
 @pytest.mark.parametrize('of_net, of_images', [('float64', 'float32'), ('float32', 'float64'), ('float32', 'float16')])
@@ -400,10 +402,9 @@ def test_a_beam_over_all_codes_takes_any_floating_dtype(of_net, of_images):
 
 def test_autocast_does_not_touch_the_distances_of_a_beam_over_all_codes():
     net = tiny(8, 1, scales=2, channels=[8, 8])
-    net.share_prefixes = True  # as the search does
     every = torch.cartesian_prod(*(torch.arange(k) for k in net.num_nodes))
     with torch.autocast('cpu', torch.bfloat16):
-        drawn = net.decode(every)
+        drawn = net.decode(every, share_prefixes=True)  # as the search does
         images = (drawn[:100] + drawn[-100:]) / 2  # about as far from either
         found = net.encode(images, beam=32)
     distances = (drawn.double()[None] - images.double()[:, None]).square().mean((2, 3, 4))  # [B, K^L]

@@ -11,10 +11,16 @@ from ddn_networks import Candidates, PrefixBalancing, SplitAndPrune, samplers
 
 
 def asked(balance, weights, features, targets):
-    """One round of choices, all layers on the same features: codes [B, L]."""
+    """One round of choices, all layers on the same features: codes [B, L] and the evidence of each layer."""
     sampler = samplers.nearest(targets, balance.penalty)
-    codes = [sampler(Candidates(w.detach(), features), layer).codes for layer, w in enumerate(weights)]
-    return torch.stack(codes, 1)
+    none = torch.zeros(len(features), 0, dtype=torch.int64)
+    choices = [sampler(Candidates(w.detach(), features), layer, none) for layer, w in enumerate(weights)]
+    return torch.stack([choice.codes for choice in choices], 1), [choice.evidence for choice in choices]
+
+
+def observed_(balance, weights, features, targets):
+    codes, evidence = asked(balance, weights, features, targets)
+    balance.observe(codes, evidence=evidence)
 
 
 def layers(*shapes):
@@ -37,9 +43,9 @@ def test_a_step_is_adams_on_the_cross_entropy():
     adam = torch.optim.Adam([p for m in models for p in m.parameters()], lr=0.01)
     for step in range(5):
         features, targets = batch(8, 3, 2, step)
-        codes = asked(balance, weights, features, targets)
+        codes, evidence = asked(balance, weights, features, targets)
         dropped = torch.rand(8, 2, generator=torch.Generator().manual_seed(step)) < 0.3
-        balance.observe(codes, dropped)
+        balance.observe(codes, dropped, evidence=evidence)
         balance.step_()
         adam.zero_grad()
         read = F.layer_norm(F.adaptive_avg_pool2d(features, 2).flatten(1), (12,))
@@ -58,10 +64,10 @@ def test_the_penalty_is_the_log_of_the_forecast_in_units_of_the_spread():
     features, targets = batch(4, 2, 1, 0)
     candidates = Candidates(weights[0].detach(), features)
     distances = candidates.distances(targets)
-    assert not balance.penalty(candidates, 0, distances).any()  # nothing is foreseen yet
+    assert not balance.penalty(candidates, 0, distances).values.any()  # nothing is foreseen yet
     balance.forecasts[0][:, -1] = torch.tensor([0.7, 0.2, 0.1]).log()
     want = torch.tensor([math.log(2.1), math.log(0.6), -1.0])  # the last one stops at the limit
-    penalty = balance.penalty(candidates, 0, distances)
+    penalty = balance.penalty(candidates, 0, distances).values
     torch.testing.assert_close(penalty, 0.5 * distances.std(1, keepdim=True) * want)
 
 
@@ -72,23 +78,24 @@ def test_autocast_does_not_touch_the_penalty():
     features, targets = batch(4, 3, 2, 0)
     candidates = Candidates(weights[0].detach(), features)
     distances = candidates.distances(targets)
-    plain = balance.penalty(candidates, 0, distances)
+    plain = balance.penalty(candidates, 0, distances).values
     with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(balance.penalty(candidates, 0, distances), plain) and plain.any()
+        assert torch.equal(balance.penalty(candidates, 0, distances).values, plain) and plain.any()
 
 
 def test_a_pass_that_is_not_finite_teaches_nothing():
     weights = layers((6, 2, 3), (6, 2, 3))
     broken, spared = (PrefixBalancing(weights, prune_at=0.0, split_at=1e9) for _ in range(2))
     features, targets = batch(8, 3, 2, 0)
-    asked(broken, weights, features.fill_(float('nan')), targets)
-    broken.observe(torch.zeros(8, 2, dtype=torch.long))
-    asked(spared, weights, features.fill_(0), targets)
-    spared.observe(torch.zeros(8, 2, dtype=torch.long), torch.ones(8, 2, dtype=torch.bool))
+    evidence = asked(broken, weights, features.fill_(float('nan')), targets)[1]
+    broken.observe(torch.zeros(8, 2, dtype=torch.long), evidence=evidence)
+    evidence = asked(spared, weights, features.fill_(0), targets)[1]
+    none = torch.ones(8, 2, dtype=torch.bool)
+    spared.observe(torch.zeros(8, 2, dtype=torch.long), none, evidence=evidence)
     for balance in (broken, spared):
         balance.step_()
         features, targets = batch(8, 3, 2, 1)
-        balance.observe(asked(balance, weights, features, targets))
+        observed_(balance, weights, features, targets)
         balance.step_()
     assert torch.equal(broken.flat, spared.flat) and broken.flat.any()
 
@@ -101,9 +108,9 @@ def test_a_node_that_splits_takes_its_forecast_along():
         forecast.copy_(torch.randn(forecast.shape, generator=rng))
     before = [f.clone() for f in balance.forecasts]
     features, targets = batch(12, 2, 1, 0)
-    asked(balance, weights, features, targets)
+    evidence = asked(balance, weights, features, targets)[1]
     codes = torch.tensor([[1, 0], [1, 1], [1, 2]] * 3 + [[0, 0], [2, 1], [0, 2]])
-    balance.observe(codes, torch.zeros_like(codes, dtype=torch.bool))
+    balance.observe(codes, torch.zeros_like(codes, dtype=torch.bool), evidence=evidence)
     plan = balance.step_()
     assert plan.active[:, 0].tolist() == [True, False] and (plan.split[0, 0], plan.prune[0, 0]) == (1, 3)
     want = before[0].clone()
@@ -123,9 +130,8 @@ def test_more_pairs_than_a_weight_has_nodes():
     codes = torch.tensor([[0, 1], [1, 1], [2, 1]] * 4)
     plans = []
     for balance in both:
-        if isinstance(balance, PrefixBalancing):
-            asked(balance, balance.weights, features, targets)
-        balance.observe(codes)
+        prefix = isinstance(balance, PrefixBalancing)
+        balance.observe(codes, evidence=asked(balance, balance.weights, features, targets)[1] if prefix else None)
         plans.append(balance.step_())
     assert plans[0].active.sum(1).tolist() == [3, 1]  # as Split-and-Prune, which takes the pairs there are
     assert all(torch.equal(a, b) for a, b in zip(*plans, strict=True))
@@ -143,19 +149,21 @@ def test_it_uses_nodes_that_split_and_prune_leaves_alone():
         balance = make([weight])
         balance.attach(optimizer)
         rng = torch.Generator().manual_seed(0)
+        none = torch.zeros(64, 0, dtype=torch.int64)
         counts = torch.zeros(2, 4)
         for step in range(2000):
             kind = torch.arange(64) % 2
             features = F.one_hot(kind, 2).float()[:, :, None, None]  # [B, 2, 1, 1]
             targets = torch.rand(64, 1, 1, 1, generator=rng)
             candidates = Candidates(weight, features)
-            codes = samplers.nearest(targets, balance.penalty)(candidates, 0).codes
+            choice = samplers.nearest(targets, balance.penalty)(candidates, 0, none)
+            codes = choice.codes
             optimizer.zero_grad()
             (candidates.render(codes) - targets).square().mean().backward()
-            balance.observe(codes[:, None])
+            balance.observe(codes[:, None], evidence=[choice.evidence])
             optimizer.step()
             if step >= 1800:
-                nearest = samplers.nearest(targets)(candidates, 0).codes  # as encoding will choose
+                nearest = samplers.nearest(targets)(candidates, 0, none).codes  # as encoding will choose
                 counts.index_put_((kind, nearest), torch.ones(64), accumulate=True)
         return 4 * counts / counts.sum(1, keepdim=True), balance
 
@@ -168,7 +176,7 @@ def test_it_uses_nodes_that_split_and_prune_leaves_alone():
 def run(weights, balance, steps):
     for step in steps:
         features, targets = batch(16, 3, 2, step)
-        balance.observe(asked(balance, weights, features, targets))
+        observed_(balance, weights, features, targets)
         balance.step_()
 
 
@@ -193,11 +201,11 @@ def test_two_ranks_are_one_rank_of_the_same_batch():
     alone = PrefixBalancing(weights[2])
     for step in range(15):
         features, targets = batch(16, 3, 2, step)
-        alone.observe(asked(alone, weights[2], features, targets))
+        observed_(alone, weights[2], features, targets)
         alone.step_()
         for r, rank in enumerate(ranks):
             half = slice(8 * r, 8 * r + 8)
-            rank.observe(asked(rank, weights[r], features[half], targets[half]))
+            observed_(rank, weights[r], features[half], targets[half])
         sums = {t[0].shape: t[0] + t[1] for t in zip(*((b.seen, b.flat.grad) for b in ranks), strict=True)}
         for rank in ranks:
             rank.step_()
@@ -209,7 +217,7 @@ def test_two_ranks_are_one_rank_of_the_same_batch():
 
 def test_what_was_not_asked_cannot_be_observed():
     weights = layers((4, 1, 2))
-    with pytest.raises(ValueError, match='made with its penalty'):
+    with pytest.raises(ValueError, match='its penalty was part of'):
         PrefixBalancing(weights).observe(torch.zeros(3, 1, dtype=torch.long))
     with pytest.raises(ValueError, match='grid=0'):
         PrefixBalancing(weights, grid=0)

@@ -191,7 +191,7 @@ def test_beam_search_follows_parents():
     net = tiny()
     given = net.sample(4, seed=3)[1]
 
-    def reversing(candidates, layer):
+    def reversing(candidates, layer, codes):
         parents = torch.tensor([3, 2, 1, 0]) if layer == 2 else None
         return samplers.Choice(given[:, layer], parents=parents)
 
@@ -276,16 +276,15 @@ def test_grad_checkpoint_changes_no_gradient(dropout):
     net = tiny(dropout=dropout, num_layers=3).train()
     images = pictures(net)
 
-    def gradients() -> list[torch.Tensor]:
+    def gradients(grad_checkpoint: bool) -> list[torch.Tensor]:
         net.zero_grad()
         torch.manual_seed(7)
-        out = net(samplers.nearest(images), len(images), keep=True)
+        out = net(samplers.nearest(images), len(images), keep=True, grad_checkpoint=grad_checkpoint)
         sum((x - images).square().mean() for x in out.selected).backward()
         return [p.grad.clone() for p in net.parameters()]
 
-    plain = gradients()
-    net.grad_checkpoint = True
-    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
+    plain = gradients(False)
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(True), strict=True))
     assert all(g.isfinite().all() for g in plain) and plain[0].abs().sum() > 0
 
 

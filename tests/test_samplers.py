@@ -6,6 +6,8 @@ import torch
 from ddn_networks import samplers
 from ddn_networks.candidates import Candidates, area_resize
 
+NONE = torch.zeros(0, 0, dtype=torch.int64)  # codes so far, for samplers that do not look at them
+
 
 def constant_candidates(values: torch.Tensor, B: int) -> Candidates:
     """Candidate k is the constant values[k] at one grey pixel."""
@@ -13,12 +15,16 @@ def constant_candidates(values: torch.Tensor, B: int) -> Candidates:
 
 
 def ask(sampler, B: int, num_nodes: list[int]) -> list[samplers.Choice]:
-    return [sampler(constant_candidates(torch.arange(float(K)), B), l) for l, K in enumerate(num_nodes)]
+    codes, choices = torch.zeros(B, 0, dtype=torch.int64), []
+    for l, K in enumerate(num_nodes):
+        choices.append(sampler(constant_candidates(torch.arange(float(K)), B), l, codes))
+        codes = torch.cat([codes, choices[-1].codes[:, None]], 1)
+    return choices
 
 
 def test_nearest_takes_the_least_distance_and_reports_all():
     images = torch.tensor([-3.0, 1.4, 2.6])[:, None, None, None]
-    choice = samplers.nearest(images)(constant_candidates(torch.arange(4.0), 3), 0)
+    choice = samplers.nearest(images)(constant_candidates(torch.arange(4.0), 3), 0, NONE)
     assert choice.codes.tolist() == [0, 1, 3] and choice.codes.dtype == torch.int64
     torch.testing.assert_close(choice.distances, (images[:, 0, 0] - torch.arange(4.0)).square())
     assert choice.dropped is None and choice.parents is None
@@ -29,7 +35,7 @@ def test_nearest_compares_at_the_size_of_the_layer():
     small = area_resize(images, (4, 3))
     weight = torch.randn(9, 3, 5)
     features = torch.randn(2, 5, 4, 3)
-    choice = samplers.nearest(images)(Candidates(weight, features), 0)
+    choice = samplers.nearest(images)(Candidates(weight, features), 0, NONE)
     torch.testing.assert_close(choice.distances, Candidates(weight, features).distances(small))
 
 
@@ -45,8 +51,8 @@ def test_a_penalty_moves_the_choice_and_not_the_distances():
     images = torch.tensor([0.1, 0.9, 2.2])[:, None, None, None]
     bias = [torch.zeros(3), torch.tensor([0.0, 10.0, 0.0])]
     candidates = constant_candidates(torch.arange(3.0), 3)
-    sampler = samplers.nearest(images, lambda candidates, layer, distances: bias[layer])
-    plain, biased = (sampler(candidates, l) for l in range(2))
+    sampler = samplers.nearest(images, lambda candidates, layer, distances: samplers.Penalty(bias[layer]))
+    plain, biased = (sampler(candidates, l, NONE) for l in range(2))
     assert plain.codes.tolist() == [0, 1, 2]
     assert biased.codes.tolist() == [0, 0, 2]
     assert torch.equal(plain.distances, biased.distances)
@@ -116,6 +122,6 @@ def test_chain_dropout_replaces_choices_and_says_so():
 def test_chain_dropout_keeps_the_distances():
     images = torch.tensor([0.1, 0.9])[:, None, None, None]
     sampler = samplers.chain_dropout(samplers.nearest(images), torch.tensor([[2], [-1]]))
-    choice = sampler(constant_candidates(torch.arange(3.0), 2), 0)
+    choice = sampler(constant_candidates(torch.arange(3.0), 2), 0, NONE)
     assert choice.codes.tolist() == [2, 1]
     assert choice.distances.argmin(1).tolist() == [0, 1]

@@ -34,16 +34,15 @@ def test_nothing_changes_but_the_number_of_passes(name):
     passes = []
     net.blocks[0].register_forward_pre_hook(lambda block, args: passes.append(len(args[0])))
 
-    def made() -> list[torch.Tensor]:
+    def made(share: bool) -> list[torch.Tensor]:
         net.zero_grad()
-        out = net(samplers.chain_dropout(samplers.nearest(images), chance), B, keep=True)
+        out = net(samplers.chain_dropout(samplers.nearest(images), chance), B, keep=True, share_prefixes=share)
         target = samplers.target_pyramid(images)
         sum((x - target(x.shape[2:])).square().mean() for x in out.selected).backward()
         return [out.codes, *out.selected, *out.distances, *(p.grad.clone() for p in net.parameters())]
 
-    plain = made()
-    net.share_prefixes = True
-    for a, b in zip(plain, made(), strict=True):
+    plain = made(False)
+    for a, b in zip(plain, made(True), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
     assert passes[0] == B and passes[len(passes) // 2] == 1
     if name == 'recurrent':
@@ -66,14 +65,15 @@ def test_encoding_decoding_and_beams_are_the_same(name):
     target = net.sample(1, seed=9)[0]
     guide = guided_sampling.Guidance([guides.l2(target)], beam=3)
 
-    def made() -> list[torch.Tensor]:
-        images, codes = net.sample(30, seed=3)
-        found, steps = net.sample(2, guide=guide)
-        return [images, codes, net.encode(images), found, steps]
+    codes = samplers.uniform_codes(net.num_nodes, range(3, 33))
 
-    plain = made()
-    net.share_prefixes = True
-    for a, b in zip(plain, made(), strict=True):
+    def made(share: bool) -> list[torch.Tensor]:
+        images = net.decode(codes, share_prefixes=share)
+        guided = guided_sampling.sample(net, guide, range(2), share_prefixes=share)
+        again = net.reconstruct(images, share_prefixes=share)
+        return [images, again.codes, again.images, guided.images, guided.codes]
+
+    for a, b in zip(made(False), made(True), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -82,16 +82,14 @@ def test_what_every_image_brings_itself_is_not_shared():
     net = DDN(8, 1, [8, 8], [2, 1], [3, 3], condition_channels=1).eval()
     codes = samplers.uniform_codes(net.num_nodes, [0] * 4)
     plain = net.decode(codes, condition)
-    net.share_prefixes = True
-    assert torch.equal(net.decode(codes, condition), plain)
+    assert torch.equal(net.decode(codes, condition, share_prefixes=True), plain)
     net = DDN(8, 1, [8, 8], [2, 1], [3, 3], dropout=0.5).train()
-    net.share_prefixes = True
     assert net.sharing(4, None, None) is None and net.eval().sharing(4, None, None) is not None
     net = DDN(8, 1, [8, 8], [2, 1], [3, 3], augment_dim=2).eval()
     labels = torch.arange(8.0).view(4, 2)
     plain = net(samplers.given(codes), 4, augment_labels=labels).images
-    net.share_prefixes = True
-    assert torch.equal(net(samplers.given(codes), 4, augment_labels=labels).images, plain)
+    shared = net(samplers.given(codes), 4, augment_labels=labels, share_prefixes=True).images
+    assert torch.equal(shared, plain)
 
 
 @torch.no_grad()
@@ -103,15 +101,15 @@ def test_one_condition_for_all_images_is_shared(name):
     net.blocks[0].register_forward_pre_hook(lambda block, args: passes.append(len(args[0])))
     plain, codes = net.sample(30, condition=condition)
     guide = guided_sampling.Guidance([guides.l2(plain[:1])], beam=3)
-    steps = net.sample(2, condition=condition, guide=guide)[1]
+    steps = guided_sampling.sample(net, guide, range(2), condition).codes
     found = net.encode(plain, condition, beam=2)
-    net.share_prefixes = True
     passes.clear()
-    images = net.decode(codes, condition)
+    images = net.decode(codes, condition, share_prefixes=True)
     assert passes[0] == 1
     torch.testing.assert_close(images, plain, atol=1e-5, rtol=0)
-    assert torch.equal(net.sample(2, condition=condition, guide=guide)[1], steps)
-    assert torch.equal(net.encode(plain, condition, beam=2), found)
+    shared = guided_sampling.sample(net, guide, range(2), condition, share_prefixes=True).codes
+    assert torch.equal(shared, steps)
+    assert torch.equal(net.encode(plain, condition, beam=2, share_prefixes=True), found)
 
 
 @torch.no_grad()
@@ -121,6 +119,6 @@ def test_a_beam_over_all_codes_draws_each_image_once_under_one_condition():
     passes = []
     net.blocks[0].register_forward_pre_hook(lambda block, args: passes.append(len(args[0])))
     found = net.encode(images, condition, beam=3**3 * 4)
-    assert passes == [1]
+    assert passes[0] == 1 and passes[1:] == [9]  # the search, then the images that it found
     each = net.encode(images, condition.repeat(9, 1, 1, 1), beam=3**3 * 4)
     assert torch.equal(found, each)

@@ -14,7 +14,9 @@ from training.loss import layer_losses
 SHARE = 0.5  # of the free memory that saved activations may take; gradients of them and workspaces need the rest
 
 
-def saved_bytes_per_image(net: ddn_networks.Network, autocast_dtype: torch.dtype | None = None) -> int:
+def saved_bytes_per_image(
+    net: ddn_networks.Network, autocast_dtype: torch.dtype | None = None, grad_checkpoint: bool = False
+) -> int:
     """Memory that autograd keeps per image between forward and backward, measured on 2 random images."""
     seen = {}
     params = {p.untyped_storage().data_ptr() for p in net.parameters()}
@@ -30,7 +32,8 @@ def saved_bytes_per_image(net: ddn_networks.Network, autocast_dtype: torch.dtype
     condition = images.new_zeros(2, net.condition_channels, *net.img_resolution) if net.condition_channels else None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with torch.autocast(net.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-            selected = net(samplers.nearest_to(target), len(images), condition, keep=True).selected
+            sampler = samplers.nearest_to(target)
+            selected = net(sampler, len(images), condition, keep=True, grad_checkpoint=grad_checkpoint).selected
         layer_losses(selected, target)
     return sum(seen.values()) // len(images)
 
@@ -45,9 +48,8 @@ def auto_batch_gpu(loop: dict[str, Any], device: torch.device) -> int:
     batch = loop['batch_size'] // dist.get_world_size()
     net = persistence.rebuild({'class_name': loop['network_class'], 'kwargs': loop['network_kwargs']})
     net = net.to(device, memory_format=misc.memory_format(device, loop['precision'])).train()
-    net.grad_checkpoint = loop['grad_checkpoint']
     dtype = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[loop['precision']]
-    per_image = saved_bytes_per_image(net, dtype)
+    per_image = saved_bytes_per_image(net, dtype, loop['grad_checkpoint'])
     if device.type == 'cuda':
         free = torch.cuda.mem_get_info(device)[0]
     else:

@@ -148,7 +148,6 @@ def training_loop(
     augment_dim = pipe.label_dim if pipe else 0
     net = persistence.rebuild({'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}})
     net = net.to(device, memory_format=misc.memory_format(device, precision)).train()
-    net.grad_checkpoint, net.share_prefixes = grad_checkpoint, share_prefixes
     val_condition = _condition(net, val_images, *val_batch[1:]) if net.conditions else None
     if transfer is not None and resume_state is None:
         left = misc.copy_params_and_buffers_(persistence.load_network(transfer).state_dict(), net, allow_missing=True)
@@ -302,11 +301,14 @@ def training_loop(
                 sync = ddp.no_sync() if world_size > 1 and r < rounds - 1 else contextlib.nullcontext()
                 with sync:
                     with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                        output = ddp(sampler, len(images), condition, keep=True, augment_labels=labels)
+                        output = ddp(
+                            sampler, len(images), condition, keep=True, augment_labels=labels,
+                            share_prefixes=share_prefixes, grad_checkpoint=grad_checkpoint,
+                        )  # fmt: skip
                     per_layer = layer_losses(output.selected, target)  # [L]
                     scaler.scale(total_loss(per_layer, image_shape) / rounds).backward()
                 losses += per_layer.detach() / rounds
-                balancer.observe(output.codes, output.dropped, output.distances)
+                balancer.observe(output.codes, output.dropped, output.distances, output.evidence)
                 usage.observe(output.codes, output.dropped)
                 del output, per_layer
 

@@ -1,0 +1,238 @@
+"""What a layer computes, in closed forms: the distances of its K candidates, and the one that is selected.
+
+Legend: B images, K nodes, C image channels, F feature channels, H x W pixels, N = H W.
+
+Distances have three forms, of which the cheapest is taken; E is base less target:
+
+    |W_k F + E|^2                                       rendered, where there are few pixels
+    <W_k^T W_k, F F^T>  +  2 <W_k, E F^T>  +  |E|^2     with the Gram matrices of the nodes, for large batches
+    <W_k, W_k (F F^T)>  +  2 <W_k, E F^T>  +  |E|^2     with that of the features, for small ones
+"""
+
+import contextlib
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Distances decide discretely: they are never left to autocast."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
+# How many numbers an intermediate result may have. What leaves the CPU's cache (or makes the allocator ask for fresh
+# pages, call after call) costs several times the arithmetic; other devices want few and large kernels.
+_CPU_NUMBERS, _DEVICE_NUMBERS = 2**18, 2**26
+
+
+def slice_size(like: torch.Tensor, numbers: int) -> int:
+    """How many slices of so many numbers each may be worked on at once."""
+    return max(1, (_CPU_NUMBERS if like.is_cpu else _DEVICE_NUMBERS) // numbers)
+
+
+def _by_rendering(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """|W_k F + E|^2 as it stands, a few images at a time: the cheapest where there are few pixels."""
+    (K, C, _), N = weight.shape, error.shape[2]
+    if N <= 4:  # multiplying by so few columns is slow: rows of one product instead, all pixels of all images
+        kernel = weight.permute(2, 1, 0).flatten(1)  # [F, C K]
+
+        def part(f: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+            residual = (f.mT.flatten(0, 1) @ kernel).view(len(f), N * C, K)
+            return residual.add_(e.mT.reshape(len(e), N * C, 1)).square_().sum(1)
+    else:
+        kernel = weight.flatten(0, 1)  # [K C, F]
+
+        def part(f: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+            residual = (kernel @ f).view(len(f), K, C, N)
+            return residual.add_(e[:, None]).square_().flatten(2).sum(2)
+
+    size = slice_size(weight, K * C * N)
+    return torch.cat([part(f, e) for f, e in zip(features.split(size), error.split(size), strict=True)])
+
+
+def _cross(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """2 <W_k, E F^T> + |E|^2: the part of the distance that both Gram forms share. [B, K]"""
+    correlation = torch.bmm(error, features.mT)  # [B, C, F]
+    return torch.addmm(error.square().sum((1, 2))[:, None], correlation.flatten(1), weight.flatten(1).t(), alpha=2)
+
+
+def _by_node_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """<W_k^T W_k, F F^T>, with the F x F matrix of every node made once for the batch."""
+    gram = torch.bmm(features, features.mT).flatten(1)  # [B, F F]
+    total = _cross(weight, features, error)
+    size = slice_size(weight, gram.shape[1])
+    for w, part in zip(weight.split(size), total.split(size, 1), strict=True):
+        # [k, F, F]; where there is one channel, a product of matrices takes several times as long.
+        of_nodes = w * w.mT if w.shape[1] == 1 else torch.bmm(w.mT, w)
+        part.addmm_(gram, of_nodes.flatten(1).t())
+    return total
+
+
+def _by_feature_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """<W_k, W_k (F F^T)>: the same without the node matrices, cheaper for small batches."""
+    gram = torch.bmm(features, features.mT)  # [B, F, F]
+    total = _cross(weight, features, error)
+    size = slice_size(weight, len(gram) * weight[0].numel())
+    for w, part in zip(weight.split(size), total.split(size, 1), strict=True):
+        product = (w.flatten(0, 1) @ gram).unflatten(1, w.shape[:2])  # [B, k, C, F]
+        part += product.mul_(w).flatten(2).sum(2)
+    return total
+
+
+METHODS = {'render': _by_rendering, 'node_gram': _by_node_gram, 'feature_gram': _by_feature_gram}
+TRAFFIC = 16  # multiplications in the time that a number of an intermediate result takes to be written and read
+
+
+def costs(B: int, K: int, C: int, F: int, N: int) -> dict[str, int]:
+    """What each way to the K distances costs, in multiplications."""
+    gram = B * F * N * (F + C) + B * K * C * F
+    return {
+        'render': B * K * C * N * (F + TRAFFIC),
+        'node_gram': gram + K * F * F * (B + C + TRAFFIC),
+        'feature_gram': gram + B * K * C * F * (F + TRAFFIC),
+    }
+
+
+def cheapest_method(B: int, K: int, C: int, F: int, N: int) -> str:
+    """Which way to the K distances costs least: 'render', 'node_gram' or 'feature_gram'."""
+    found = costs(B, K, C, F, N)
+    return min(found, key=found.__getitem__)
+
+
+def distances(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """Squared distances [B, K], by whichever form costs least; rounding may leave them slightly below zero.
+
+    Args:
+        weight: [K, C, F] a kernel per node. features: [B, F, N]. error: [B, C, N] base less target.
+    """
+    return METHODS[cheapest_method(len(error), *weight.shape, error.shape[2])](weight, features, error)
+
+
+# The selected image, in two memory layouts: a channel a plane, or (channels last) a pixel a row of channels.
+
+
+def select(
+    x: torch.Tensor,
+    full: torch.Tensor,
+    weight: torch.Tensor,
+    codes: torch.Tensor,
+    base: torch.Tensor | None,
+    leak_choice: bool,
+    tell: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The image [B, C, H, W] = W_code x + base of the chosen nodes, their leak (W_code on the second half of x), and x
+    with both added to its first and last channels, for the next block.
+
+    Args:
+        x: [B, F or 2F, H, W] features. full: the same in float32 or wider.
+        weight: [K, C, F]. codes: [B] int64. base: [B, C, H, W] or None for zero.
+        leak_choice: x has two halves; otherwise the leak is None.
+        tell: also make x with both added; without gradients that is x itself, changed in place. Otherwise it is None.
+    """
+    with full_precision(x):
+        if torch.is_grad_enabled():
+            return _Selected.apply(x, full.detach(), weight, codes, base, leak_choice, tell)
+        image, leak = _rendered(full, _kernel(full, weight, codes, leak_choice), base, leak_choice)
+        return image, leak, _tell_(x, image, leak) if tell else None
+
+
+def _are_rows(features: torch.Tensor) -> bool:
+    """Whether a pixel of the features is a row of channels in memory, not a channel a plane."""
+    return features.is_contiguous(memory_format=torch.channels_last)
+
+
+def _halves(features: torch.Tensor, leak_choice: bool) -> torch.Tensor:
+    """Views of which one product with each ``_kernel`` makes the image and, with ``leak_choice``, the leak: [B, F, N];
+    then of both halves of the features, [2B, F, N] where a channel is a plane in memory, [B, F, 2N] where a pixel is a
+    row of channels, image and leak of a pixel side by side."""
+    B, channels, H, W = features.shape
+    halves = 2 if leak_choice else 1
+    if _are_rows(features):
+        return features.permute(0, 2, 3, 1).reshape(B, H * W * halves, channels // halves).mT
+    return features.reshape(B * halves, channels // halves, H * W)
+
+
+def _kernel(features: torch.Tensor, weight: torch.Tensor, codes: torch.Tensor, leak_choice: bool) -> torch.Tensor:
+    """The chosen node's kernel for each of the ``_halves``: [B or 2B, C, F]."""
+    kernel = weight.index_select(0, codes).to(features.dtype)
+    return kernel.repeat_interleave(2, 0) if leak_choice and not _are_rows(features) else kernel
+
+
+def _rendered(
+    features: torch.Tensor, kernel: torch.Tensor, base: torch.Tensor | None, leak_choice: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Image and leak [B, C, H, W] of the features, with a ``_kernel``."""
+    (B, _, H, W), C = features.shape, kernel.shape[1]
+    made = torch.bmm(kernel, _halves(features, leak_choice))
+    if not leak_choice:
+        image, leak = made.view(B, C, H, W), None
+    elif _are_rows(features):
+        image, leak = made.view(B, C, H, W, 2).unbind(4)
+    else:
+        image, leak = made.view(B, 2, C, H, W).unbind(1)
+    return image if base is None else image + base, leak
+
+
+def _tell_(x: torch.Tensor, image: torch.Tensor, leak: torch.Tensor | None) -> torch.Tensor:
+    """Add the image to the first channels of x and the leak to the last, in place."""
+    C = image.shape[1]
+    x[:, :C].add_(image)
+    if leak is not None:
+        x[:, -C:].add_(leak)
+    return x
+
+
+class _Selected(torch.autograd.Function):
+    """x [B, F or 2F, H, W], weight [K, C, F] and codes [B] -> the image [B, C, H, W] = W_code x + base, the leak (with
+    ``leak_choice``: the same of the second half of x) and, with ``tell``, x with both added. ``full`` is x as float32,
+    without gradient.
+
+    As one function, since the gradient of x is then one product that is added to the gradient of what was told, in the
+    memory layout and dtype of x; autograd would make both, in two layouts, and convert.
+    """
+
+    @staticmethod
+    def forward(ctx, x, full, weight, codes, base, leak_choice, tell):
+        ctx.set_materialize_grads(False)
+        kernel = _kernel(full, weight, codes, leak_choice)
+        ctx.save_for_backward(x, kernel, codes)
+        ctx.leak_choice, ctx.weight_shape = leak_choice, weight.shape
+        ctx.weight_dtype, ctx.base_dtype = weight.dtype, None if base is None else base.dtype
+        image, leak = _rendered(full, kernel, base, leak_choice)
+        image = image.clone() if base is None else image  # a view that nobody could change in place
+        return image, leak, _tell_(x.clone(), image, leak) if tell else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_image, of_leak, of_told):
+        x, kernel, codes = ctx.saved_tensors
+        features = x.to(kernel.dtype)  # as forward read them, and so in the memory layout of then
+        (B, channels, H, W), C, as_rows = x.shape, kernel.shape[1], _are_rows(features)
+        image, leak = of_image, of_leak
+        if of_told is not None:
+            image, leak = _sum(image, of_told[:, :C]), _sum(leak, of_told[:, -C:])
+        zeros = kernel.new_zeros(B, C, H, W) if image is None or leak is None and ctx.leak_choice else None
+        image = (zeros if image is None else image).to(kernel.dtype)
+        made = image  # [B, C, H, W], or with the leak [B, C, H, W, 2] or [B, 2, C, H, W], as _rendered has them
+        if ctx.leak_choice:
+            made = torch.stack([image, zeros if leak is None else leak], 4 if as_rows else 1)
+        made = made.reshape(len(kernel), C, -1)
+        of_kernel = torch.bmm(made, _halves(features, ctx.leak_choice).mT)  # [B or 2B, C, F]
+        if len(kernel) > B:
+            of_kernel = of_kernel[::2] + of_kernel[1::2]
+        of_weight = of_kernel.new_zeros(ctx.weight_shape, dtype=ctx.weight_dtype)
+        of_weight.index_put_((codes,), of_kernel.to(ctx.weight_dtype), accumulate=True)
+        made, kernel = made.to(x.dtype), kernel.to(x.dtype)
+        left, right = (made.mT, kernel) if as_rows else (kernel.mT, made)
+        if of_told is None:
+            of_x = torch.bmm(left, right)
+        else:
+            of_told = of_told.permute(0, 2, 3, 1) if as_rows else of_told
+            of_x = torch.baddbmm(of_told.reshape(len(kernel), left.shape[1], right.shape[2]), left, right)
+        of_x = of_x.view(B, H, W, channels).permute(0, 3, 1, 2) if as_rows else of_x.view(B, channels, H, W)
+        return of_x, None, of_weight, None, None if ctx.base_dtype is None else image.to(ctx.base_dtype), None, None
+
+
+def _sum(a: torch.Tensor | None, b: torch.Tensor) -> torch.Tensor:
+    return b if a is None else a + b
