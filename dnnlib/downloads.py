@@ -1,26 +1,55 @@
 """Files from the web, in a cache.
 
+A download is checked before it gets its name in the cache: it is complete, not a web page, within bounds of time and
+size, and has the digest that is asked for.
+
 Nothing happens at import; requests and tqdm are imported where they are needed.
 """
 
+import contextlib
 import hashlib
 import os
 import re
+import stat
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
-from urllib.parse import unquote, urlparse
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import unquote, urlsplit
 
-from .util import atomic_write, file_sha256
+from .util import atomic_write, file_sha256, format_bytes, redacted
 
 BIG_DOWNLOAD = 8 << 20  # bytes from which a download shows a progress bar
 CHUNK = 1 << 16  # bytes read at once; a download that breaks off loses at most that much
+PAGE = re.compile(
+    rb'(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype|html|head|body|title|meta|script|\?xml|error)\b', re.I | re.S
+)
 
 
 class DownloadError(OSError):
     """A URL could not be fetched, or what came is not what was asked for. The message says what to do instead."""
 
+
+class Limits(NamedTuple):
+    """How much a download may take.
+
+    retries: how often a failed download is tried again; it continues where it stopped if the server supports that.
+    backoff: seconds before the first retry, doubled each time, at most 30.
+    stall: seconds within which the server must answer, and within which each 64 KiB must come.
+    seconds: for the whole download, retries included.
+    max_bytes: size of the file.
+    """
+
+    retries: int = 4
+    backoff: float = 1.0
+    stall: float = 60.0
+    seconds: float = 24 * 3600.0
+    max_bytes: int = 256 << 30
+
+
+DEFAULT_LIMITS = Limits()
 
 
 def is_url(path_or_url: str | os.PathLike) -> bool:
@@ -29,71 +58,68 @@ def is_url(path_or_url: str | os.PathLike) -> bool:
 
 
 def cache_path(url: str) -> Path:
-    """Where the download of `url` is kept: in $DNNLIB_CACHE_DIR, else in ~/.cache/ddn; its name stays readable."""
-    directory = os.environ.get('DNNLIB_CACHE_DIR') or Path.home() / '.cache' / 'ddn'
-    name = re.sub(r'[^A-Za-z0-9._-]', '_', unquote(urlparse(url).path).rsplit('/', 1)[-1])[-100:] or 'download'
-    return Path(directory) / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
+    """Where the download of `url` is kept: in $DNNLIB_CACHE_DIR, else in ~/.cache/ddn; its name stays readable.
+
+    User and password are not part of what names the file. ValueError for a URL that is none.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ValueError(f'{redacted(url)} is not a URL: {error}') from None
+    url = parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl() if '@' in parts.netloc else url
+    name = re.sub(r'[^A-Za-z0-9._-]', '_', unquote(parts.path).rsplit('/', 1)[-1])[-100:] or 'download'
+    return _cache_dir() / f'{hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()[:16]}-{name}'
 
 
-def local_path(
-    path_or_url: str | os.PathLike, sha256: str | None = None, retries: int = 4, backoff: float = 1.0
-) -> Path:
+def _cache_dir() -> Path:
+    return Path(os.environ.get('DNNLIB_CACHE_DIR') or os.path.expanduser('~/.cache/ddn'))
+
+
+def local_path(path_or_url: str | os.PathLike, sha256: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Path:
     """A path on this machine for a path (itself, a folder too) or a URL (its download in the cache).
 
     Args:
         path_or_url: a path, or an http(s) URL.
         sha256: hex digest that the file must have. A cached download without it is fetched again.
-        retries: how often a failed download is tried again; it goes on where it stopped if the server lets it.
-        backoff: seconds before the first new try, doubled each time, at most 30.
+        limits: of a download.
 
     Raises:
         FileNotFoundError: no such path.
         DownloadError: URL that cannot be fetched (the message says where a copy may be put by hand).
-        OSError: the digest is another one, disk full, cache not writable.
+        OSError: another digest, disk full, cache not writable.
     """
     if not is_url(path_or_url):
         path = Path(path_or_url)
         if not path.exists():
-            raise FileNotFoundError(f'no such file or folder: {path}')
-        if sha256 is not None:
-            _require_digest(path, sha256, str(path))
+            raise FileNotFoundError(f'no such file or folder: {redacted(str(path_or_url))}')
+        if sha256 is not None and file_sha256(path) != sha256.lower():
+            raise OSError(f'{path}: {_other_digest(file_sha256(path), sha256)}')
         return path
     url = str(path_or_url)
     path = cache_path(url)
-    if path.is_file() and (sha256 is None or file_sha256(path) == sha256.lower()):
+    if _is_cached(path) and (file_sha256(path) == sha256.lower() if sha256 else not _complaint(_head(path))):
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Several ranks may do this at once: each fetches its own temporary file, the last rename wins, all are the same.
     with atomic_write(path) as file:
-        _download(url, file, retries, backoff, hint=f'put the file at {path}')
-        if sha256 is not None:
-            file.flush()
-            _require_digest(Path(file.name), sha256, url)
+        _Download(url, file, limits, sha256, hint=f'put the file at {path}').run()
     return path
 
 
 def open_url(
-    path_or_url: str | os.PathLike,
-    cache: bool = True,
-    sha256: str | None = None,
-    retries: int = 4,
-    backoff: float = 1.0,
+    path_or_url: str | os.PathLike, cache: bool = True, sha256: str | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> BinaryIO:
     """A binary file, open for reading, from a path or a URL; close it. Errors and arguments as in `local_path`.
 
     With `cache=False` a download goes to a temporary file that is gone when it is closed.
     """
     if cache or not is_url(path_or_url):
-        path = local_path(path_or_url, sha256, retries, backoff)
+        path = local_path(path_or_url, sha256, limits)
         if path.is_dir():
             raise IsADirectoryError(f'{path} is a folder, a file is needed')
-        return open(path, 'rb')
+        return open(path, 'rb', opener=_open_no_link if is_url(path_or_url) else None)
     file = tempfile.NamedTemporaryFile(mode='w+b')
     try:
-        _download(str(path_or_url), file, retries, backoff, hint='download it by hand')
-        if sha256 is not None:
-            file.flush()
-            _require_digest(Path(file.name), sha256, str(path_or_url))
+        _Download(str(path_or_url), file, limits, sha256, hint='download it by hand').run()
         file.seek(0)
     except BaseException:
         file.close()
@@ -101,74 +127,221 @@ def open_url(
     return file
 
 
-def _require_digest(path: Path, sha256: str, name: str) -> None:
-    found = file_sha256(path)
-    if found != sha256.lower():
-        kind = DownloadError if is_url(name) else OSError
-        raise kind(f'{name}: not the file that was expected: sha256 {found}, should be {sha256.lower()}')
+def error_line(error: BaseException) -> str:
+    """An error in one line for the user: without the secrets of URLs, and with the cached downloads that it may be
+    about, which would otherwise be used again."""
+    text = ' '.join(str(error).split())
+    files = re.findall(re.escape(f'{_cache_dir()}{os.sep}') + r'[0-9a-f]{16}-[\w.-]*\w', text)
+    for url in re.findall(r'https?://\S+', text):
+        with contextlib.suppress(ValueError):
+            files.append(str(cache_path(url.rstrip('\'":,.;)'))))
+    cached = dict.fromkeys(file for file in files if os.path.isfile(file))
+    more = ''.join(f' (from the download cache: delete {file} to download it again)' for file in cached)
+    return redacted(text) + more
 
 
-def _download(url: str, file: BinaryIO, retries: int, backoff: float, hint: str) -> None:
-    """Fetch `url` into the open file, trying again after what may pass (no connection, timeout, HTTP 408, 429, 5xx)."""
-    import requests
+# ---------------------------------------------------------------------------------------------------------------- cache
 
-    advice = f'If this machine is offline, {hint}, or give a local path instead.'
-    etag, reason = None, ''
-    for attempt in range(retries + 1):
-        if attempt:
-            time.sleep(min(backoff * 2 ** (attempt - 1), 30))
+
+def _is_cached(path: Path) -> bool:
+    """Whether a regular file is at ``path``. A symbolic link is not followed: DownloadError."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        kind = 'a symbolic link, which is not followed' if stat.S_ISLNK(mode) else 'not a file'
+        raise DownloadError(f'{path} in the download cache is {kind}: remove it')
+    return True
+
+
+def _open_no_link(path: str | os.PathLike, flags: int) -> int:
+    return os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0))
+
+
+def _head(path: Path) -> bytes:
+    with open(path, 'rb', opener=_open_no_link) as file:
+        return file.read(4096)
+
+
+def _complaint(head: bytes) -> str:
+    """What is wrong with a download of any kind that begins so; nothing if it may be right."""
+    if not head:
+        return 'the server sent an empty file'
+    return 'the server sent a web page, not a file' if PAGE.match(head) else ''
+
+
+def _other_digest(found: str, sha256: str) -> str:
+    return f'not the file that was expected: sha256 {found}, should be {sha256.lower()}'
+
+
+# ------------------------------------------------------------------------------------------------------------- download
+
+
+class _Download:
+    """One URL into one open file."""
+
+    def __init__(self, url: str, file: BinaryIO, limits: Limits, sha256: str | None, hint: str):
+        self.url = url
+        self.file = file
+        self.limits = limits
+        self.sha256 = sha256
+        self.hint = hint
+        self.end = time.monotonic() + limits.seconds
+        self.etag: str | None = None  # of what the file holds the beginning of, if the server can send the rest
+        self.total: int | None = None  # bytes, if known
+        self.waiting = False  # a thread is still reading
+
+    def run(self) -> None:
+        """Try until the whole file is there and right; DownloadError if that cannot be."""
+        reason = ''
+        for attempt in range(self.limits.retries + 1):
+            if attempt:
+                time.sleep(max(0, min(self.limits.backoff * 2 ** (attempt - 1), 30, self._seconds_left())))
+            if self._seconds_left() <= 0:
+                self._fail(f'not complete after {self.limits.seconds:g} s')
+            reason = self._attempt()
+            if not reason:
+                return self._check()
+        self._fail(f'{reason} ({self.limits.retries + 1} tries)')
+
+    def _seconds_left(self) -> float:
+        return self.end - time.monotonic()
+
+    def _fail(self, reason: str) -> None:
+        advice = f'If this machine is offline, {self.hint}, or give a local path instead.'
+        raise DownloadError(f'cannot download {redacted(self.url)}: {reason}. {advice}') from None
+
+    def _check(self) -> None:
+        self.file.seek(0)
+        if complaint := _complaint(self.file.read(4096)):
+            self._fail(complaint)
+        if self.sha256 is not None:
+            self.file.seek(0)
+            found = file_sha256(self.file)
+            if found != self.sha256.lower():
+                self._fail(_other_digest(found, self.sha256))
+
+    def _attempt(self) -> str:
+        """Request the file, or the rest of it. Returns why it should be tried again, or nothing."""
+        import requests
+
         headers = {'Accept-Encoding': 'identity'}
-        if etag and file.tell():
-            headers |= {'Range': f'bytes={file.tell()}-', 'If-Range': etag}
+        if self.etag and self.file.tell():
+            headers |= {'Range': f'bytes={self.file.tell()}-', 'If-Range': self.etag}
+        else:
+            self._restart()
+        timeout, reply = (10, self.limits.stall), None
         try:
-            with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as reply:
-                status = reply.status_code
-                if status in (408, 429) or status >= 500:
-                    reason = f'HTTP {status} {reply.reason}'
-                    continue
-                if status >= 400 and status != 416:
-                    raise DownloadError(f'cannot download {url}: HTTP {status} {reply.reason}. {advice}')
-                if status != 206:  # the whole file (or a range refused): from the start
-                    file.seek(0)
-                    file.truncate()
-                if status == 416:
-                    etag, reason = None, 'the server refused to go on where the connection broke'
-                    continue
-                etag = reply.headers.get('ETag')
-                if etag and etag.startswith('W/'):
-                    etag = None  # a weak tag does not promise the same bytes
-                reason = _copy_reply(reply, file)
-                if not reason:
-                    return
-        except requests.RequestException as error:
-            reason = _why(error)
-    raise DownloadError(f'cannot download {url}: {reason} ({retries + 1} tries). {advice}')
+            reply = self._ask(lambda: requests.get(self.url, headers=headers, stream=True, timeout=timeout))
+            status = reply.status_code
+            if status in (408, 429) or status >= 500:
+                return f'HTTP {status} {reply.reason}'
+            if status == 416 or (status == 206 and not self._continues(reply)):
+                self.etag = None
+                return 'the server did not continue where the connection broke'
+            if status not in (200, 203, 206):
+                self._fail(f'HTTP {status} {reply.reason}')
+            if status != 206:
+                self._restart(reply)
+            for chunk in self._chunks(reply):
+                self.file.write(chunk)
+                self._require_size(self.file.tell())
+            got, wanted = (self.file.tell(), self.total) if self.total else (reply.raw.tell(), _content_length(reply))
+            return '' if wanted in (None, got) else f'connection closed after {got} of {wanted} bytes'
+        except _NetworkError as error:
+            if error.final:
+                self._fail(str(error))
+            return str(error)
+        finally:
+            if reply is not None and not self.waiting:
+                reply.close()
+
+    def _restart(self, reply=None) -> None:
+        """Begin the file anew, with what a reply says of it."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.etag = self.total = None
+        if reply is not None and 'Content-Encoding' not in reply.headers:
+            self.total = _content_length(reply)
+            self._require_size(self.total or 0)
+            etag = reply.headers.get('ETag')
+            self.etag = None if etag is None or etag.startswith('W/') else etag  # a weak one promises no same bytes
+
+    def _require_size(self, size: int) -> None:
+        if size > self.limits.max_bytes:
+            self._fail(f'larger than {format_bytes(self.limits.max_bytes)}')
+
+    def _continues(self, reply) -> bool:
+        """Whether a reply of status 206 is the rest of the file."""
+        found = re.fullmatch(r'bytes (\d{1,18})-(\d{1,18})/(\d{1,18})', reply.headers.get('Content-Range', '').strip())
+        if found is None or 'Content-Encoding' in reply.headers or not self.etag:
+            return False
+        first, last, total = map(int, found.groups())
+        if first != self.file.tell() or last + 1 != total or self.total not in (None, total):
+            return False
+        self.total = total
+        return True
+
+    def _chunks(self, reply) -> Iterator[bytes]:
+        from tqdm import tqdm
+
+        name = urlsplit(reply.url).path.rsplit('/', 1)[-1]
+        big = (self.total or 0) >= BIG_DOWNLOAD
+        chunks = reply.iter_content(CHUNK)
+        shown = {'desc': name, 'unit': 'B', 'unit_scale': True, 'disable': not big, 'leave': False}
+        with tqdm(total=self.total, initial=self.file.tell(), **shown) as bar:
+            while chunk := self._ask(lambda: next(chunks, b'')):
+                yield chunk
+                bar.update(len(chunk))
+
+    def _ask(self, action: Callable[[], Any]) -> Any:
+        """What the action returns, or a _NetworkError.
+
+        It runs in a thread: the timeout of a socket is one of each byte, so a server that sends a byte a minute can
+        only be left. The thread then waits on, as a daemon; closing the reply would wait for it.
+        """
+        done: list[tuple[Any, Exception | None]] = []
+
+        def work() -> None:
+            try:
+                done.append((action(), None))
+            except Exception as error:
+                done.append((None, error))
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        self.waiting = True
+        thread.join(max(0, min(self.limits.stall, self._seconds_left())))
+        if not done:
+            raise _NetworkError('the server sends nothing, or too slowly')
+        self.waiting = False
+        value, error = done[0]
+        if error is not None:
+            raise _NetworkError(_why(error), isinstance(error, ValueError)) from None  # ValueError: a bad URL
+        return value
 
 
-def _copy_reply(reply, file: BinaryIO) -> str:
-    """Append the reply's body to the file. Returns what is wrong with it, or nothing."""
-    from tqdm import tqdm
+class _NetworkError(Exception):
+    """No reply, or only a part of it; ``final`` if another try would end the same way."""
 
-    length = reply.headers.get('Content-Length')
-    length = int(length) if length and length.isdigit() and 'Content-Encoding' not in reply.headers else None
-    start = file.tell()
-    name = urlparse(reply.url).path.rsplit('/', 1)[-1]
-    big = length is not None and length >= BIG_DOWNLOAD
-    with tqdm(total=length, desc=name, unit='B', unit_scale=True, disable=not big, leave=False) as bar:
-        for chunk in reply.iter_content(CHUNK):
-            file.write(chunk)
-            bar.update(len(chunk))
-    got = file.tell() - start
-    return '' if length in (None, got) else f'connection closed after {got} of {length} bytes'
+    def __init__(self, reason: str, final: bool = False):
+        super().__init__(reason)
+        self.final = final
+
+
+def _content_length(reply) -> int | None:
+    length = reply.headers.get('Content-Length', '')
+    return int(length) if re.fullmatch(r'\d{1,18}', length) else None
 
 
 def _why(error: Exception) -> str:
-    """The innermost cause of a requests error, in few words."""
+    """The cause of an error of requests, in few words. None of its own: they hold the URL."""
     import requests
 
     if isinstance(error, requests.Timeout):
         return 'no answer in time'
-    text = str(error)
     known = ('Name or service not known', 'Temporary failure in name resolution', 'Connection refused',
              'Network is unreachable', 'Failed to resolve', 'CERTIFICATE_VERIFY_FAILED', 'IncompleteRead')  # fmt: skip
-    return next((k for k in known if k in text), text.splitlines()[0][:160] if text else type(error).__name__)
+    words = re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', type(error).__name__).lower()  # 'InvalidURL' -> 'invalid url'
+    return next((k for k in known if k in str(error)), words)

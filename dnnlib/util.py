@@ -12,7 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 CHUNK = 1 << 16  # bytes read at once
 
@@ -273,11 +273,11 @@ def require_writable(option: str, path: str | os.PathLike, beside: Iterable[str]
         raise ValueError(f'{option}={path} would replace another file of this command: give it another name')
 
 
-def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+def file_sha256(file: str | os.PathLike | BinaryIO) -> str:
+    """SHA-256, in hex, of the bytes of the file at a path, or of what is left to read of an open one."""
     digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(CHUNK):
+    with contextlib.nullcontext(file) if hasattr(file, 'read') else open(file, 'rb') as opened:
+        while chunk := opened.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 

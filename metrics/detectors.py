@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from dnnlib.downloads import cache_path, local_path
+from dnnlib.downloads import Limits, cache_path, local_path
 from metrics.inception import Inception
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
@@ -122,7 +122,7 @@ def weights_path(kind: str, given: str | os.PathLike | None = None) -> Path:
     if kind != 'inception':
         raise FileNotFoundError(f'no weights of {kind} on this machine: {advice} in ${variable}')
     try:
-        return local_path(INCEPTION_URL, retries=1)
+        return local_path(INCEPTION_URL, limits=Limits(retries=1))
     except OSError as error:
         raise FileNotFoundError(
             f'no Inception weights on this machine, and no download: {advice} with --detector-weights or ${variable} '
