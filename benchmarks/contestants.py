@@ -132,7 +132,7 @@ class SddnLayer(nn.Module):
         layer: int,
         so_far: torch.Tensor | None,
         sharing: None,
-        tell: bool,
+        next_input: bool,
     ) -> Selection:
         features = x.contiguous()  # it would copy all K candidates otherwise
         d = {'feat_last': features.float() if self.exact else features}
@@ -148,12 +148,12 @@ class SddnLayer(nn.Module):
         with full_precision(x) if self.exact else contextlib.nullcontext():
             d = self.layer(d)
         image, leak, told = d['predict'], d['feat_leak'], None
-        if tell:
+        if next_input:
             between = x.shape[1] - image.shape[1] - leak.shape[1]
             told = x + torch.cat([image, image.new_zeros(len(x), between, *x.shape[2:]), leak], 1).to(x.dtype)
         codes = codes[:, None]
         so_far = codes if so_far is None else torch.cat([so_far, codes], 1)
-        return Selection(Choice(so_far[:, -1]), image, leak, so_far, told=told)
+        return Selection(Choice(so_far[:, -1]), image, leak, so_far, next_input=told)
 
 
 def with_sddn(net: DDN) -> DDN:

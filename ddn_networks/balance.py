@@ -1,11 +1,11 @@
-"""Keeping the K nodes of a layer equally used: what every way of balancing shares, none, and a bias on the distances.
+"""Balancing how often the K nodes of a layer are used: the base class, which only counts, and a bias on the distances.
 
 Legend: B images, L layers, W node weights (one per DDL; the layers of a recurrent network share one), K nodes (the
 largest of them).
 
-The training loop treats all ways alike: ``nearest(images, balance.penalty)`` chooses, ``observe`` takes in what was
-chosen, ``step_`` runs at the end of the optimizer's step. Everything is counted in one [W, K] tensor, so that a step is
-one reduction over ranks and no wait for the device; every rank does the same from the same counts.
+The training loop treats all ways of balancing the same way: ``nearest(images, balance.penalty)`` chooses, ``observe``
+counts what was chosen, ``step_`` runs at the end of the optimizer's step. Counts live in one [W, K] tensor, so that a
+step is one reduction over ranks without waiting for the device; every rank computes the same from the same counts.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +18,19 @@ from ddn_networks.candidates import Candidates
 
 
 class UsageCounter:
-    """Counts how often each node is matched, and leaves it at that (gradient descent only). Base of the others.
+    """Counts how often each node is matched; the base of all ways of balancing, and by itself none (gradient descent
+    only).
 
     Args:
         weights: the [K, C, F] parameters whose rows are nodes (``net.node_weights``).
         ddl_of_layer: which weight each layer uses, [L]; by default layer l uses weight l.
         reduce_fn: adds a tensor over ranks in place, returning nothing; None for one rank.
-        dtype: of the counts; float64 halves exactly for ever, float32 is for devices without it.
+        dtype: of the counts; float64 stays exact under any number of halvings, float32 is for devices without it.
 
     Attributes:
-        counts: [W, K] matches so far (what a subclass makes of them: its evidence); zero beyond the K of a weight.
-        num_splits: [W] int64, how many nodes were split so far.
-        penalty: for ``samplers.nearest``, what is added to the distances for choosing; None for nothing.
+        counts: [W, K] matches so far, scaled as the subclass does; zero beyond the K of a weight.
+        num_splits: [W] int64, nodes split so far.
+        penalty: for ``samplers.nearest``, added to the distances for choosing; None for nothing.
     """
 
     penalty: samplers.PenaltyFn | None = None
@@ -61,30 +62,31 @@ class UsageCounter:
         distances: Sequence[torch.Tensor] | None = None,
         evidence: Sequence[Any] | None = None,
     ) -> None:
-        """Count codes [B, L]; where ``dropped`` [B, L], chance chose and there is no match to count.
+        """Count codes [B, L], but not where ``dropped`` [B, L] says that chance made the choice.
 
-        ``distances``: L tensors [B, K] that the choice was made by; only ``LossFreeBalancing`` looks at them.
+        ``distances``: L tensors [B, K], the criterion of the choices; only ``LossFreeBalancing`` reads them.
+        ``evidence``: L entries, ``Choice.evidence``; only ``PrefixBalancing`` reads them.
         """
         hits = torch.ones_like(codes, dtype=self.seen.dtype) if dropped is None else (~dropped).to(self.seen.dtype)
         self.seen.index_put_((self.ddl_of_layer.expand_as(codes), codes), hits, accumulate=True)
 
     def follow(self, copies: Sequence[torch.Tensor]) -> None:
-        """Tensors one per weight, of its shape (an EMA's copies of ``weights``), whose rows move with the weights'."""
+        """Move the rows of ``copies`` (of an EMA; one per weight, of its shape) with those of the weights."""
         for weight, copy in zip(self.weights, copies, strict=True):
             if copy.shape != weight.shape:
                 raise ValueError(f'a copy of node weights {list(weight.shape)} has the shape {list(copy.shape)}')
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """From now on every ``optimizer.step()`` ends with ``step_``."""
+        """Let every ``optimizer.step()`` end with ``step_``."""
         optimizer.register_step_post_hook(lambda optimizer, args, kwargs: self.step_(optimizer))
 
     @torch.no_grad()
     def step_(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Take in what was observed since the last step."""
+        """Add up what was observed since the last step."""
         self.counts += self._take_seen_()
 
     def _take_seen_(self) -> torch.Tensor:
-        """Matches of all ranks since the last step, [W, K]; forgets them."""
+        """Matches of all ranks since the last step, [W, K]; sets them to zero."""
         if self.reduce_fn is not None:
             self.reduce_fn(self.seen)
         seen = self.seen.clone()
@@ -99,7 +101,7 @@ class UsageCounter:
         own = self.state_dict()
         if state.keys() != own.keys():
             raise ValueError(
-                f'a training state of another way of balancing: it has {", ".join(sorted(state))}, and '
+                f'this training state was made with another way of balancing: it has {", ".join(sorted(state))}, and '
                 f'{type(self).__name__} needs {", ".join(sorted(own))}'
             )
         for name, tensor in own.items():
@@ -111,15 +113,15 @@ class UsageCounter:
 class LossFreeBalancing(UsageCounter):
     """A bias on each node's distances, moved by its recent load, for choosing only (Appendix E; Wang et al. 2024).
 
-    No node is ever thrown away: one that is matched too often is made to look farther away, one that is matched too
-    seldom nearer, and then the gradient moves it to where it is chosen. With c_k of n matches in a step, its bias moves
-    by ``rate * unit * (c_k K / n - 1)``. That is gradient ascent on the dual of the transport of the data to K nodes of
-    mass 1/K with the distance as cost, so where it comes to rest every node has its due (which for batches smaller than
-    K the sign of the load error, as published, would not find).
+    No node is pruned. The bias makes a node that is matched too often look farther away and a node that is matched too
+    rarely look nearer; then the gradient moves it to where it is chosen. With c_k of n matches in a step, the bias
+    moves by ``rate * unit * (c_k K / n - 1)``. That is gradient ascent on the dual of the transport of the data to K
+    nodes of mass 1/K with the distance as cost, so at rest every node has its share 1/K (the published rule moves by
+    the sign of the load error, which does not reach that point for batches smaller than K).
 
-    A bias is a distance, and distances differ by layer and shrink in training. The unit is the layer's own: the
-    standard deviation over the nodes of their distances to an image, on (recent) average. Biases are kept in units and
-    multiplied out after each step, so that they keep their worth.
+    A bias is a distance, and distances differ by layer and shrink in training. So the unit is the layer's own: the
+    standard deviation over the nodes of their distances to an image, averaged over recent steps. Biases are stored in
+    units and multiplied by the unit after each step.
 
     Args:
         rate: units by which the bias of a node that is never matched falls in a step.
@@ -170,7 +172,7 @@ class LossFreeBalancing(UsageCounter):
             raise ValueError('balancing by a bias has to observe the distances too (forward with keep=True)')
         super().observe(codes, dropped)
         spreads = torch.stack([d.detach().std(1) for d in distances], 1).to(self.seen.dtype)  # [B, L]
-        finite, K = spreads.isfinite(), self.counts.shape[1]  # one overflow must not stay in the unit for ever
+        finite, K = spreads.isfinite(), self.counts.shape[1]  # or one overflow would stay in the unit
         self.seen[:, K].index_add_(0, self.ddl_of_layer, spreads.where(finite, 0).sum(0))
         self.seen[:, K + 1].index_add_(0, self.ddl_of_layer, finite.sum(0, dtype=self.seen.dtype))
 

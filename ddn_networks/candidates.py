@@ -1,4 +1,4 @@
-"""The K images of a layer, which nobody renders.
+"""The K images of a layer, compared without rendering them.
 
 Legend: B images, K nodes, C image channels, F feature channels, H x W pixels, N = H W.
 
@@ -25,15 +25,15 @@ from ddn_networks.closed_forms import full_precision
 class Candidates:
     """One layer's K candidate images, lazily: candidate k is ``base + weight[k] @ features``.
 
-    Those that a sampler gets are good until it has answered: without gradients the layer then changes the features in
-    place. Render what is to be kept (``render``, ``chunks``).
+    A sampler may use its candidates until it has answered: without gradients the layer then changes the features in
+    place. Render those to be kept (``render``, ``chunks``).
 
     Args:
         weight: [K, C, F] one 1x1 convolution per node.
         features: [B, F, H, W], any floating dtype; arithmetic is float32 or the wider of the dtypes.
         base: [B, C, H, W] the image each candidate is added to, or None for zero.
-        rows: where images have their candidates in common (``shared_prefixes``), features and base are of U of them,
-            and rows [B] int64 says which are whose. Everything else is as if each image had its own.
+        rows: where images share candidates (``shared_prefixes``), features and base have U rows and rows [B] int64 maps
+            each image to its row. Everything else is as if each image had its own.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Candidates:
         return self._base if self._base is None or self.rows is None else self._base[self.rows]
 
     def of_features(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """What ``fn`` makes of the features of each image, made once where images have them in common: [B, ...]."""
+        """``fn`` of the features of each image, computed once where images share them: [B, ...]."""
         made = fn(self._features)
         return made if self.rows is None else made[self.rows]
 

@@ -16,23 +16,23 @@ from torch.autograd.function import once_differentiable
 
 
 def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
-    """Distances decide discretely: they are never left to autocast."""
+    """A context without autocast: distances decide a discrete choice, so they stay in full precision."""
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
-# How many numbers an intermediate result may have. What leaves the CPU's cache (or makes the allocator ask for fresh
-# pages, call after call) costs several times the arithmetic; other devices want few and large kernels.
+# Size limit of an intermediate result, in numbers. A result that leaves the CPU's cache (or makes the allocator ask for
+# fresh pages at every call) costs several times the arithmetic; other devices want few and large kernels.
 _CPU_NUMBERS, _DEVICE_NUMBERS = 2**18, 2**26
 
 
 def slice_size(like: torch.Tensor, numbers: int) -> int:
-    """How many slices of so many numbers each may be worked on at once."""
+    """How many slices of ``numbers`` numbers each fit one intermediate result."""
     return max(1, (_CPU_NUMBERS if like.is_cpu else _DEVICE_NUMBERS) // numbers)
 
 
 def _by_rendering(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """|W_k F + E|^2 as it stands, a few images at a time: the cheapest where there are few pixels."""
+    """|W_k F + E|^2 rendered, a few images at a time: the cheapest form where there are few pixels."""
     (K, C, _), N = weight.shape, error.shape[2]
     if N <= 4:  # multiplying by so few columns is slow: rows of one product instead, all pixels of all images
         kernel = weight.permute(2, 1, 0).flatten(1)  # [F, C K]
@@ -81,11 +81,11 @@ def _by_feature_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.
 
 
 METHODS = {'render': _by_rendering, 'node_gram': _by_node_gram, 'feature_gram': _by_feature_gram}
-TRAFFIC = 16  # multiplications in the time that a number of an intermediate result takes to be written and read
+TRAFFIC = 16  # multiplications in the time of writing and reading one number of an intermediate result
 
 
 def costs(B: int, K: int, C: int, F: int, N: int) -> dict[str, int]:
-    """What each way to the K distances costs, in multiplications."""
+    """The cost of each form of the K distances, in multiplications."""
     gram = B * F * N * (F + C) + B * K * C * F
     return {
         'render': B * K * C * N * (F + TRAFFIC),
@@ -95,7 +95,7 @@ def costs(B: int, K: int, C: int, F: int, N: int) -> dict[str, int]:
 
 
 def cheapest_method(B: int, K: int, C: int, F: int, N: int) -> str:
-    """Which way to the K distances costs least: 'render', 'node_gram' or 'feature_gram'."""
+    """The cheapest form of the K distances: 'render', 'node_gram' or 'feature_gram'."""
     found = costs(B, K, C, F, N)
     return min(found, key=found.__getitem__)
 
@@ -119,7 +119,7 @@ def select(
     codes: torch.Tensor,
     base: torch.Tensor | None,
     leak_choice: bool,
-    tell: bool,
+    next_input: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The image [B, C, H, W] = W_code x + base of the chosen nodes, their leak (W_code on the second half of x), and x
     with both added to its first and last channels, for the next block.
@@ -128,13 +128,13 @@ def select(
         x: [B, F or 2F, H, W] features. full: the same in float32 or wider.
         weight: [K, C, F]. codes: [B] int64. base: [B, C, H, W] or None for zero.
         leak_choice: x has two halves; otherwise the leak is None.
-        tell: also make x with both added; without gradients that is x itself, changed in place. Otherwise it is None.
+        next_input: also make x with both added; without gradients that is x itself, changed in place.
     """
     with full_precision(x):
         if torch.is_grad_enabled():
-            return _Selected.apply(x, full.detach(), weight, codes, base, leak_choice, tell)
+            return _Selected.apply(x, full.detach(), weight, codes, base, leak_choice, next_input)
         image, leak = _rendered(full, _kernel(full, weight, codes, leak_choice), base, leak_choice)
-        return image, leak, _tell_(x, image, leak) if tell else None
+        return image, leak, _add_choice_(x, image, leak) if next_input else None
 
 
 def _are_rows(features: torch.Tensor) -> bool:
@@ -174,7 +174,7 @@ def _rendered(
     return image if base is None else image + base, leak
 
 
-def _tell_(x: torch.Tensor, image: torch.Tensor, leak: torch.Tensor | None) -> torch.Tensor:
+def _add_choice_(x: torch.Tensor, image: torch.Tensor, leak: torch.Tensor | None) -> torch.Tensor:
     """Add the image to the first channels of x and the leak to the last, in place."""
     C = image.shape[1]
     x[:, :C].add_(image)
@@ -185,33 +185,33 @@ def _tell_(x: torch.Tensor, image: torch.Tensor, leak: torch.Tensor | None) -> t
 
 class _Selected(torch.autograd.Function):
     """x [B, F or 2F, H, W], weight [K, C, F] and codes [B] -> the image [B, C, H, W] = W_code x + base, the leak (with
-    ``leak_choice``: the same of the second half of x) and, with ``tell``, x with both added. ``full`` is x as float32,
-    without gradient.
+    ``leak_choice``: the same of the second half of x) and, with ``next_input``, x with both added. ``full`` is x in
+    float32, without gradient.
 
-    As one function, since the gradient of x is then one product that is added to the gradient of what was told, in the
+    As one function, since the gradient of x is then one product that is added to the gradient of the next input, in the
     memory layout and dtype of x; autograd would make both, in two layouts, and convert.
     """
 
     @staticmethod
-    def forward(ctx, x, full, weight, codes, base, leak_choice, tell):
+    def forward(ctx, x, full, weight, codes, base, leak_choice, next_input):
         ctx.set_materialize_grads(False)
         kernel = _kernel(full, weight, codes, leak_choice)
         ctx.save_for_backward(x, kernel, codes)
         ctx.leak_choice, ctx.weight_shape = leak_choice, weight.shape
         ctx.weight_dtype, ctx.base_dtype = weight.dtype, None if base is None else base.dtype
         image, leak = _rendered(full, kernel, base, leak_choice)
-        image = image.clone() if base is None else image  # a view that nobody could change in place
-        return image, leak, _tell_(x.clone(), image, leak) if tell else None
+        image = image.clone() if base is None else image  # autograd refuses in-place changes of a view
+        return image, leak, _add_choice_(x.clone(), image, leak) if next_input else None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_image, of_leak, of_told):
+    def backward(ctx, of_image, of_leak, of_next):
         x, kernel, codes = ctx.saved_tensors
         features = x.to(kernel.dtype)  # as forward read them, and so in the memory layout of then
         (B, channels, H, W), C, as_rows = x.shape, kernel.shape[1], _are_rows(features)
         image, leak = of_image, of_leak
-        if of_told is not None:
-            image, leak = _sum(image, of_told[:, :C]), _sum(leak, of_told[:, -C:])
+        if of_next is not None:
+            image, leak = _sum(image, of_next[:, :C]), _sum(leak, of_next[:, -C:])
         zeros = kernel.new_zeros(B, C, H, W) if image is None or leak is None and ctx.leak_choice else None
         image = (zeros if image is None else image).to(kernel.dtype)
         made = image  # [B, C, H, W], or with the leak [B, C, H, W, 2] or [B, 2, C, H, W], as _rendered has them
@@ -225,11 +225,11 @@ class _Selected(torch.autograd.Function):
         of_weight.index_put_((codes,), of_kernel.to(ctx.weight_dtype), accumulate=True)
         made, kernel = made.to(x.dtype), kernel.to(x.dtype)
         left, right = (made.mT, kernel) if as_rows else (kernel.mT, made)
-        if of_told is None:
+        if of_next is None:
             of_x = torch.bmm(left, right)
         else:
-            of_told = of_told.permute(0, 2, 3, 1) if as_rows else of_told
-            of_x = torch.baddbmm(of_told.reshape(len(kernel), left.shape[1], right.shape[2]), left, right)
+            of_next = of_next.permute(0, 2, 3, 1) if as_rows else of_next
+            of_x = torch.baddbmm(of_next.reshape(len(kernel), left.shape[1], right.shape[2]), left, right)
         of_x = of_x.view(B, H, W, channels).permute(0, 3, 1, 2) if as_rows else of_x.view(B, channels, H, W)
         return of_x, None, of_weight, None, None if ctx.base_dtype is None else image.to(ctx.base_dtype), None, None
 

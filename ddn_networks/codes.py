@@ -13,18 +13,18 @@ import torch.nn.functional as F
 
 
 def common_prefix(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """How many layers from the first on agree: codes [A, L] and [B, L] -> [A, B] int64. The depth of the deepest node
-    of the tree that both are under."""
-    alike = torch.ones(len(a), len(b), dtype=torch.bool, device=a.device)
+    """The number of layers, from the first, that agree: codes [A, L] and [B, L] -> [A, B] int64. It is the depth of
+    the deepest node of the tree that both are below."""
+    same = torch.ones(len(a), len(b), dtype=torch.bool, device=a.device)
     depth = torch.zeros(len(a), len(b), dtype=torch.int64, device=a.device)
     for l in range(a.shape[1]):
-        alike &= a[:, None, l] == b[None, :, l]
-        depth += alike
+        same &= a[:, None, l] == b[None, :, l]
+        depth += same
     return depth
 
 
 def hamming(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """In how many layers codes [A, L] and [B, L] differ: [A, B] int64."""
+    """The number of layers in which codes [A, L] and [B, L] differ: [A, B] int64."""
     distance = torch.zeros(len(a), len(b), dtype=torch.int64, device=a.device)
     for l in range(a.shape[1]):
         distance += a[:, None, l] != b[None, :, l]
@@ -35,7 +35,7 @@ def nearest(queries: torch.Tensor, codes: torch.Tensor, num: int, by: str = 'pre
     """The ``num`` rows of ``codes`` [N, L] nearest to each of ``queries`` [Q, L]: [Q, num] int64, the nearest first.
 
     ``by`` 'prefix': the longest common prefix, and among equals the least Hamming distance; 'hamming': the other way
-    round. What is equal in both comes in the order of rows.
+    round. Rows that are equal in both keep their order.
     """
     L = codes.shape[1]
     order = []
@@ -74,7 +74,7 @@ def path(start: torch.Tensor, end: torch.Tensor, coarse_first: bool = False) -> 
 
 
 def bit_widths(num_nodes: Sequence[int]) -> list[int]:
-    """Bits of each layer's code; ValueError where K is no power of two."""
+    """Bits of each layer's code; ValueError where K is not a power of two."""
     for l, K in enumerate(num_nodes):
         if K & (K - 1):
             raise ValueError(f'codes are bit strings where every K is a power of two; layer {l} has K = {K}')
@@ -91,7 +91,7 @@ def to_bits(codes: torch.Tensor, num_nodes: Sequence[int]) -> list[str]:
 
 
 def from_bits(texts: Sequence[str], num_nodes: Sequence[int]) -> torch.Tensor:
-    """The codes [N, L] int64 that ``to_bits`` wrote; ValueError naming the first string that is none."""
+    """The codes [N, L] int64 that ``to_bits`` wrote; ValueError naming the first string that is not one."""
     widths = bit_widths(num_nodes)
     rows = []
     for i, text in enumerate(texts):
@@ -135,7 +135,7 @@ def vote(
     Raises ValueError where there are no labelled codes.
     """
     if not len(codes):
-        raise ValueError('no labelled codes: there is nobody to vote')
+        raise ValueError('no labelled codes to vote with')
 
     def ranked(votes: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
         """[n, classes]: 0 for the last class of a node, by its votes and then by the rank ``above``."""

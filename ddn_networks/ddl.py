@@ -22,11 +22,11 @@ class Selection(NamedTuple):
     partial: [B, C, H, W] float32, the selected candidate (x*_l of Eq. 2), with gradient; [U, C, H, W] of distinct ones
         where images of the same choices share them.
     leak: [B or U, C, H, W] the chosen node's kernel on the second half of the features, or None without Leak Choice.
-    continues: [B or U] int64, which row of the features each of ``partial`` continues, or None for its own.
+    continues: [B or U] int64, the row of the features that each row of ``partial`` continues, or None for its own.
     codes: [B, l + 1] int64, the choices so far with this one, in the order of the rows after it.
-    sharing: which of ``partial`` is whose, or None.
-    told: [B or U, F or 2F, H, W] the features with ``partial`` added to the first channels and ``leak`` to the last, as
-        the next block of a ``DDN`` gets them; None unless asked for.
+    sharing: which rows of ``partial`` belong to which images of the batch, or None for one each.
+    next_input: [B or U, F or 2F, H, W] the features with ``partial`` added to the first channels and ``leak`` to the
+        last, the input of the next block of a ``DDN``; None unless asked for.
     """
 
     choice: Choice
@@ -35,7 +35,7 @@ class Selection(NamedTuple):
     codes: torch.Tensor
     continues: torch.Tensor | None = None
     sharing: Sharing | None = None
-    told: torch.Tensor | None = None
+    next_input: torch.Tensor | None = None
 
     @property
     def image(self) -> torch.Tensor:
@@ -51,7 +51,7 @@ class DDL(nn.Module):
         num_nodes: K.
         img_channels: C of the images.
         leak_choice: candidates read the first half of the features, and the chosen node's kernel on the second half
-            tells the next block what was chosen (Section 3.3). Otherwise candidates read all of them.
+            leaks the choice to the next block (Section 3.3). Otherwise candidates read all of them.
     """
 
     def __init__(self, in_channels: int, num_nodes: int, img_channels: int, leak_choice: bool = True):
@@ -73,14 +73,14 @@ class DDL(nn.Module):
         layer: int,
         codes: torch.Tensor | None = None,
         sharing: Sharing | None = None,
-        tell: bool = False,
+        next_input: bool = False,
     ) -> Selection:
         """Ask ``sampler`` about the candidates on the features x [B, F or 2F, H, W] and render the one it names.
         ``codes`` [B, layer]: the choices of the layers before, None for the first. ``sharing``: x and ``base`` are of
-        U distinct partial images, and this says which of them is whose. ``tell``: also make ``Selection.told``;
-        without gradients that is x itself, changed in place."""
+        U distinct partial images; it maps the images of the batch to them. ``next_input``: also make
+        ``Selection.next_input``; without gradients that is x itself, changed in place."""
         weight = self.weight
-        # At once for candidates and selected image: under autocast each would make its own float32 of the features.
+        # One float32 copy of the features for candidates and selected image; under autocast each would make its own.
         full = x.to(torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32))
         rows = None if sharing is None else sharing.rows
         candidates = Candidates(weight, full[:, : weight.shape[2]], base, rows)
@@ -98,5 +98,5 @@ class DDL(nn.Module):
             x = x.index_select(0, continues)
             full = x.to(full.dtype)  # itself, where it is that already
             base = None if base is None else base.index_select(0, continues)
-        image, leak, told = select(x, full, weight, chosen, base, self.leak_choice, tell)
-        return Selection(choice, image, leak, codes, continues, sharing, told)
+        image, leak, fed = select(x, full, weight, chosen, base, self.leak_choice, next_input)
+        return Selection(choice, image, leak, codes, continues, sharing, fed)

@@ -1,4 +1,4 @@
-"""What every DDN is, whatever its layers are made of: L questions of "which of these K?", answered by a latent.
+"""The base class of all DDNs: L questions of "which of these K?", answered by a latent.
 
 Legend: B images, L layers, K nodes, C image channels, H x W pixels.
 """
@@ -65,7 +65,7 @@ SomeNetwork = TypeVar('SomeNetwork', bound='Network')
 
 
 class Network(nn.Module):
-    """Base of all paradigms of Fig. 3. A subclass says what its layers are and how to ``walk`` through them.
+    """Base class of all paradigms of Fig. 3. A subclass defines its layers and how to ``walk`` through them.
 
     Attributes of every network:
         img_resolution, img_channels: (H, W) and C of the images.
@@ -75,7 +75,7 @@ class Network(nn.Module):
         dropout: probability of dropping a feature in training.
         specs: a ``LayerSpec`` per layer.
         blocks, ddls: the modules; several layers may use the same one.
-        ddl_of_layer: which of ``ddls`` each layer uses, [L].
+        ddl_of_layer: for each layer the index of its DDL in ``ddls``, [L].
     """
 
     img_resolution: tuple[int, int]
@@ -94,7 +94,7 @@ class Network(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """L: how many integers name an image."""
+        """L, the number of integers that name an image."""
         return len(self.specs)
 
     @property
@@ -117,7 +117,7 @@ class Network(nn.Module):
         return self.ddls[0].weight.device
 
     def layer_modules(self, layer: int) -> list[nn.Module]:
-        """The modules that a layer runs through."""
+        """The modules that compute a layer."""
         raise NotImplementedError
 
     # The pass.
@@ -192,13 +192,13 @@ class Network(nn.Module):
         ``condition`` (``make_condition``) of one row for all, or one row per image, which then also says how many.
 
         Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, L] int64. A seed names
-        one image, whatever the batch around it.
+        one image, at any batch size.
         """
         if seeds is None:
             num = num if num is not None else 1 if condition is None else len(condition)
             seeds = range(seed, seed + num)
         elif num is not None:
-            raise ValueError(f'say num or seeds, not both: num={num} and {len(seeds)} seeds')
+            raise ValueError(f'give num or seeds, not both: num={num} and {len(seeds)} seeds')
         seeds = [int(s) for s in seeds]  # of any array
         if guide is not None:
             output = guided_sampling.sample(self, guide, seeds, condition)

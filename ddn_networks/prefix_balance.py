@@ -1,13 +1,13 @@
-"""Keeping the K nodes equally used whatever was chosen before: Split-and-Prune, and a penalty on what can be foreseen.
+"""Balancing node usage behind every prefix of choices: Split-and-Prune plus a penalty on predictable choices.
 
 Legend: B images, L layers, W node weights (one per DDL), K nodes, F feature channels, h x w pixels, D what a
 forecast reads.
 
-Split-and-Prune makes all nodes of a layer equally used on average over the data. Generation asks for more: it draws
-uniformly *given the choices before*, and a node that is never matched behind some prefix has learned nothing there, so
-it draws badly. Whether a node can be foreseen from the features of its layer is a question that a linear classifier
-answers; where it can, usage behind this prefix is not uniform. Its forecast becomes a penalty on the distances, for
-choosing only: Loss-Free Balancing (Appendix E) with a bias that depends on the prefix.
+Split-and-Prune balances the nodes of a layer on average over the data. Generation samples uniformly *given the choices
+before*, and a node that is never matched behind some prefix has learned nothing there. A linear classifier on the
+features of the layer shows where that happens: if it can predict the choice, usage behind this prefix is not uniform.
+Its forecast becomes a penalty on the distances, for choosing only: Loss-Free Balancing (Appendix E) with a bias that
+depends on the prefix.
 """
 
 import math
@@ -23,16 +23,16 @@ from ddn_networks.split_prune import Plan, SplitAndPrune
 
 
 class Forecast(NamedTuple):
-    """What a layer's features foretell: what was read of them [B, D + 1], and the probability of each node [B, K]."""
+    """A forecast from a layer's features: the classifier's input [B, D + 1] and the probability of each node [B, K]."""
 
     read: torch.Tensor
     probability: torch.Tensor
 
 
 class PrefixBalancing(SplitAndPrune):
-    """Split-and-Prune, plus a penalty on nodes in proportion to the logarithm of how likely they are foreseen to be.
+    """Split-and-Prune, plus a penalty on nodes in proportion to the logarithm of their predicted probability.
 
-    Node k of an image whose features foretell it with probability q_k looks farther away by
+    A node k that the features predict with probability q_k looks farther away by
     ``rate * spread * log(K q_k)``, with the spread (standard deviation over the nodes) of the image's own distances as
     the unit. The forecast is multinomial logistic regression on the candidates' features, averaged over a grid and
     normalised per image, trained by Adam beside the network. It needs the gradient of the cross entropy alone, which
@@ -69,8 +69,8 @@ class PrefixBalancing(SplitAndPrune):
                 f'rate={rate}, limit={limit}, grid={grid}, lr={lr}'
             )
         self.rate, self.limit, self.grid = rate, limit, grid
-        # One flat tensor for the forecasts of all weights, so that ranks add their gradients in one go. The first
-        # number is no parameter: its "gradient" counts the images.
+        # One flat tensor holds the forecasts of all weights, so that one reduction adds the gradients of the ranks. The
+        # first number is not a parameter: its "gradient" counts the images.
         shapes = [(len(w), w.shape[2] * grid**2 + 1) for w in weights]  # [K, D + 1], the last column is the intercept
         self.flat = torch.zeros(1 + sum(K * D for K, D in shapes), device=weights[0].device)
         self.flat.grad = torch.zeros_like(self.flat)
@@ -114,12 +114,12 @@ class PrefixBalancing(SplitAndPrune):
         distances: Sequence[torch.Tensor] | None = None,
         evidence: Sequence[Forecast | None] | None = None,
     ) -> None:
-        """Count codes [B, L], and learn from them what the features foretell; ``dropped`` ones [B, L] teach nothing.
+        """Count codes [B, L] and fit the forecasts to them; ``dropped`` ones [B, L] count for neither.
 
         ``evidence``: the L forecasts that ``penalty`` made for these choices.
         """
         if evidence is None or len(evidence) != codes.shape[1] or None in evidence:
-            raise ValueError('balancing by prefix observes choices that its penalty was part of, with their evidence')
+            raise ValueError('balancing by prefix needs the evidence of choices that its penalty was part of')
         super().observe(codes, dropped, distances)
         for layer, (read, q) in enumerate(evidence):
             error = q - F.one_hot(codes[:, layer], q.shape[1])  # of the cross entropy, with respect to the logits
@@ -136,7 +136,7 @@ class PrefixBalancing(SplitAndPrune):
             self.reduce_fn(gradient)
         gradient /= gradient[:1].clamp(min=1).clone()
         gradient[0] = 0
-        gradient.nan_to_num_(0.0, 0.0, 0.0)  # of a step that was skipped for numbers that were not finite
+        gradient.nan_to_num_(0.0, 0.0, 0.0)  # of a step that was skipped because of non-finite numbers
         self.optimizer.step()
         gradient.zero_()
         plan = super().step_(optimizer)

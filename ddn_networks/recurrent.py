@@ -1,4 +1,4 @@
-"""Recurrence Iteration (Fig. 3c): one UNet and one DDL, applied L times, each time to the image selected before.
+"""Recurrence Iteration (Fig. 3c): one UNet and one DDL, applied L times, each to the image selected before.
 
 Legend: B images, L steps, K nodes, C image channels, F feature channels, H x W pixels, S sizes of the UNet.
 """
@@ -16,12 +16,12 @@ from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
 from torch_utils import persistence
 
-STEP_FREQUENCIES = 8  # sines and cosines that tell the number of a step
+STEP_FREQUENCIES = 8  # sines and cosines that encode the number of a step
 
 
 class UNet(nn.Module):
-    """[B, C_in, H, W] -> [B, widths[0], H, W], by way of smaller sizes: blocks on the way down, blocks with what was
-    there on the way up.
+    """A UNet, [B, C_in, H, W] -> [B, widths[0], H, W]: blocks at ever smaller sizes, then blocks on the way up that
+    also see the features of the way down.
 
     Args:
         in_channels: C_in.
@@ -92,7 +92,7 @@ class RecurrentDDN(Network):
         num_blocks: residual blocks of each size on the way down, and on the way up.
         features: channels that the DDL gets; with ``leak_choice`` half of them make the candidates.
         carry_features: a step sees the features of the one before, not its image and leak alone.
-        embed_step: a step is told its number.
+        embed_step: a step gets its number as an embedding.
         learning_residual: candidates are added to the image selected before (Section 3.3).
         leak_choice: see ``DDL``.
         dropout: inside the blocks, in training mode only.
@@ -135,7 +135,7 @@ class RecurrentDDN(Network):
         self.num_layers = num_layers
         self.layer_spec = LayerSpec(self.img_resolution, features, num_nodes)
         widths = [base_width * m for m in multipliers]
-        self.told = [  # channels of what a step sees, see `_told`
+        self.input_channels = [  # of the parts of `_step_input`
             img_channels,
             img_channels if leak_choice else 0,
             base_width if carry_features else 0,
@@ -145,7 +145,7 @@ class RecurrentDDN(Network):
         position = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in self.img_resolution), indexing='ij')
         self.register_buffer('position', torch.stack(position)[None], persistent=False)  # [1, 2, H, W]
         sizes = scale_sizes(self.img_resolution, len(widths))[::-1]
-        self.unet = UNet(2 + sum(self.told), sizes, widths, num_blocks, dropout)
+        self.unet = UNet(2 + sum(self.input_channels), sizes, widths, num_blocks, dropout)
         self.step_shift = nn.Linear(2 * STEP_FREQUENCIES, base_width) if embed_step else None
         self.norm_out = nn.GroupNorm(num_groups(base_width), base_width, eps=1e-6)
         self.conv_out = nn.Conv2d(base_width, features, 3, padding=1)
@@ -195,7 +195,7 @@ class RecurrentDDN(Network):
         image = leak = hidden = codes = None
         for step in range(self.num_layers):
             num = batch_size if shared is None else len(shared.first)
-            x = self._told(num, image, leak, hidden, condition, augment_labels)  # [B or U, 2 + C + ..., H, W]
+            x = self._step_input(num, image, leak, hidden, condition, augment_labels)  # [B or U, 2 + C + ..., H, W]
             if grad_checkpoint and self.training and torch.is_grad_enabled():
                 x, hidden = checkpoint(self._features, x, step, use_reentrant=False)
             else:
@@ -208,12 +208,12 @@ class RecurrentDDN(Network):
                 hidden = hidden.index_select(0, selection.continues)
             yield selection
 
-    def _told(self, batch_size: int, *seen: torch.Tensor | None) -> torch.Tensor:
-        """What a step sees, one beside the other: position, image, leak, features, condition, augment labels; zero
-        where there is none."""
+    def _step_input(self, batch_size: int, *seen: torch.Tensor | None) -> torch.Tensor:
+        """The input of a step, concatenated: position, image, leak, features, condition, augment labels; zero where
+        there is none."""
         size = self.img_resolution
         parts = [self.position.expand(batch_size, -1, -1, -1)]
-        for channels, part in zip(self.told, seen, strict=True):
+        for channels, part in zip(self.input_channels, seen, strict=True):
             if channels and part is None:
                 parts.append(self.position.new_zeros(batch_size, channels, *size))
             elif channels and part.ndim == 2:

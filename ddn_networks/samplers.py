@@ -13,12 +13,12 @@ from ddn_networks.candidates import Candidates, area_resize
 
 
 class Choice(NamedTuple):
-    """What a sampler answers for one layer.
+    """A sampler's answer for one layer.
 
     codes: [B] int64, the chosen node of each image.
-    distances: [B, K] what the choice was made by (smaller is better), or None where nothing was compared.
-    dropped: [B] bool, true where chance answered in place of the criterion (Chain Dropout), or None for nowhere. Such
-        codes say nothing about how often a node is matched and are not counted by Split-and-Prune.
+    distances: [B, K] the criterion of the choice (smaller is better), or None where nothing was compared.
+    dropped: [B] bool, where Chain Dropout replaced the choice; None if nowhere. Such codes are not counted as matches
+        by Split-and-Prune.
     parents: [B] int64, which of the B partial images each code continues (beam search), or None for "its own".
     evidence: what the penalty on the choice was computed from, for the ``observe`` of the balancing that made it.
     """
@@ -100,7 +100,7 @@ def chain_dropout_codes(
 ) -> torch.Tensor:
     """The choices that chance makes: [batch_size, L] int64, a uniform code with ``probability``, else -1 (Section 3.3).
 
-    The whole table is drawn at once, so that the ranks and rounds of one step can each take their rows of it.
+    One table serves the whole batch: the ranks and rounds of a step each take their rows of it.
     """
     K = torch.tensor(num_nodes, dtype=torch.float64)
     chance, value = torch.rand(2, batch_size, len(num_nodes), generator=generator, dtype=torch.float64)

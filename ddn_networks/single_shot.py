@@ -63,9 +63,9 @@ class DDN(Network):
             )
         self.img_channels = img_channels
         self.set_conditions_(condition_channels, conditions, condition_optional)
-        told = max(img_channels, self.condition_channels + augment_dim)
-        if min(channels) < told:
-            raise ValueError(f'every scale needs {told} channels or more to be told of image and condition: {channels}')
+        least = max(img_channels, self.condition_channels + augment_dim)
+        if min(channels) < least:
+            raise ValueError(f'every scale needs {least} channels or more for image and condition: {channels}')
         self.img_resolution = resolution_pair(img_resolution)
         self.learning_residual = learning_residual
         self.augment_dim = augment_dim
@@ -77,7 +77,7 @@ class DDN(Network):
             for _ in range(n)
         ]
         # The constant that the network begins with. At 1x1 it is the published one; a larger first scale learns where
-        # it is, since to convolutions all places of a constant image are alike.
+        # it is, since convolutions cannot tell the places of a constant image apart.
         if sizes[0] == (1, 1):
             self.register_buffer('start', torch.linspace(-1, 1, channels[0]).view(1, -1, 1, 1), persistent=False)
         else:
@@ -130,8 +130,8 @@ class DDN(Network):
             else:
                 x = block(x, spec.size)  # [B or U, C_l, H_l, W_l]
             base = pixel_maps.upsample(image, spec.size) if self.learning_residual and image is not None else None
-            selection = ddl(x, base, sampler, layer, codes, shared, tell=layer + 1 < self.num_layers)
-            image, x = selection.partial, selection.told  # [B or U, C or C_l, H_l, W_l]
+            selection = ddl(x, base, sampler, layer, codes, shared, next_input=layer + 1 < self.num_layers)
+            image, x = selection.partial, selection.next_input  # [B or U, C or C_l, H_l, W_l]
             codes, shared = selection.codes, selection.sharing
             yield selection
 

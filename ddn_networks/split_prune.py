@@ -1,10 +1,10 @@
-"""Split-and-Prune (Section 3.1, Algorithm 1): nodes matched too often split, nodes matched too seldom die.
+"""Split-and-Prune (Section 3.1, Algorithm 1): nodes matched too often are split, nodes matched too rarely pruned.
 
 Legend: W node weights (one per DDL; the layers of a recurrent network share one), K nodes (the largest of them), P
 pairs of nodes that a step may move per weight.
 
 Counts of all weights live in one [W, K] tensor, so that a step is one addition, one reduction over ranks, one plan and
-a few row copies, with no wait for the device. Every rank computes the same plan from the same counts.
+a few row copies, without waiting for the device. Every rank computes the same plan from the same counts.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ from ddn_networks.balance import UsageCounter
 
 
 class Plan(NamedTuple):
-    """Which rows move, per weight: where ``active``, row ``split`` is copied over row ``prune``. All [W, P]."""
+    """The rows that move, per weight: where ``active``, row ``split`` is copied over row ``prune``. All [W, P]."""
 
     split: torch.Tensor
     prune: torch.Tensor
@@ -39,14 +39,13 @@ def make_plan(
         split_at, prune_at: thresholds in units of 1/K; 2 and 0.5 in the paper.
         pairs: P, how many pairs may move at once: the j-th most matched splits over the j-th least matched. 1 in the
             paper.
-        confidence: how many standard deviations (of a Poisson count) beyond its threshold a count must be; 0 in the
-            paper.
+        confidence: standard deviations (of a Poisson count) that a count must be beyond its threshold; 0 in the paper.
     """
     exists = torch.arange(counts.shape[1], device=counts.device) < num_nodes[:, None]  # [W, K]
     P = min(pairs, max(1, counts.shape[1] // 2))
     most, split = counts.where(exists, -1).topk(P, dim=1)  # [W, P]
     least, prune = counts.where(exists, torch.inf).topk(P, dim=1, largest=False)
-    share = counts.where(exists, 0).sum(1, keepdim=True) / num_nodes[:, None]  # n / K: the count of a node with its due
+    share = counts.where(exists, 0).sum(1, keepdim=True) / num_nodes[:, None]  # n / K: the average count of a node
     high, low = split_at * share, prune_at * share
     if confidence:
         high, low = high + confidence * high.sqrt(), low - confidence * low.sqrt()
@@ -86,7 +85,7 @@ def apply_to_rows_(tensors: Iterable[torch.Tensor], source: torch.Tensor, prune:
 
 
 class SplitAndPrune(UsageCounter):
-    """Counts, plans and moves rows for all node weights of a network, once per optimizer step.
+    """Split-and-Prune for all node weights of a network, once per optimizer step: count, plan, move rows.
 
     ``observe`` the codes of every round, then let the optimizer step: ``attach`` makes it call ``step_`` afterwards.
     The defaults are Algorithm 1. Rows move whether or not a weight is trained: where node weights are frozen
@@ -95,8 +94,8 @@ class SplitAndPrune(UsageCounter):
     Args:
         weights, ddl_of_layer, reduce_fn, dtype: see ``UsageCounter``.
         split_at, prune_at, pairs, confidence: see ``make_plan``.
-        memory: evidence that forgets: counts are scaled down to at most this many matches per node, so that they tell
-            of the recent past. Infinite in the paper.
+        memory: counts are scaled down to at most this many matches per node, so that old matches are forgotten.
+            Infinite in the paper.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class SplitAndPrune(UsageCounter):
 
     @torch.no_grad()
     def step_(self, optimizer: torch.optim.Optimizer | None = None) -> Plan:
-        """Take in what was observed, then split and prune at most ``pairs`` pairs of nodes per weight (Algorithm 1).
+        """Add up what was observed, then split and prune at most ``pairs`` pairs of nodes per weight (Algorithm 1).
 
         Moves the rows of the weights, of every optimizer state that has the weight's shape, of the followed copies and
         of the counters by one plan.

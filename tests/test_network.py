@@ -435,9 +435,9 @@ def test_the_gradient_of_a_layer_is_that_of_the_obvious_sum(leak_choice, with_ba
             told = torch.cat([told[:, :-2], told[:, -2:] + leak], 1)
         return image, leak, told if tell else None
 
-    made = ddl(x, base, samplers.given(codes), 0, tell=tell)
+    made = ddl(x, base, samplers.given(codes), 0, next_input=tell)
     outcomes = []
-    for parts in ((made.image, made.leak, made.told), obvious()):
+    for parts in ((made.image, made.leak, made.next_input), obvious()):
         parts = [part for part in parts if part is not None]
         sum((part * torch.linspace(1, 2, part.numel()).view_as(part)).square().sum() for part in parts).backward()
         outcomes.append([*parts, *(leaf.grad for leaf in leaves)])
@@ -452,11 +452,11 @@ def test_the_gradient_of_a_layer_is_that_of_the_obvious_sum(leak_choice, with_ba
 def test_a_layer_in_half_precision_keeps_the_features_dtype():
     ddl = DDL(8, 4, 1)
     x = torch.randn(2, 8, 4, 4, dtype=torch.bfloat16, requires_grad=True)
-    made = ddl(x, None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0, tell=True)
-    assert made.image.dtype == made.leak.dtype == torch.float32 and made.told.dtype == torch.bfloat16
-    (made.image.sum() + made.told.float().sum()).backward()
+    made = ddl(x, None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0, next_input=True)
+    assert made.image.dtype == made.leak.dtype == torch.float32 and made.next_input.dtype == torch.bfloat16
+    (made.image.sum() + made.next_input.float().sum()).backward()
     assert x.grad.dtype == torch.bfloat16 and ddl.weight.grad.dtype == torch.float32
-    made = ddl(x.detach().float(), None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0, tell=True)
+    made = ddl(x.detach().float(), None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0, next_input=True)
     torch.testing.assert_close(made.image, ddl(x, None, samplers.given(torch.zeros(2, 1, dtype=torch.long)), 0).image)
 
 
@@ -466,11 +466,11 @@ def test_without_gradients_a_layer_tells_in_place(leak_choice, layout):
     ddl = DDL(12, 5, 2, leak_choice)
     x, base = torch.randn(3, 12, 4, 6).to(memory_format=layout), torch.randn(3, 2, 4, 6)
     before, sampler = x.clone(), samplers.given(torch.tensor([[4], [0], [4]]))
-    expected = ddl(x, base, sampler, 0, tell=True)
+    expected = ddl(x, base, sampler, 0, next_input=True)
     assert torch.equal(x, before)  # with gradients, x is needed as it was
     with torch.no_grad():
-        made = ddl(x, base, sampler, 0, tell=True)
-    assert made.told.data_ptr() == x.data_ptr() and not torch.equal(x, before)
+        made = ddl(x, base, sampler, 0, next_input=True)
+    assert made.next_input.data_ptr() == x.data_ptr() and not torch.equal(x, before)
     for a, b in zip(made[1:], expected[1:], strict=True):
         assert a is b is None or torch.equal(a, b)
 
@@ -482,8 +482,8 @@ def test_the_gradient_of_a_layer_in_half_precision_is_that_in_full(layout):
     x = torch.randn(6, 16, 8, 8).bfloat16().to(memory_format=layout)
     gradients = []
     for features in (x.clone().requires_grad_(), x.float().requires_grad_()):
-        made = ddl(features, None, samplers.given(torch.arange(6)[:, None] % 4), 0, tell=True)
-        (made.image.square().sum() + made.told.float().square().sum()).backward()
+        made = ddl(features, None, samplers.given(torch.arange(6)[:, None] % 4), 0, next_input=True)
+        (made.image.square().sum() + made.next_input.float().square().sum()).backward()
         gradients.append((features.grad.float(), ddl.weight.grad))
         ddl.weight.grad = None
     for a, b in zip(*gradients, strict=True):
