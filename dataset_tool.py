@@ -29,10 +29,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from dnnlib.archives import ImageArchive
-from dnnlib.downloads import is_url, local_path
+from dnnlib.downloads import error_line, is_url, local_path
 from dnnlib.images import BadImageError, ImageHeader, open_image, read_header, to_image, with_channels
 from dnnlib.labels import Labels, read_labels
-from dnnlib.util import atomic_write, format_bytes
+from dnnlib.util import atomic_write, format_bytes, redacted
 
 IDX_NAME = re.compile(r'images([-.])idx3-ubyte(\.gz)?$')
 SHOWN = 20  # broken files named in the summary
@@ -482,9 +482,9 @@ def main(source, dest, max_images, skip_images, shuffle, transform, resolution, 
         raise  # whoever read the output has gone: click ends quietly
     except OSError as error:
         place = f': {error.filename}' if error.filename else ''
-        raise click.ClickException(f'{error.strerror or error}{place}') from error
+        raise click.ClickException(redacted(f'{error.strerror or error}{place}')) from error
     except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(error_line(error)) from error
     click.echo(summary(images, plan, count, size, dest))
     if broken.reasons:
         more = len(broken.reasons) - SHOWN

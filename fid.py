@@ -31,6 +31,7 @@ from dnnlib import util
 from dnnlib.downloads import local_path
 from dnnlib.images import to_float, to_uint8
 from dnnlib.sheets import Tile, draw_sheet, save_png
+from dnnlib.util import redacted
 from metrics import distances
 from metrics.detectors import PRECISIONS, Detector, file_sha256, load_detector, load_lpips
 from metrics.lpips import LPIPS, MIN_SIZE
@@ -170,7 +171,7 @@ def report(command: str, numbers: dict, notes: list[str], about: dict, path: str
     for key, value in numbers.items():
         click.echo(f'{key:{width}}  {value:.6g}')
     result = {'command': command, 'numbers': finite, 'notes': notes, **about}
-    result |= {'ranks': dist.get_world_size(), 'versions': versions}
+    result = redacted(result | {'ranks': dist.get_world_size(), 'versions': versions})
     click.echo(json.dumps(result))
     if path:
         with util.atomic_write(path, 'w') as file:

@@ -38,6 +38,7 @@ from cli.code_files import CodeFile, read_code_file, write_code_file
 from cli.options import Ints, Numbers, one_line_errors
 from ddn_networks import Network, codes
 from dnnlib.archives import ImageArchive
+from dnnlib.downloads import lasting_path
 from dnnlib.images import keep_originals, png_names, save_image, to_float, to_uint8
 from dnnlib.labels import read_labels
 from dnnlib.sheets import Tile, draw_sheet, in_rows, save_png
@@ -235,7 +236,7 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
         table.numpy(),
         np.array(archive.names()[:count]),
         num_nodes=np.array(net.num_nodes),
-        data=os.path.abspath(data) if os.path.exists(data) else data,
+        data=lasting_path(data),
     )
     if labels is not None:
         file = file._replace(**{'labels' if labels.values.ndim == 1 else 'vectors': labels.values[:count]})

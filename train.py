@@ -36,7 +36,8 @@ from click.core import ParameterSource
 
 from cli.presets import PRESETS
 from ddn_networks import conditions, published_config
-from dnnlib.util import Logger, remove_unfinished
+from dnnlib.downloads import error_line, is_url, lasting_path
+from dnnlib.util import Logger, redacted, remove_unfinished
 from torch_utils import distributed as dist
 from torch_utils import misc
 from training import checkpoint
@@ -234,6 +235,14 @@ def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any
         'cudnn_benchmark': o['bench'],
         'transfer': o['transfer'],
     }
+
+
+def without_secrets(o: dict[str, Any]) -> dict[str, Any]:
+    """The options that name files, where URLs with a password or token are the downloads: options are stored."""
+    kept = {k: lasting_path(o[k]) for k in ('data', 'val_data', 'val_pairs', 'transfer') if o[k] and is_url(o[k])}
+    pairs = [text.removeprefix('image:') for text in o['condition']]
+    return kept | {'condition': tuple(f'image:{lasting_path(p)}' if is_url(p) else text
+                                      for p, text in zip(pairs, o['condition'], strict=True))}  # fmt: skip
 
 
 def balance_options(text: str) -> dict[str, Any]:
@@ -468,6 +477,7 @@ def main(ctx: click.Context, **o: Any) -> None:
 
     try:
         with dist.session(o['device']) as device:
+            o |= without_secrets(o)
             dataset = ImageFolderDataset(o['data'])
             loop = loop_kwargs(o, dataset)
             if loop['batch_gpu'] == 'auto':
@@ -502,11 +512,11 @@ def main(ctx: click.Context, **o: Any) -> None:
                     resume_state=state,
                     resume_unchanged=unchanged,
                     snapshot_meta=meta,
-                    run_options=stored,
+                    run_options=redacted(stored),
                     **loop,
                 )
     except (ValueError, OSError, FloatingPointError) as e:
-        raise click.ClickException(' '.join(str(e).split())) from None
+        raise click.ClickException(error_line(e)) from None
 
 
 if __name__ == '__main__':

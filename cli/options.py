@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import click
 
+from dnnlib.downloads import error_line
+from dnnlib.util import redacted
+
 
 def script_help(doc: str) -> str:
     """The docstring of a script as its --help: examples, which are indented, keep their lines."""
@@ -21,7 +24,10 @@ def one_line_errors(*more: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:
         raise  # whoever read the output has gone: click ends quietly
     except (ValueError, OSError, *more) as error:
-        raise click.ClickException(' '.join(str(error).split())) from error
+        raise click.ClickException(error_line(error)) from error
+    except click.ClickException as error:
+        error.message = redacted(error.message)
+        raise
 
 
 class Ints(click.ParamType):

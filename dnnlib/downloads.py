@@ -105,6 +105,15 @@ def local_path(path_or_url: str | os.PathLike, sha256: str | None = None, limits
     return path
 
 
+def lasting_path(path_or_url: str | os.PathLike) -> str:
+    """How a file should name a path or URL for later: from any folder, and without secrets. A URL that holds some is
+    downloaded, and its copy in the cache is named."""
+    text = str(path_or_url)
+    if not is_url(text):
+        return os.path.abspath(text)
+    return text if redacted(text) == text else str(local_path(text))
+
+
 def open_url(
     path_or_url: str | os.PathLike, cache: bool = True, sha256: str | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> BinaryIO:

@@ -62,12 +62,19 @@ def format_time(seconds: float) -> str:
     return f'{m}m {s:02d}s' if m else f'{s}s'
 
 
-def redacted(text: str) -> str:
-    """The text without the secrets of URLs in it: `user:password@` and all values of a query become `***`.
+def redacted(value: Any) -> Any:
+    """A text, or all texts of nested dicts, lists and tuples, without the secrets of URLs: `user:password@` and every
+    value of a query become `***`.
 
-    For everything that is printed, raised or stored; how a URL names its file stays readable.
+    For everything that is printed, raised or stored; which file a URL names stays readable.
     """
-    return _URL.sub(lambda url: url['start'] + '***@' * bool(url['user']) + url['rest'] + _hidden(url['query']), text)
+    if isinstance(value, dict):
+        return {redacted(key): redacted(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(redacted, value))
+    if not isinstance(value, str):
+        return value
+    return _URL.sub(lambda url: url['start'] + '***@' * bool(url['user']) + url['rest'] + _hidden(url['query']), value)
 
 
 def _hidden(query: str | None) -> str:

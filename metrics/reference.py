@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dnnlib.util import atomic_write
+from dnnlib.util import atomic_write, redacted
 from metrics import distances
 
 FEW = 10_000  # images; below that FID is biased so much that it compares with nothing but itself
@@ -77,7 +77,7 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
     arrays = {'mu': statistics.mu, 'sigma': statistics.sigma}
     if statistics.features is not None:
         arrays['features'] = statistics.features.numpy()
-    meta = json.dumps({**statistics.meta, 'num': statistics.num})
+    meta = json.dumps(redacted({**statistics.meta, 'num': statistics.num}))
     with atomic_write(path) as file:
         np.savez(file, **arrays, meta=np.array(meta))
 

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from dnnlib.util import redacted
+
 TIMEOUT = 600.0  # seconds that a rank may let the others wait
 INTERVAL = 1.0  # seconds between two signs of life
 GRACE = 30.0  # the process group's own timeout comes this much later: it cannot tell who is missing
@@ -54,9 +56,9 @@ def get_local_rank() -> int:
 
 
 def print0(*args: Any, **kwargs: Any) -> None:
-    """``print`` on rank 0 only, flushed."""
+    """``print`` on rank 0 only, flushed, without the secrets of URLs."""
     if get_rank() == 0:
-        print(*args, **{'flush': True, **kwargs})
+        print(*(redacted(str(arg)) for arg in args), **{'flush': True, **kwargs})
 
 
 def device_for_rank(requested: str | torch.device | None = None) -> torch.device:
@@ -301,7 +303,7 @@ def _fail(error: BaseException) -> None:
         with contextlib.suppress(RuntimeError):  # the store may be gone too
             culprit = _culprit()
     place = _place(traceback.extract_tb(error.__traceback__))
-    reason = f'{culprit}; this rank was at {place}' if culprit else f'{_one_line(error)} [{place}]'
+    reason = redacted(f'{culprit}; this rank was at {place}' if culprit else f'{_one_line(error)} [{place}]')
     if not culprit and not isinstance(error, (ValueError, OSError, SystemExit, KeyboardInterrupt)):
         traceback.print_exception(error)
     _say(reason)
