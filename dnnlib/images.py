@@ -4,29 +4,39 @@ C channels (1 grey, 3 RGB, 4 RGBA), H rows, W columns. Pixels are uint8 [C, H, W
 float in [-1, 1] inside (`to_float`, `to_uint8`).
 """
 
+import contextlib
 import io
 import os
+import re
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from .bare_files import BareFile, exif_orientation, strip, xmp_orientation
+from .readers import printable, reason
 from .util import atomic_write
 
 if TYPE_CHECKING:
     import torch
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'TGA', 'PPM', 'JPEG2000', 'AVIF')  # Pillow's names
 _MODE_CHANNELS = {'1': 1, 'L': 1, 'I': 1, 'I;16': 1, 'I;16B': 1, 'I;16L': 1, 'I;16N': 1}
-_MODE_CHANNELS |= {mode: 3 for mode in ('RGB', 'RGBX', 'CMYK', 'YCbCr', 'HSV')}
+_MODE_CHANNELS |= {mode: 3 for mode in ('P', 'RGB', 'RGBX', 'CMYK', 'YCbCr', 'HSV')}
 _MODE_CHANNELS |= {mode: 4 for mode in ('RGBA', 'RGBa', 'LA', 'La', 'PA')}
+_TURN = Image.Transpose
+_UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE}
+_UPRIGHT |= {6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}  # by EXIF orientation
+_FOREIGN = {'HEIC': rb'....ftyp(heic|heix|hevc|mif1|msf1)', 'JPEG XL': rb'\xff\x0a|\0\0\0\x0cJXL '}  # by their start
 
 
 class BadImageError(ValueError):
-    """A file that is no whole image. The message is one line: its name and what is wrong with it."""
+    """A file that is not a whole image. The message is one line: its name and what is wrong with it."""
 
 
 # --------------------------------------------------------------------------------------------------------------- pixels
@@ -38,80 +48,150 @@ class ImageHeader(NamedTuple):
     width: int
     height: int
     channels: int  # 1, 3 or 4
-    plain: bool  # its pixels are stored as they are used: 8-bit L, RGB or RGBA, no orientation tag
+    plain: bool  # its pixels are stored as they are used: 8-bit L, RGB or RGBA, upright
 
 
-def _open(data: bytes | BinaryIO, name: str) -> Image.Image:
-    image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-    if image.mode not in _MODE_CHANNELS and image.mode != 'P':
-        raise BadImageError(f'{name}: pixels of mode {image.mode} have no known range; convert it to 8 or 16 bits')
-    return image
+@contextlib.contextmanager
+def _reading(name: str, start: bytes) -> Iterator[None]:
+    """Turn every exception in the block into a BadImageError with the name, and keep Pillow's warnings quiet."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+        raise BadImageError(f'{printable(name)}: {_complaint(error, start)}') from error
 
 
-def _orientation(image: Image.Image) -> int:
-    return image.getexif().get(0x0112, 1) if 'exif' in image.info else 1
-
-
-def _channels(image: Image.Image) -> int:
-    if image.mode == 'P':
-        return 4 if 'transparency' in image.info else 3
-    return _MODE_CHANNELS[image.mode]
-
-
-def _broken(error: Exception, name: str) -> BadImageError:
+def _complaint(error: Exception, start: bytes) -> str:
     if isinstance(error, BadImageError):
-        return error
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f'more pixels than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0):,}: make it smaller first'
     if isinstance(error, Image.UnidentifiedImageError):
-        return BadImageError(f'{name}: not an image, or its start is damaged')
-    return BadImageError(f'{name}: truncated or broken image ({str(error).splitlines()[0] if str(error) else error!r})')
+        kind = next((kind for kind, pattern in _FOREIGN.items() if re.match(pattern, start, re.DOTALL)), None)
+        if kind is not None:
+            return f'not an image of a supported type but {kind}: convert it to PNG or JPEG'
+        return 'not an image, or its start is damaged' if start else 'not an image: the file is empty'
+    return f'truncated or broken image ({reason(error)})'
+
+
+def _open(bare: BareFile) -> tuple[Image.Image, ImageHeader, int]:
+    """A PIL image that is not decoded yet, its header, and its orientation."""
+    image = Image.open(bare.file, formats=FORMATS)
+    if image.mode not in _MODE_CHANNELS:
+        raise BadImageError(f'pixels of mode {image.mode} have no known range: convert it to 8-bit grey or RGB')
+    info, orientation = image.info, bare.orientation
+    if orientation is None:
+        orientation = exif_orientation(info.get('exif', b'')) or xmp_orientation(info.get('xmp', b'')) or 1
+    width, height = image.size[::-1] if orientation >= 5 else image.size
+    channels = 4 if bare.key is not None or 'transparency' in info else _MODE_CHANNELS[image.mode]
+    plain = image.mode == MODES[channels] and orientation == 1 and _depth(image, bare) <= 8
+    return image, ImageHeader(width, height, channels, plain), orientation
+
+
+def _depth(image: Image.Image, bare: BareFile) -> int:
+    """Bits per sample as they are in the file; 0 if it is a format of 8 bits, or one that Pillow scales to 8 or 16."""
+    return max(image.tag_v2.get(258, (1,))) if image.format == 'TIFF' else bare.depth
 
 
 def read_header(data: bytes | BinaryIO, name: str = 'image') -> ImageHeader:
     """Size and channels of an image file, from its header alone. Raises BadImageError."""
-    try:
-        image = _open(data, name)
-        orientation = _orientation(image)
-        width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
-        return ImageHeader(width, height, _channels(image), image.mode in MODES.values() and orientation == 1)
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        raise _broken(error, name) from error
+    file, start = _start(data)
+    with _reading(name, start):
+        return _open(strip(file, pixels=False))[1]
+
+
+def _start(data: bytes | BinaryIO) -> tuple[BinaryIO, bytes]:
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    start = file.read(16)
+    file.seek(0)
+    return file, start
 
 
 def open_image(data: bytes | BinaryIO, name: str = 'image') -> Image.Image:
-    """Decode an image file of any kind into a PIL image of mode L, RGB or RGBA, upright.
+    """Decode an image file of any type into a PIL image of mode L, RGB or RGBA, upright.
 
-    Palettes become RGB (RGBA when a colour is transparent), 16-bit grey is scaled to 8 bits, CMYK and others become
-    RGB, grey with alpha becomes RGBA, the EXIF orientation is applied, of an animation the first frame is taken.
+    Palettes become RGB, CMYK and others become RGB, grey with alpha becomes RGBA, and so does what has a transparent
+    colour. The orientation is applied, whether EXIF, XMP or a tag of TIFF holds it. Of an animation or of several pages
+    the first image is taken. Other metadata is not looked at, damaged or not.
+
+    16-bit grey is scaled to 8 bits, 65535 to white. A TIFF may name another white: by its bits (12-bit cameras) or in
+    the tag MaxSampleValue. Where nothing names it, so that the pictures could come out darker than they are, the file
+    is refused: grey of 32 bits or with signs, and 16-bit PNG and TIFF that use only the lowest quarter of the range.
 
     Args:
         data: the file's bytes, or a binary file.
         name: what to call it in errors.
 
     Raises:
-        BadImageError: truncated, broken, no image, or pixels whose range is unknown (float).
+        BadImageError: truncated, broken, not an image, too large, or of pixels whose range is unknown.
     """
-    try:
-        image = _open(data, name)
+    file, start = _start(data)
+    with _reading(name, start):
+        bare = strip(file, pixels=True)
+        image, header, orientation = _open(bare)
         image.load()
-        if _orientation(image) != 1:
-            image = ImageOps.exif_transpose(image)
+        mode, depth = MODES[header.channels], _depth(image, bare)
+        alpha = None if bare.key is None else _key_alpha(image, depth, bare.key)
         if image.mode.startswith('I'):
-            return Image.fromarray(_to_8_bits(np.asarray(image), name))
-        mode = MODES[_channels(image)]
-        return image if image.mode == mode else image.convert(mode)
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise _broken(error, name) from error
+            image = _grey_to_8_bits(image)
+        elif depth == 16:
+            _require_bright(max(high for _, high in image.convert('RGB').getextrema()) * 257)
+        if alpha is not None:
+            image = image.convert('RGB')
+            image.putalpha(alpha)
+        image = image if image.mode == mode else image.convert(mode)
+        image = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        if image.size != header[:2]:
+            raise BadImageError(f'its header says {header.width}x{header.height}, but its pixels are {image.size}')
+        return image
 
 
-def _to_8_bits(pixels: np.ndarray, name: str) -> np.ndarray:
-    """0..65535 -> 0..255, rounded. (Pillow's own conversion clips everything above 255.)"""
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise BadImageError(f'{name}: 32-bit grey pixels have no known range; convert the file to 8 or 16 bits')
-    return ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+def _key_alpha(image: Image.Image, depth: int, key: tuple[int, ...]) -> Image.Image:
+    """0 where a PNG has the colour that it calls transparent, else 255, as mode L."""
+    pixels = np.asarray(image.convert('L') if image.mode == '1' else image)
+    if depth < 8:
+        key = tuple((value & 2**depth - 1) * 255 // (2**depth - 1) for value in key)
+    elif len(key) == 3 and depth == 16:
+        key = tuple(value >> 8 for value in key)  # Pillow keeps 8 bits of 16-bit colours
+    same = pixels == key[0] if len(key) == 1 else (pixels == key).all(axis=2)
+    return Image.fromarray(np.where(same, 0, 255).astype(np.uint8))
+
+
+def _grey_to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits as mode L, rounded. (Pillow's own conversion clips everything above 255.)"""
+    pixels, white, named = np.asarray(image), 65535, image.format != 'PNG'
+    if image.format == 'TIFF':
+        white, named = _white_of_tiff(image)
+    low, high = int(pixels.min()), int(pixels.max())
+    if low < 0 or high > white or white < 1:
+        raise BadImageError(f'its grey values reach from {low} to {high}, but its range is 0 to {white}')
+    if high and not named:
+        _require_bright(high)
+    pixels = pixels.astype(np.uint32 if white <= 65535 else np.uint64)
+    if image.format == 'TIFF' and image.tag_v2.get(262) == 0:
+        pixels = white - pixels  # WhiteIsZero
+    return Image.fromarray(((pixels * 255 + white // 2) // white).astype(np.uint8))
+
+
+def _white_of_tiff(image: Image.Image) -> tuple[int, bool]:
+    """The grey value that is white, and whether the file names it."""
+    tags = image.tag_v2
+    bits, sample_format, largest = tags.get(258, (1,))[0], tags.get(339, (1,))[0], tags.get(341) or tags.get(281)
+    if largest:
+        return int(largest[0] if isinstance(largest, tuple) else largest), True
+    if bits > 16 or sample_format == 2:
+        kind = f'{bits}-bit grey' if sample_format == 1 else f'signed {bits}-bit grey'
+        raise BadImageError(f'{kind} has no known range: convert it to 8 or 16 bits, or set tag 281, MaxSampleValue')
+    return 2**bits - 1, bits < 16
+
+
+def _require_bright(high: int) -> None:
+    if high < 65536 // 4:
+        raise BadImageError(
+            f'its 16-bit values end at {high}, in the lowest quarter of the range, so it would be nearly black: '
+            'scale them to 0..65535, or convert it to 8 bits'
+        )
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
