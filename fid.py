@@ -8,6 +8,9 @@
 The numbers go to standard output, the last line being all of it as JSON; progress and warnings go to standard error.
 """
 
+import cli.environment  # noqa: F401  # before torch is loaded
+
+# isort: split
 import contextlib
 import functools
 import importlib.metadata

@@ -22,6 +22,9 @@ NET is a network-snapshot-*.safetensors, as a path or URL. A seed names the same
 number of ranks (torchrun works).
 """
 
+import cli.environment  # noqa: F401  # before torch is loaded
+
+# isort: split
 import os
 import re
 from collections.abc import Iterator

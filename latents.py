@@ -23,6 +23,9 @@
 Each command has a --help. NET is a network-snapshot-*.safetensors of any kind of network, as a path or URL.
 """
 
+import cli.environment  # noqa: F401  # before torch is loaded
+
+# isort: split
 import functools
 import os
 import pathlib

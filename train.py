@@ -20,6 +20,9 @@ Start with torchrun for several GPUs or machines, with plain python for one devi
   python train.py --resume=runs/00000-mnist-ddn-batch32-mnist-cpu
 """
 
+import cli.environment  # noqa: F401  # before torch is loaded
+
+# isort: split
 import contextlib
 import inspect
 import json

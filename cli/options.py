@@ -1,8 +1,9 @@
-"""What command lines share, for click: lists of numbers in words, a docstring as --help, errors in one line."""
+"""What command lines share, for click: options under headings, lists of numbers, a docstring as --help, errors in one
+line."""
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -13,6 +14,32 @@ from dnnlib.util import redacted
 def script_help(doc: str) -> str:
     """The docstring of a script as its --help: examples, which are indented, keep their lines."""
     return doc.replace('\n\n    ', '\n\n\b\n    ')
+
+
+class GroupedCommand(click.Command):
+    """A command whose --help lists its options under the headings of their ``option_group``."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, 'heading', 'Other options'), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def option_group(heading: str, *options: Callable) -> Callable:
+    """Decorator: the given ``click.option`` decorators, under one heading in the --help of a ``GroupedCommand``."""
+
+    def decorate(function: Callable) -> Callable:
+        for option in reversed(options):
+            function = option(function)
+            function.__click_params__[-1].heading = heading
+        return function
+
+    return decorate
 
 
 @contextlib.contextmanager
