@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 import ddn_networks
 from cli.options import one_line_errors, script_help
-from ddn_networks import conditions
 from dnnlib import util
 from dnnlib.downloads import local_path
 from dnnlib.images import to_float, to_uint8
@@ -100,7 +99,7 @@ class Samples:
     def read(self, positions: list[int]) -> torch.Tensor:
         """uint8 `[B, C, H, W]`."""
         seeds = [self.seed + p for p in positions]
-        condition, classes = None, conditions.classes_alone(self.net.conditions)
+        condition, classes = None, self.net.conditions.num_classes
         if classes is not None:
             condition = self.net.make_condition(torch.tensor(seeds) % classes)
         images, _ = self.net.sample(seeds=seeds, condition=condition)
@@ -116,7 +115,7 @@ def load_network(
     """A network, and what a result says of it. Raises ValueError for one that must be told more than a class, or
     without ``classes``, of anything."""
     net = ddn_networks.Network.from_pretrained(path, ema=ema, device=device)
-    drawn = classes and conditions.classes_alone(net.conditions) is not None
+    drawn = classes and net.conditions.num_classes is not None
     if net.condition_channels and not net.condition_optional and not drawn:
         raise ValueError(f'{path} needs a condition: make its pictures with generate.py and give them with --images')
     kept = getattr(net, 'snapshot_meta', {}).get('emas') or ['none']
@@ -219,7 +218,7 @@ def shared_options(command: Callable) -> Callable:
     return run
 
 
-@click.group(help=script_help(__doc__), context_settings={'show_default': True, 'max_content_width': 110})
+@click.group(help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
 def main() -> None:
     pass
 

@@ -36,9 +36,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cli import condition_arguments
 from cli.code_files import CodeFile, read_code_file, write_code_file
-from cli.options import Ints, Numbers, one_line_errors
+from cli.condition_arguments import ConditionArguments
+from cli.networks import load_network
+from cli.options import Ints, Numbers, one_line_errors, script_help
 from ddn_networks import Network, codes
 from dnnlib.archives import ImageArchive
 from dnnlib.downloads import lasting_path
@@ -55,32 +56,32 @@ COLUMNS = 16  # of a sheet of images
 # ------------------------------------------------------------------------------------------------------- what they need
 
 
-def load_network(
+def open_network(
     network: str, ema: str | None, device: str | None, steps: int | None, class_: int | None,
     label: Sequence[float] | None, condition_image: Sequence[str],
-) -> tuple[Network, condition_arguments.Told]:  # fmt: skip
-    """What the options ``NET`` name: the network, and what it is told."""
-    net = condition_arguments.load_network(network, ema, dist.device_for_rank(device), steps)
-    return net, condition_arguments.Told(net, None if class_ is None else [class_], label, condition_image)
+) -> tuple[Network, ConditionArguments]:  # fmt: skip
+    """The network that the options ``NET`` name, and what they give for its condition."""
+    net = load_network(network, ema, dist.device_for_rank(device), steps)
+    return net, ConditionArguments(net, None if class_ is None else [class_], label, condition_image)
 
 
 class Conditions:
     """What a network is told beside the codes of rows of a file, [B, c, H, W], or None for nothing: what the command
     line says, and where that leaves something open, each row's own label and picture."""
 
-    def __init__(self, told: condition_arguments.Told, file: CodeFile, data: str | None):
-        several = any(len(pictures.names) > 1 for pictures in told.pictures.values())
-        told.serve(len(file.codes), of=_first_of(file, data) if several else None)
+    def __init__(self, given: ConditionArguments, file: CodeFile, data: str | None):
+        several = any(len(pictures) > 1 for pictures in given.pictures.values())
+        given.require_for(len(file.codes), of=_first_of(file, data) if several else None)
         labels = file.labels if file.vectors is None else file.vectors
-        self.told, self.labels = told, None if labels is None else torch.from_numpy(labels)
-        self.pictures = Pictures(file, data) if told.needs_originals else None
+        self.given, self.labels = given, None if labels is None else torch.from_numpy(labels)
+        self.originals = Originals(file, data) if given.needs_originals else None
 
     def __call__(self, rows: Sequence[int]) -> torch.Tensor | None:
         rows = list(rows)
         images = torch.empty(len(rows), 0)  # only their number counts
-        if self.pictures is not None:
-            images = to_float(torch.from_numpy(np.stack([self.pictures[row] for row in rows])))
-        return self.told.of_images(images, None if self.labels is None else self.labels[rows], rows)
+        if self.originals is not None:
+            images = to_float(torch.from_numpy(np.stack([self.originals[row] for row in rows])))
+        return self.given.of_images(images, None if self.labels is None else self.labels[rows], rows)
 
 
 def _first_of(file: CodeFile, data: str | None) -> int | None:
@@ -110,7 +111,7 @@ def rows_of(table: torch.Tensor, rows: Sequence[int], path: str, option: str) ->
     return table[list(rows)]
 
 
-class Pictures:
+class Originals:
     """The images that codes are the codes of: from --data, or the archive that the file of codes names."""
 
     def __init__(self, file: CodeFile, data: str | None):
@@ -187,7 +188,7 @@ def options(*names: str):
 NET = ('network', 'ema', 'device', 'steps', 'class', 'label', 'condition_image')
 
 
-@click.group(help=__doc__, context_settings={'show_default': True, 'max_content_width': 110})
+@click.group(help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
 def main() -> None:
     pass
 
@@ -214,14 +215,14 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
     """
     if not dest.endswith('.npz'):
         raise ValueError(f'--dest={dest}: the file of codes, names and labels is an .npz')
-    net, told = load_network(**net_options)
+    net, given = open_network(**net_options)
     if bits:
         codes.bit_widths(net.num_nodes)
         require_writable('--bits', bits, [dest])
     archive = ImageArchive(data)
     labels = read_labels(archive)
     count = min(len(archive), max_images or len(archive))
-    told.serve(count, of=len(archive))
+    given.require_for(count, of=len(archive))
     shape = (net.img_channels, *net.img_resolution)
     found, error = [], 0.0
     with tqdm(total=count, desc='encode', unit='img') as bar:
@@ -229,7 +230,7 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
             rows = range(start, min(start + batch, count))
             images = to_float(torch.from_numpy(archive.images(rows, shape))).to(net.device)
             of_batch = None if labels is None else torch.from_numpy(labels.values[rows.start : rows.stop])
-            condition = told.of_images(images, of_batch, rows)
+            condition = given.of_images(images, of_batch, rows)
             output = net.reconstruct(images, condition, beam, share_prefixes=True)
             found.append(output.codes)
             error += (output.images.clamp(-1, 1) - images).square().mean().item() * len(rows)
@@ -265,7 +266,7 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
 @one_line
 def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None:
     """The images that latents name, under the names that the file of codes has for them."""
-    net, told = load_network(**net_options)
+    net, given = open_network(**net_options)
     if bool(codes_file) == bool(bits):
         raise ValueError('--codes and --bits each say what to draw: give one')
     file = CodeFile(np.zeros((0, net.num_layers)))
@@ -293,7 +294,7 @@ def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None
     require_writable('--outdir', os.path.join(outdir, os.path.basename(names[0])))
     if sheet:
         require_writable('--sheet', sheet, images_at)
-    images = decode(net, table, Conditions(told, file, data))
+    images = decode(net, table, Conditions(given, file, data))
     for name, image in zip(names, images, strict=True):
         save_image(image, outdir, name)
     click.echo(f'{len(images)} images: {outdir}')
@@ -318,10 +319,10 @@ def tree_command(codes_file, data, sheet, node, shown, children, **net_options) 
 
     A conditional network has a tree for each condition: with --class, of images of that class.
     """
-    net, told = load_network(**net_options)
+    net, given = open_network(**net_options)
     node = node or []
     file, table = load_codes(codes_file, net)
-    condition = told.condition(told.labels, [0])
+    condition = given.condition(given.labels, [0])
     prefix = net.check_codes(torch.tensor([node], dtype=torch.int64), prefix=True)
     below = codes.under(table, node)
     if net_options['class_'] is not None and file.labels is not None:
@@ -344,7 +345,7 @@ def tree_command(codes_file, data, sheet, node, shown, children, **net_options) 
             click.echo(f'{k:>6}  {len(inside):>7}  {share:>6.1%}  {_majority(file.labels, inside)}')
         click.echo(f'{int((counts == 0).sum())} of {len(branches)} children have no image under them')
     if shown and len(below):
-        pictures = Pictures(file, data)
+        pictures = Originals(file, data)
         rows += in_rows([Tile(pictures[r], str(r)) for r in below[:shown].tolist()], COLUMNS)
     write_sheet(rows, sheet)
 
@@ -379,8 +380,8 @@ def nearest_command(codes_file, data, sheet, rows, query_codes, query_data, num)
     if query_table.shape[1] != table.shape[1]:
         raise ValueError(f'{query_codes} has {query_table.shape[1]} layers, {codes_file} has {table.shape[1]}')
     queries = rows_of(query_table, rows, query_codes or codes_file, '--rows')
-    pictures = Pictures(file, data)
-    asked = Pictures(query_file, query_data) if query_codes else pictures
+    pictures = Originals(file, data)
+    asked = Originals(query_file, query_data) if query_codes else pictures
     lines = []
     for row, query in zip(rows, queries, strict=True):
         for by, of in (('prefix', codes.common_prefix), ('hamming', codes.hamming)):
@@ -411,7 +412,7 @@ def cluster_command(codes_file, data, sheet, depth, clusters, shown, dest) -> No
     if depth > table.shape[1]:
         raise ValueError(f'--depth={depth}: these codes have {table.shape[1]} layers')
     prefixes, counts, at = codes.groups(table, depth)
-    pictures = Pictures(file, data)
+    pictures = Originals(file, data)
     rows = []
     for g in range(min(clusters, len(prefixes))):
         name = ','.join(map(str, prefixes[g].tolist()))
@@ -444,7 +445,7 @@ def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -
     Coarse layers say what it is and where; fine layers are choices made for another picture, and mean something
     different under each. A conditional network is told what belongs to the image of the coarse layers.
     """
-    net, told = load_network(**net_options)
+    net, given = open_network(**net_options)
     file, table = load_codes(codes_file, net)
     layers = net.num_layers // 2 if layers is None else layers
     if layers > net.num_layers:
@@ -452,7 +453,7 @@ def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -
     a, b = rows_of(table, coarse, codes_file, '--coarse'), rows_of(table, fine, codes_file, '--fine')
     mixed = codes.swap(a, b, layers)  # [A, B, L]
     told_rows = [*coarse, *fine, *(row for row in coarse for _ in fine)]
-    condition = Conditions(told, file, data)
+    condition = Conditions(given, file, data)
     images = decode(
         net, torch.cat([a, b, mixed.flatten(0, 1)]), lambda part: condition([told_rows[i] for i in part])
     )
@@ -475,12 +476,12 @@ def walk_command(codes_file, data, sheet, rows, frames, **net_options) -> None:
     Upper row: the finest layer changes first, so the picture keeps its plan to the end. Lower row: the coarsest first.
     Captions say how many layers have changed. What a conditional network is told changes with them, little by little.
     """
-    net, told = load_network(**net_options)
+    net, given = open_network(**net_options)
     file, table = load_codes(codes_file, net)
     if len(rows) < 2:
         raise ValueError('--rows: a walk needs two images or more')
     stops = rows_of(table, rows, codes_file, '--rows')
-    condition = Conditions(told, file, data)
+    condition = Conditions(given, file, data)
     lines = []
     for first in range(len(rows) - 1):
         ends = condition(rows[first : first + 2])  # [2, c, H, W] or None

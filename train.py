@@ -37,8 +37,11 @@ import click
 import torch
 from click.core import ParameterSource
 
+from cli.condition_arguments import training_help, training_names
+from cli.options import Text, script_help
 from cli.presets import PRESETS
-from ddn_networks import conditions, published_config
+from ddn_networks import published_config
+from ddn_networks.conditions import ConditionSet
 from dnnlib.downloads import error_line, is_url, lasting_path
 from dnnlib.util import Logger, redacted, remove_unfinished
 from torch_utils import distributed as dist
@@ -67,40 +70,20 @@ def int_list(text: str | None, name: str) -> list[int] | None:
     return values
 
 
-KINDS = (*conditions.CLASSES, *conditions.OF_THE_IMAGE, 'image')
-
-
 def condition_options(o: dict[str, Any], dataset: ImageFolderDataset) -> tuple[list[str], str | None]:
     """(names of the network's conditions, the folder or zip of pairs) that --cond and --condition ask for."""
-    asked = []
-    for text in o['condition']:
-        for part in text.split(','):
-            if part.split(':')[0].strip() in KINDS or not asked:
-                asked.append(part.strip())
-            else:  # a comma in the name of a file
-                asked[-1] += f',{part}'
-    if o['cond'] and not set(asked) & set(conditions.CLASSES):
-        asked.insert(0, 'class')
-    names, pairs = [], None
-    for text in asked:
-        kind, _, value = text.partition(':')
-        right = {'lowres': value.isdigit(), 'image': bool(value)}.get(kind, not value)
-        if kind not in KINDS or not right:
-            raise click.ClickException(
-                f'--condition={text}: there are class, onehot, color, edge, lowres:N, mask, image:PATH'
-            )
-        if kind in conditions.CLASSES:
-            labelled = ImageFolderDataset(o['data'], use_labels=True)
-            text = f'{kind if labelled.has_class_labels else "vector"}:{labelled.label_dim}'
-        elif kind == 'image':
-            pairs, text = value, f'image:{ImageFolderDataset(value).num_channels}'
-        names.append(text)
-    parts = conditions.parse(names, dataset.num_channels)  # what is wrong with them is said here
+
+    def labels() -> tuple[str, int]:
+        labelled = ImageFolderDataset(o['data'], use_labels=True)
+        return 'class' if labelled.has_class_labels else 'vector', labelled.label_dim
+
+    names, pairs = training_names(o['condition'], o['cond'], labels, lambda path: ImageFolderDataset(path).num_channels)
+    ConditionSet(names, dataset.num_channels)  # raises for names that do not fit the images or each other
     if pairs and o['augment']:
         raise click.ClickException('--augment moves images and not their pairs (--condition=image): use one of them')
     if o['val_pairs'] and not (pairs and o['val_data']):
         raise click.ClickException('--val-pairs are those of --val-data, with --condition=image:PATH; both are needed')
-    if o['condition_dropout'] and not parts:
+    if o['condition_dropout'] and not names:
         raise click.ClickException('--condition-dropout needs a --condition that could be left out')
     return names, pairs
 
@@ -202,7 +185,8 @@ def loop_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any
     if len({ema_label(h) for h in halflives}) < len(halflives):
         raise click.ClickException(f'--ema={o["ema"]}: two of the half-lives are the same')
     network = network_options(o, dataset)
-    labelled = any(name.split(':')[0] in conditions.LABELS for name in network['network_kwargs'].get('conditions', ()))
+    names = network['network_kwargs'].get('conditions', ())
+    labelled = ConditionSet(names, dataset.num_channels).labels is not None
     return {
         'dataset_kwargs': {
             'path': o['data'],
@@ -357,7 +341,7 @@ class LongHelp(click.Command):
     """A command whose module docstring is its help."""
 
     def get_help(self, ctx):
-        self.help = __doc__
+        self.help = script_help(__file__)
         return super().get_help(ctx)
 
 
@@ -390,8 +374,8 @@ INT_POS = click.IntRange(min=1)
 @click.option('--data', metavar='ZIP|DIR', type=str, help='Training images, from dataset_tool.py (a path or URL)')
 @click.option('--preset', type=click.Choice(list(PRESETS)), help='A ready set of options; others on the line win')
 @click.option('--cond', metavar='BOOL', type=bool, default=False, help='The same as --condition=class')
-@click.option('--condition', metavar='LIST', type=str, multiple=True,
-              help='What the network is told: class, onehot, color, edge, lowres:N, mask, image:PATH; with commas')
+@click.option('--condition', metavar='LIST', type=Text(training_help), multiple=True,
+              help="Conditions of the network, with commas between; 'help' lists all")
 @click.option('--condition-dropout', metavar='FLOAT', type=FiniteRange(0, 1, max_open=True), default=0.0,
               help='Probability of no condition; the network then works without, too')
 @click.option('--arch', type=click.Choice(list(NETWORKS)), default='ddn',

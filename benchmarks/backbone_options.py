@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
 from benchmarks import common, contestants
+from cli.options import script_help
 from ddn_networks import DDN, samplers
 from training.loss import layer_losses, total_loss
 
@@ -97,7 +98,7 @@ def adam_rows(net: DDN, images: torch.Tensor, timing: dict) -> list[dict]:
     ]
 
 
-@click.command(help=__doc__)
+@click.command(help=script_help(__file__))
 @click.option('--configs', help=f'Of {", ".join(contestants.CONFIGURATIONS)}', default='cpu,cifar10', show_default=True)
 @click.option('--nodes', help='K', default=64, show_default=True)
 @click.option('--batch', help='Images at a time  [default: what two cores can bear]', type=click.IntRange(min=1))

@@ -60,7 +60,7 @@ def measure(dataset: ImageFolderDataset, batch: int, num_workers: int, seconds: 
     return count / elapsed
 
 
-@click.command(help=script_help(__doc__), context_settings={"show_default": True})
+@click.command(help=script_help(__file__), context_settings={"show_default": True})
 @click.option("--data", metavar="ZIP|DIR", type=click.Path(exists=True, path_type=Path), help="Dataset to load")
 @click.option("--need", metavar="IMG/S", type=click.FloatRange(min=0, min_open=True), default=50, help="Of training")
 @click.option("--workers", metavar="N,N", default="0,1,2,4", help="Numbers of worker processes")

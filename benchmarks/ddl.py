@@ -21,6 +21,7 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
 from benchmarks import common, contestants
+from cli.options import script_help
 from ddn_networks import SplitAndPrune, closed_forms, samplers
 from ddn_networks.ddl import DDL
 from training.loss import layer_losses
@@ -162,7 +163,7 @@ def parse_shape(text: str) -> Shape:
     return B, channels, size, K
 
 
-@click.command(help=__doc__)
+@click.command(help=script_help(__file__))
 @click.option('--shapes', help='batch,channels,size,K; may be given several times', multiple=True)
 @click.option('--batch', help='Of the published shapes', type=click.IntRange(min=1), default=16, show_default=True)
 @click.option('--repeats', help='Rounds; medians count', type=click.IntRange(min=1), default=7, show_default=True)

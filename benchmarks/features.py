@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
+from cli.options import script_help
 from metrics.detectors import read_state, weights_path
 from metrics.distances import frechet_distance
 from metrics.inception import DIM, Inception
@@ -85,7 +86,7 @@ def bench_fid(rounds: int, sqrtm: bool) -> None:
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=script_help(__file__).splitlines()[0])
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=0, help='of PyTorch; 0: as many as it takes')

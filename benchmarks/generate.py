@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
 from benchmarks import common, contestants
+from cli.options import script_help
 from ddn_networks import DDN, samplers
 
 GOAL, GOAL_FLAT, GOAL_SDDN = 1.05, 0.05, 1.0
@@ -41,7 +42,7 @@ def make(name: str, net: torch.nn.Module, images: torch.Tensor, precision: str) 
     return call
 
 
-@click.command(help=__doc__)
+@click.command(help=script_help(__file__))
 @contestants.network_options
 def main(out, device, clock, **options):
     facts = common.machine(device, clock)

@@ -54,7 +54,7 @@ def cases(batch: int, size: int) -> dict[str, guided_sampling.Guidance | None]:
     }
 
 
-@click.command(help=script_help(__doc__))
+@click.command(help=script_help(__file__))
 @click.option('--batch', help='Images at a time', type=click.IntRange(min=1), default=2, show_default=True)
 @click.option('--repeats', help='Rounds', type=click.IntRange(min=1), default=3, show_default=True)
 @click.option('--size', help='Resolution', type=int, default=64, show_default=True)

@@ -60,7 +60,7 @@ def measure(size: tuple[int, int], checkpoint: bool, batch: int, device: str, pr
     }
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.option('--out', help='Write OUT.md and OUT.json')
 @click.option('--device', default='cpu')
 @click.option('--batch', type=int, default=1)

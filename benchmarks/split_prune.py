@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
+from cli.options import script_help
 from ddn_networks import DDN, SplitAndPrune, published_config
 
 
@@ -44,7 +45,7 @@ def least_ms(fn, prepare, device: torch.device, rounds: int = 15) -> float:
     return 1000 * best
 
 
-@click.command(help=__doc__)
+@click.command(help=script_help(__file__))
 def main() -> None:
     torch.set_num_threads(1)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')

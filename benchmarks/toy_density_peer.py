@@ -72,7 +72,7 @@ def train_sddn(
     return layer.multi_out_conv1x1.weight.detach().reshape(K, 2).double().numpy(), seconds
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.option('--outdir', default='out/toy_density_peer', help='Where results.json and results.md go.')
 @click.option('--nodes', default=2000, help='K.')
 @click.option('--samples', default=72000, help='Samples of the density.')

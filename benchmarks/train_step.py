@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
 from benchmarks import common, contestants
+from cli.options import script_help
 from ddn_networks import DDN, SplitAndPrune, samplers
 from training.loss import layer_losses, total_loss
 
@@ -85,7 +86,7 @@ def make(name: str, net: torch.nn.Module, images: torch.Tensor, precision: str) 
     return steps[name.split()[0]](net.train(), images, precision, optimizer)
 
 
-@click.command(help=__doc__)
+@click.command(help=script_help(__file__))
 @contestants.network_options
 def main(out, device, clock, **options):
     facts = common.machine(device, clock)

@@ -1,167 +1,152 @@
-"""Conditions from words: what ``--class``, ``--label`` and ``--condition-image`` of a command say, and their files; and
-the network they are said to.
+"""Conditions from words: ``--class``, ``--label`` and ``--condition-image`` for a network that was trained with
+conditions, and ``--condition`` for one that is to be.
 
-Pictures are read as guides read them: from a file, a folder or a zip, cropped to the middle part that has the network's
-proportions. A folder of n asks for n results.
+Kinds of conditions are ``ddn_networks.conditions.CONDITIONS``; nothing here names one.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 
-from cli import guide_arguments
-from ddn_networks import Network, RecurrentDDN, conditions, pixel_maps
+from cli.jobs import Job, Label
+from cli.pictures import Pictures
+from ddn_networks import Network, pixel_maps
+from ddn_networks.conditions import CONDITIONS, LABELS, Condition
 
-KEPT = 256  # conditions that are not made again when they are asked for again
-KINDS = (*conditions.OF_THE_IMAGE, 'image', conditions.DRAWN)
-
-
-def load_network(path: str, ema: str | None, device: str | torch.device, steps: int | None) -> Network:
-    """The network of a snapshot; ``steps``: another L for a recurrent one. ValueError where it is none."""
-    net = Network.from_pretrained(path, ema=ema, device=device)
-    if steps is not None:
-        if not isinstance(net, RecurrentDDN):
-            raise ValueError(f'--steps: {path} is not recurrent, its {net.num_layers} layers are fixed')
-        net.num_layers = steps
-    return net
+MADE = 256  # conditions that are kept in case they are needed again
 
 
-class Row(NamedTuple):
-    """One image to make: its file name, which picture tells or guides it, its seed, its class or label vector."""
+class ConditionArguments:
+    """The classes or label vector and the pictures that a command line gives for a network's condition.
 
-    name: str
-    target: int
-    seed: int
-    label: int | tuple[float, ...] | None
-
-
-class Told:
-    """What the command line says of a network's condition. ValueError where that is not what the network needs."""
+    Attributes: net; labels, one or several, [None] for none; pictures by the key of their condition ('' for all).
+    Raises ValueError where they are not what the network takes.
+    """
 
     def __init__(
-        self, net: Network, classes: Sequence[int] | str | None, label: Sequence[float] | None, pictures: Sequence[str]
+        self,
+        net: Network,
+        classes: Sequence[int] | str | None = None,
+        label: Sequence[float] | None = None,
+        pictures: Sequence[str] = (),
     ):
-        self.net, self._made = net, functools.lru_cache(KEPT)(self._make)
-        self.parts = {part.kind: part for part in net.conditions}
-        of_classes = next((part for part in net.conditions if part.kind in conditions.CLASSES), None)
-        needs = conditions.listed(net.conditions)
-        if net.condition_channels and not net.conditions:
-            raise ValueError(f'this network has {net.condition_channels} condition channels without a name: use Python')
-        for option, given, part in (('--class', classes, of_classes), ('--label', label, self.parts.get('vector'))):
-            if given is not None and part is None:
-                raise ValueError(f'{option}: this network is not conditioned on that but on {needs}')
-        if pictures and not conditions.needs_images(net.conditions):
-            raise ValueError(f'--condition-image: this network is not conditioned on pictures but on {needs}')
-        self.labels: list = [None]
-        if label is not None:
-            self.labels = [tuple(label)]
-        if classes is not None:
-            self.labels = list(range(of_classes.size)) if classes == 'all' else list(classes)
-        for value in self.labels:
-            if value is not None:
-                conditions.check_labels(of_classes or self.parts['vector'], torch.tensor(value))
-        self.pictures = {}
+        self.net, self._made = net, functools.lru_cache(MADE)(self._make)
+        given, conditions = classes is not None or label is not None or bool(pictures), net.conditions
+        if conditions.channels and not conditions and (given or not conditions.optional):
+            raise ValueError(f'this network has {conditions.channels} condition channels without a name: use Python')
+        self.labels: Sequence[Label | None] = [None]
+        for option, value, takes in (('--class', classes, 'class'), ('--label', label, 'vector')):
+            part = next((part for part in conditions if part.takes == takes), None)
+            if value is not None and part is None:
+                raise ValueError(f'{option}: this network is not conditioned on that but on {conditions}')
+            if value == 'all':
+                self.labels = range(part.size)
+            elif value is not None:
+                self.labels = list(value) if takes == 'class' else [tuple(value)]
+                part.check(torch.tensor(value))
+        if pictures and not conditions.pictures:
+            raise ValueError(f'--condition-image: this network is not conditioned on pictures but on {conditions}')
+        self.pictures: dict[str, Pictures] = {}
         for text in pictures:
-            kind, colon, path = text.partition(':')
-            kind, path = (kind, path) if colon and kind in KINDS else ('', text)
-            wanted = 'edge' if kind == conditions.DRAWN else kind
-            if kind and wanted not in self.parts:
-                raise ValueError(f'--condition-image={text}: this network is conditioned on {needs}')
-            if kind in self.pictures or {kind, *self.pictures} >= {'edge', conditions.DRAWN}:
-                raise ValueError(f'--condition-image={text}: that is given twice')
-            self.pictures[kind] = guide_arguments.Pictures(path)
+            self._add_pictures(text)
         for_all = self.pictures.get('')
-        if for_all and not any(self._source(kind) is for_all for kind in self.parts if kind not in conditions.LABELS):
+        if for_all and not any(self._source(part)[1] is for_all for part in conditions.pictures):
             raise ValueError(f'--condition-image={for_all.path}: each condition has a picture already, leave it out')
 
-    @property
-    def empty(self) -> bool:
-        return self.labels == [None] and not self.pictures
+    def _add_pictures(self, text: str) -> None:
+        key, colon, path = text.partition(':')
+        keys = {k for name, kind in CONDITIONS.items() if kind.takes not in LABELS for k in (name, kind.ready) if k}
+        if not colon or key not in keys:
+            key, path = '', text
+        part = next((part for part in self.net.conditions.pictures if key and key in (part.kind, part.ready)), None)
+        if key and part is None:
+            raise ValueError(f'--condition-image={text}: this network is conditioned on {self.net.conditions}')
+        same = {key} if part is None else {part.kind, part.ready} - {''}
+        if same & set(self.pictures):
+            raise ValueError(f'--condition-image={text}: that is given twice')
+        self.pictures[key] = Pictures(path, f'--condition-image {path}')
 
     @property
-    def without(self) -> bool:
-        """Whether the network gets no condition: it has none, or it does without what nobody said."""
-        return not self.net.conditions or self.empty and self.net.condition_optional
+    def sources(self) -> list[str]:
+        """The files and folders of the pictures."""
+        return [pictures.path for pictures in self.pictures.values()]
+
+    @property
+    def absent(self) -> bool:
+        """Whether the network gets no condition: it has none, or it is optional and was not given."""
+        given = self.labels != [None] or self.pictures
+        return not self.net.conditions or not given and self.net.conditions.optional
 
     @property
     def needs_originals(self) -> bool:
-        """Whether ``of_images`` looks at the images: something is made of pictures, and not of given ones."""
-        pictures = [kind for kind in self.parts if kind not in conditions.LABELS]
-        return not self.without and any(self._source(kind) is None for kind in pictures)
+        """Whether ``of_images`` looks at the images: a condition is made of pictures, and none are given for it."""
+        return not self.absent and any(self._source(part)[1] is None for part in self.net.conditions.pictures)
 
-    def specs(self) -> list[guide_arguments.Spec]:
-        """Stand-ins for guides: so many pictures ask for so many results."""
-        return [
-            guide_arguments.Spec(p.path, p.names, lambda *_: None, [p.path], '--condition-image')
-            for p in self.pictures.values()
-        ]
+    def label_jobs(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs, seed s with class s modulo N where a class is the network's only condition and none is given, as in
+        ``fid.py``."""
+        num_classes = self.net.conditions.num_classes
+        if self.labels != [None] or self.absent or num_classes is None:
+            return list(jobs)
+        return [job._replace(label=job.seed % num_classes) for job in jobs]
 
-    def check(self, labels: Sequence) -> None:
-        """ValueError, in terms of the options, where images of these labels need more than was said."""
-        if self.without:
-            return
-        untold = any(label is None for label in labels)
-        for kind in self.parts:
-            if kind in conditions.CLASSES and untold:
-                raise ValueError(f'the network is conditioned on {self.parts[kind].size} classes: give --class=3')
-            if kind == 'vector' and untold:
-                raise ValueError(f'the network is conditioned on {self.parts[kind].size} numbers: give --label=A,B,...')
-            if kind not in conditions.LABELS and self._source(kind) is None:
-                raise ValueError(f'the network is conditioned on {kind}: give --condition-image=FILE or a folder')
+    def of_jobs(self, jobs: Sequence[Job]) -> torch.Tensor | None:
+        """[B, c, H, W] of B jobs, or None."""
+        return self.condition([job.label for job in jobs], [job.target for job in jobs])
 
-    def condition(self, labels: Sequence, targets: Sequence[int]) -> torch.Tensor | None:
-        """[B, c, H, W] of B images with these labels and pictures, or None."""
-        if self.without:
+    def condition(self, labels: Sequence[Label | None], targets: Sequence[int]) -> torch.Tensor | None:
+        """[B, c, H, W] of B images with these labels and pictures, or None. ValueError, in terms of the options, where
+        they need more than was given."""
+        if self.absent:
             return None
-        self.check(labels)
+        for part in self.net.conditions:
+            if part.takes_labels and None in labels:
+                words, option = {
+                    'class': ('classes', '--class=3'),
+                    'vector': ('numbers', '--label=A,B,...'),
+                }[part.takes]
+                raise ValueError(f'the network is conditioned on {part.size} {words}: give {option}')
+            if not part.takes_labels and self._source(part)[1] is None:
+                option = '--condition-image=FILE or a folder'
+                raise ValueError(f'the network is conditioned on {part.kind}: give {option}')
         return torch.cat([self._one(label, target) for label, target in zip(labels, targets, strict=True)])
 
-    def looks(self, target: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The condition and the given picture [C, H, W] each, to look at; None where there is none."""
-        if not self.pictures:
-            return None
-        condition = self._one(self.labels[0], target)
-        shown = conditions.as_picture(self.net.conditions, condition, self.net.img_channels)[0].cpu()
-        size = self.net.img_resolution
-        first = next(iter(self.pictures.values()))
-        given = pixel_maps.to_channels(first.at([target], size, size), self.net.img_channels)[0]
-        same = set(self.pictures) <= {'image', conditions.DRAWN} or set(self.parts) <= {*conditions.LABELS, 'image'}
-        return shown, shown if same else given
-
-    def serve(self, count: int, of: int | None = None) -> None:
+    def require_for(self, count: int, of: int | None = None) -> None:
         """ValueError where classes or pictures are neither one nor one for each of ``count`` images, or of the ``of``
         that these are the first of."""
-        said = [(f'--condition-image {p.path} has', len(p.names), 'pictures') for p in self.pictures.values()]
-        for words, number, things in [*said, ('--class has', len(self.labels), 'classes')]:
+        given = [(f'{p.option} has', len(p), 'pictures') for p in self.pictures.values()]
+        for words, number, things in [*given, ('--class has', len(self.labels), 'classes')]:
             if number not in (1, count, of):
                 raise ValueError(f'{words} {number} {things} for {count} images: give one, or one each')
 
-    def label_of(self, target: int):
-        """The label that is told of image ``target``: one, or one each (see ``serve``)."""
+    def label_of(self, target: int) -> Label | None:
+        """The label given for image ``target``: one, or one each (see ``require_for``)."""
         return self.labels[target % len(self.labels)]
+
+    def of_rows(self, targets: Sequence[int]) -> torch.Tensor | None:
+        """[B, c, H, W] of the images ``targets`` by what is given for them alone, or None."""
+        return self.condition([self.label_of(i) for i in targets], targets)
 
     def of_images(
         self, images: torch.Tensor, labels: torch.Tensor | None, targets: Sequence[int]
     ) -> torch.Tensor | None:
-        """The condition of given images [B, C, H, W] and their labels, to encode them by: what the command line does
-        not say is made of the images themselves. ``targets``: which of the pictures and classes that it says are
-        theirs."""
-        if self.without:
+        """The condition of images [B, C, H, W] and their labels, to encode them by: what the command line does not give
+        is made of the images themselves. ``targets``: which of the given pictures and classes are theirs."""
+        conditions = self.net.conditions
+        if self.absent:
             return None
-        if not conditions.needs_labels(self.net.conditions):
+        if not conditions.labels:
             labels = None
         elif self.labels != [None]:
             labels = torch.tensor([self.label_of(i) for i in targets])
         elif labels is None:
-            option = '--label' if 'vector' in self.parts else '--class'
+            option = '--label' if conditions.labels.takes == 'vector' else '--class'
             raise ValueError(f'these images have no labels: give {option}')
-        if 'image' in self.parts and self._source('image') is None:
+        if any(part.takes == 'pair' and self._source(part)[1] is None for part in conditions):
             raise ValueError('this network is conditioned on another picture of each image: give --condition-image')
         if not self.pictures:
-            needed = conditions.needs_images(self.net.conditions)
-            return self.net.make_condition(labels, dict.fromkeys(conditions.OF_THE_IMAGE, images) if needed else None)
+            return self.net.make_condition(labels, conditions.sources(images))
         known = [None] * len(targets)
         if labels is not None:
             known = [tuple(label) if isinstance(label, list) else label for label in labels.tolist()]
@@ -170,55 +155,105 @@ class Told:
         rows = zip(known, targets, images.split(1), strict=True)
         return torch.cat([self._make(label, target, image) for label, target, image in rows])
 
-    def _source(self, kind: str) -> guide_arguments.Pictures | None:
-        if kind == 'edge' and conditions.DRAWN in self.pictures:
-            return self.pictures[conditions.DRAWN]
-        return self.pictures.get(kind, self.pictures.get(''))
+    def look(self, target: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The condition and the picture that was given for it, [C, H, W] each, to look at; the condition twice where
+        the picture shows no more."""
+        conditions, size, C = self.net.conditions, self.net.img_resolution, self.net.img_channels
+        condition = conditions.look(self._one(self.labels[0], target))[0].cpu()
+        if all(part.shows_all or self._source(part)[0] == part.ready for part in conditions.pictures):
+            return condition, condition
+        first = next(iter(self.pictures.values()))
+        return condition, pixel_maps.to_channels(first.at([target], size, size), C)[0]
 
-    def _one(self, label, target: int) -> torch.Tensor:
-        """[1, c, H, W] of a label and picture ``target``, or of the one that is told of all: that is made once."""
-        return self._made(label, target % max((len(p.names) for p in self.pictures.values()), default=1))
+    def _source(self, part: Condition) -> tuple[str, Pictures | None]:
+        """The pictures given for a condition, and their key."""
+        key = part.ready if part.ready in self.pictures and part.ready else part.kind
+        return key, self.pictures.get(key, self.pictures.get(''))
 
-    def _make(self, label, target: int, image: torch.Tensor | None = None) -> torch.Tensor:
+    def _one(self, label: Label | None, target: int) -> torch.Tensor:
+        """[1, c, H, W] of a label and picture ``target``, or of the one that serves all: that is made once."""
+        return self._made(label, target % max((len(p) for p in self.pictures.values()), default=1))
+
+    def _make(self, label: Label | None, target: int, image: torch.Tensor | None = None) -> torch.Tensor:
         """[1, c, H, W] of a label and picture ``target``, or of ``image`` [1, C, H, W] where there is none."""
         sources = {}
-        for kind in self.parts:
-            if kind not in conditions.LABELS:
-                key = conditions.DRAWN if kind == 'edge' and conditions.DRAWN in self.pictures else kind
-                sources[key] = image if self._source(kind) is None else self._picture(kind, target)
+        for part in self.net.conditions.pictures:
+            key, pictures = self._source(part)
+            if pictures is None:
+                sources[key] = image
+            elif key == part.ready:
+                sources[key] = pictures.at([target], None, self.net.img_resolution)
+            else:  # of its own size: the condition decides how it shrinks
+                picture = pictures.at([target], None, self.net.img_resolution, part.file_channels)
+                try:
+                    sources[key] = part.of_file(picture)
+                except ValueError as error:
+                    raise ValueError(f'{pictures.option}: {error}') from error
         return self.net.make_condition(None if label is None else torch.tensor(label), sources or None)
 
-    def _picture(self, kind: str, target: int) -> torch.Tensor:
-        """[1, c, h, w], of its own size: what is made of it says how it shrinks."""
-        pictures, shape = self._source(kind), self.net.img_resolution
-        if kind == 'image':
-            return pictures.at([target], None, shape, self.parts[kind].size)
-        if kind != 'mask':
-            return pictures.at([target], None, shape)
-        rgba = pictures.at([target], None, shape, 4)
-        if (rgba[:, 3] > 0).all():
-            raise ValueError(f'{pictures.path} hides nothing: make transparent what is to be invented')
-        return torch.cat([pixel_maps.to_channels(rgba[:, :3], self.net.img_channels), rgba[:, 3:]], 1)
+
+# Training.
 
 
-def rows(told: Told, specs: Sequence[guide_arguments.Spec], seeds: Sequence[int], seeds_given: bool) -> list[Row]:
-    """What to make, class by class: see ``guide_arguments.jobs``. Several classes have a folder each.
+def training_help() -> str:
+    """What ``--condition=help`` prints."""
+    lines = [f'  {_usage(name):12} {kind.help}' for name, kind in CONDITIONS.items()]
+    return '\n'.join(['Conditions of a network, one or several (class,color); see docs/conditions.md:', *lines])
 
-    A network that is told a class and nothing else gets class s modulo N with seed s where nobody says one, as in
-    ``fid.py``; not beside guides, which ask for something.
+
+def training_names(
+    texts: Sequence[str], classes: bool, labels: Callable[[], tuple[str, int]], channels: Callable[[str], int]
+) -> tuple[list[str], str | None]:
+    """The names of the conditions that ``--condition`` asks for, and the folder or zip of pairs, if any.
+
+    Args:
+        texts: each 'class,lowres:8' or such.
+        classes: 'class' as well, unless they have a condition on labels.
+        labels: the dataset's labels: 'class' and their number, or 'vector' and their width.
+        channels: of the pairs in a folder or zip.
+
+    Raises:
+        ValueError: an unknown condition, with the known ones; labels that the dataset does not have.
     """
-    classes = None if told.labels != [None] or told.without or specs else conditions.classes_alone(told.net.conditions)
-    if len(told.labels) > 1 and not seeds_given:
-        seeds = seeds[:10]
-    jobs = guide_arguments.jobs([*specs, *told.specs()], seeds, seeds_given)
-    several = len(told.labels) > 1
-    return [
-        Row(
-            f'class{label}/{job.name}' if several else job.name,
-            job.target,
-            job.seed,
-            job.seed % classes if classes else label,
-        )
-        for label in told.labels
-        for job in jobs
-    ]
+    names, pairs, asked = [], None, _split(texts)
+    kinds = [CONDITIONS.get(text.partition(':')[0]) for text in asked]
+    if classes and not any(kind and kind.takes in LABELS for kind in kinds):
+        asked.insert(0, 'class')
+    for text in asked:
+        kind, _, value = text.partition(':')
+        condition = CONDITIONS.get(kind)
+        if condition is None or not _fits(condition, value):
+            raise ValueError(f'--condition={text}: choose from {", ".join(map(_usage, CONDITIONS))}')
+        if condition.takes == 'pair':
+            pairs, text = value, f'{kind}:{channels(value)}'
+        elif condition.takes in LABELS:
+            takes, size = labels()
+            if takes != condition.takes and takes == 'class':
+                raise ValueError(f'--condition={text}: the labels of these images are class numbers; take class')
+            text = f'{kind if takes == condition.takes else takes}:{size}'
+        names.append(text)
+    return names, pairs
+
+
+def _split(texts: Sequence[str]) -> list[str]:
+    """'class,image:a,b' as ['class', 'image:a,b']: a comma may belong to the name of a file."""
+    found = []
+    for text in texts:
+        for part in text.split(','):
+            if part.split(':')[0].strip() in CONDITIONS or not found:
+                found.append(part.strip())
+            else:
+                found[-1] += f',{part}'
+    return found
+
+
+def _fits(condition: type[Condition], value: str) -> bool:
+    if condition.takes == 'pair':
+        return bool(value)
+    return value.isdigit() if condition.sized and condition.takes == 'image' else not value
+
+
+def _usage(kind: str) -> str:
+    condition = CONDITIONS[kind]
+    ends = {'pair': ':PATH', 'image': ':N' * condition.sized}
+    return kind + ends.get(condition.takes, '')

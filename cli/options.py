@@ -1,19 +1,28 @@
-"""What command lines share, for click: options under headings, lists of numbers, a docstring as --help, errors in one
-line."""
+"""What command lines share, for click: the source's docstring as --help, options under headings, errors in one line,
+lists of numbers."""
 
+import ast
 import contextlib
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import click
 
 from dnnlib.downloads import error_line
+from dnnlib.readers import printable, reason
 from dnnlib.util import redacted
 
+MAX_LIST = 1_000_000  # numbers of one option
 
-def script_help(doc: str) -> str:
-    """The docstring of a script as its --help: examples, which are indented, keep their lines."""
-    return doc.replace('\n\n    ', '\n\n\b\n    ')
+
+def script_help(file: str, function: str | None = None) -> str:
+    """The docstring of a script, or of one of its functions, as its --help: examples, which are indented, keep their
+    lines. It is read from the source, since ``python -OO`` keeps no docstrings."""
+    tree = ast.parse(Path(file).read_text(encoding='utf-8'))
+    if function is not None:
+        (tree,) = (x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == function)
+    return re.sub(r'\n\n(?= +\S)', '\n\n\b\n', ast.get_docstring(tree))
 
 
 class GroupedCommand(click.Command):
@@ -44,17 +53,26 @@ def option_group(heading: str, *options: Callable) -> Callable:
 
 @contextlib.contextmanager
 def one_line_errors(*more: type[Exception]) -> Iterator[None]:
-    """What the user can mend, ValueError, OSError and ``more``, becomes one line and a non-zero exit. For a block, or
-    for a command as a decorator."""
+    """Report user errors, ValueError, OSError and ``more``, and a lack of memory, in one line and exit non-zero. For a
+    block, or for a command as a decorator."""
     try:
         yield
     except BrokenPipeError:
-        raise  # whoever read the output has gone: click ends quietly
+        raise  # the reader of the output has gone: click ends quietly
     except (ValueError, OSError, *more) as error:
-        raise click.ClickException(error_line(error)) from error
+        raise click.ClickException(printable(error_line(error))) from error
     except click.ClickException as error:
         error.message = redacted(error.message)
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _out_of_memory(error):
+            raise
+        raise click.ClickException(f'not enough memory ({reason(error)}): give a smaller --batch or --beam') from error
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch could not allocate a tensor: CUDA has a class for that, the CPU a message."""
+    return type(error).__name__ == 'OutOfMemoryError' or "can't allocate memory" in str(error)
 
 
 class Ints(click.ParamType):
@@ -63,16 +81,42 @@ class Ints(click.ParamType):
     name = 'list'
 
     def convert(self, value, param, ctx):
-        found = []
+        if not isinstance(value, str):
+            return value
+        ranges = []
         for part in value.split(','):
             match = re.fullmatch(r'\s*(\d{1,18})(?:-(\d{1,18}))?\s*', part)
             if match is None:
-                self.fail(f'{part!r} is no number below 10^18 and no range; give 0-7 or 1,5,9-12', param, ctx)
+                self.fail(f'{part!r} is not a number below 10^18 or a range; give 0-7 or 1,5,9-12', param, ctx)
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 self.fail(f'the range {part.strip()} is empty: did you mean {last}-{first}?', param, ctx)
-            found += range(first, last + 1)
-        return found
+            ranges.append(range(first, last + 1))
+        count = sum(r.stop - r.start for r in ranges)
+        if count > MAX_LIST:
+            self.fail(f'{count:,} numbers are more than {MAX_LIST:,}: give smaller ranges', param, ctx)
+        return [number for r in ranges for number in r]
+
+
+class Classes(Ints):
+    """'3' or '0-4,7' as a list of class numbers; 'all' as it is."""
+
+    def convert(self, value, param, ctx):
+        return value if value == 'all' else super().convert(value, param, ctx)
+
+
+class Layers(click.ParamType):
+    """'3-60' as (3, 60)."""
+
+    name = 'layers'
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r'(\d{1,9})-(\d{1,9})', value)
+        if match is None:
+            self.fail(f'{value!r} is not a range of layers; give for example 0-62', param, ctx)
+        return int(match[1]), int(match[2])
 
 
 class Numbers(click.ParamType):
@@ -81,7 +125,45 @@ class Numbers(click.ParamType):
     name = 'list'
 
     def convert(self, value, param, ctx):
+        if not isinstance(value, str):
+            return value
         try:
             return [float(part) for part in value.split(',')]
         except ValueError:
-            self.fail(f'{value!r} is no list of numbers; give for example 0.5,-1', param, ctx)
+            self.fail(f'{value!r} is not a list of numbers; give for example 0.5,-1', param, ctx)
+
+
+class Text(click.ParamType):
+    """Text as it is; 'help' prints what ``help_text`` returns and ends the script."""
+
+    name = 'text'
+
+    def __init__(self, help_text: Callable[[], str]):
+        self.help_text = help_text
+
+    def convert(self, value, param, ctx):
+        if value == 'help':
+            click.echo(self.help_text())
+            ctx.exit()
+        return value
+
+
+# Options that several scripts have.
+
+
+def network_options(command: Callable) -> Callable:
+    """--network, --ema, --steps, --device: arguments of ``cli.networks.load_network``."""
+    for option in reversed((
+        click.option('--network', metavar='FILE|URL', required=True, help='Snapshot, run folder or shipped name'),
+        click.option('--ema', metavar='LABEL', help="Averaged weights by half-life, or 'none' for the raw ones  "
+                                                    '[default: the first]'),
+        click.option('--steps', metavar='INT', type=click.IntRange(1, 10_000),
+                     help='Layers of a recurrent network  [default: as trained]'),
+        click.option('--device', metavar='NAME', help='cuda, mps or cpu  [default: the best available]'),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+BATCH = click.IntRange(1, 65_536)
+BEAM = click.IntRange(1, 4096)

@@ -1,27 +1,16 @@
-"""What a network is told in training: classes, grey pictures, edges, small pictures, holes, or any picture.
+"""Conditions of a network: a class, a grey picture, edges, a small picture, a picture with a hole, or another picture.
 
 Legend: B images, C image channels, c condition channels, H x W pixels, N classes.
 
-A network names its conditions in plain words, which its snapshot keeps; together they make one image-like tensor
-[B, c, H, W], the first's channels first. A condition has no parameters of its own: it is added to channels of the
-features, once per scale (see ``DDN``).
+A network stores the names of its conditions, such as 'class:10' or 'color', in its snapshots. Together they make one
+image-like tensor [B, c, H, W], the first's channels first. A condition has no parameters: it is added to channels of
+the features, once per scale (see ``DDN``).
 
-    class:N    a class number of N, in base 4: two bits a constant plane, most significant first, digits at
-               linspace(-1, 1, 4); class 0 is all zeros, as published. Where the condition is optional, zeros say
-               "no condition", so class n is written as n + 1.
-    onehot:N   the same with a plane for each class, 1 for its own and 0 elsewhere: more channels, which small networks
-               learn from much faster (docs/conditions.md).
-    vector:D   D numbers, each a constant plane as it is: bring them to about [-1, 1] yourself.
-    color      the picture in grey: the plain mean of its colours, in training with random weights that sum to 1.
-    edge       where the Sobel magnitude of the grey picture is above 0.75 (in training 0.5 to 1), 1, elsewhere -1.
-    lowres:N   the picture area-resized so that its longer side has N pixels, and bilinearly back.
-    mask       the picture, zero where it is hidden, and a plane that is 1 where it is known and -1 elsewhere.
-    image:C'   another picture of C' channels, as it is: any image-to-image task.
+A kind of condition is one class in ``CONDITIONS``; nothing else needs to know it. docs/conditions.md compares them.
 """
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,61 +18,13 @@ import torch.nn.functional as F
 
 from ddn_networks import pixel_maps
 
-NEEDS_SIZE = ('class', 'onehot', 'vector', 'lowres', 'image')
-CLASSES = ('class', 'onehot')  # two ways to write a class number
-LABELS = (*CLASSES, 'vector')
-OF_THE_IMAGE = ('color', 'edge', 'lowres', 'mask')  # made of the training image itself
-DRAWN = 'drawn'  # key of ``make``'s images: an edge map itself, in place of a picture whose edges are sought
-
+Size = tuple[int, int]
 Images = torch.Tensor | Mapping[str, torch.Tensor]
 Labels = torch.Tensor | Sequence[int] | int
 
 
-class Part(NamedTuple):
-    """One condition of a network: its name, what that says, and how many channels it takes."""
-
-    name: str
-    kind: str
-    size: int
-    channels: int
-
-
-def parse(names: Sequence[str], img_channels: int, optional: bool = False) -> list[Part]:
-    """The conditions that ``names`` name, for images of C channels. ValueError names the first that makes no sense."""
-    parts = []
-    for name in names:
-        match = re.fullmatch(r'(\w+)(?::(\d+))?', name)
-        kind, size = (match[1], int(match[2] or 0)) if match else (name, 0)
-        if kind not in (*LABELS, *OF_THE_IMAGE, 'image') or (kind in NEEDS_SIZE) != bool(size):
-            known = ', '.join(k + (':N' if k in NEEDS_SIZE else '') for k in (*LABELS, *OF_THE_IMAGE, 'image'))
-            raise ValueError(f'{name!r} is no condition of a network; there are {known}, with N of at least 1')
-        if kind == 'color' and img_channels == 1:
-            raise ValueError("condition 'color': the images are grey already, nothing would be left to draw")
-        channels = {
-            'class': _num_digits(size + optional),
-            'color': 1,
-            'edge': 1,
-            'lowres': img_channels,
-            'mask': img_channels + 1,
-        }.get(kind, size)
-        parts.append(Part(name, kind, size, channels))
-    kinds = [part.kind for part in parts]
-    for kind in kinds:
-        if kinds.count(kind) > 1:
-            raise ValueError(f'condition {kind!r} is given twice')
-    return parts
-
-
-def classes_alone(parts: Sequence[Part]) -> int | None:
-    """How many classes there are, where a class is all that a network is told; None where it is not."""
-    return parts[0].size if len(parts) == 1 and parts[0].kind in CLASSES else None
-
-
-# What chance decides of a condition in training.
-
-
 class ConditionDraw(NamedTuple):
-    """Columns of a row that says how the condition of one image is made."""
+    """Random numbers of one image's condition in training, and their values elsewhere: the columns of a row."""
 
     red: float = 1 / 3
     green: float = 1 / 3
@@ -97,165 +38,436 @@ class ConditionDraw(NamedTuple):
 
 
 PLAIN = ConditionDraw()
+LABELS = ('class', 'vector')  # what a condition takes that is not made of a picture
+KEPT = ConditionDraw._fields.index('kept')
+
+# One class per kind.
 
 
-def draw(batch_size: int, dropout: float, generator: torch.Generator) -> torch.Tensor:
-    """A row of ``ConditionDraw`` for each image of a training step, [B, 9] float32. Grey weights and threshold are
-    drawn once for the batch, as published; boxes, and with probability ``dropout`` "no condition", per image.
+class Condition:
+    """Base of all kinds; made of a picture, the image itself unless ``takes`` says otherwise.
 
-    The whole table is drawn at once, so that the ranks and rounds of one step can each take their rows of it.
+    Class attributes:
+        help: one line.
+        takes: 'class' number, 'vector' of numbers, 'image' (the training image itself) or 'pair' (another picture).
+        sized: the name ends in a number, 'lowres:8': classes, numbers, pixels or channels.
+        ready: key of pictures that are this condition already (see ``from_ready``), or ''.
+        shows_all: a given picture has no details that the condition hides.
+        file_channels: channels with which the user's picture is read; None for 1 or 3, as the file has.
+        num_random: uniform numbers in [0, 1) of its own that an image draws in training.
+
+    Attributes: name, kind, size (the number, or 0), img_channels, optional (the network also works without), channels.
     """
-    once = torch.rand(4, generator=generator, dtype=torch.float64)
-    each = torch.rand(batch_size, 5, generator=generator, dtype=torch.float64)
-    grey = once[:3] / once[:3].sum()
-    size = 0.25 + 0.5 * each[:, :2]
-    place = each[:, 2:4] * (1 - size)
-    shared = torch.cat([grey, 0.5 + 0.5 * once[3:]]).expand(batch_size, -1)
-    kept = (each[:, 4:] >= dropout).double()
-    return torch.cat([shared, place, size, kept], 1).float()
+
+    help: str
+    takes: str = 'image'
+    sized: bool = False
+    ready: str = ''
+    shows_all: bool = False
+    file_channels: int | None = None
+    num_random: int = 0
+    channels: int = 1
+
+    def __init__(self, name: str, img_channels: int, optional: bool = False):
+        self.name, self.img_channels, self.optional = name, img_channels, optional
+        self.kind, _, number = name.partition(':')
+        self.size = int(number or 0)
+
+    def planes(self, source: torch.Tensor, size: Size, draws: torch.Tensor) -> torch.Tensor:
+        """[B, c, H, W], or [B, c, 1, 1] of labels; ``draws``: [1 or B, 9 + num_random], the columns of
+        ``ConditionDraw`` and the numbers of its own (0.5 outside training)."""
+        raise NotImplementedError
+
+    def from_ready(self, picture: torch.Tensor, size: Size) -> torch.Tensor:
+        """[B, c, H, W] of pictures given under the key ``ready``."""
+        raise NotImplementedError
+
+    def of_file(self, picture: torch.Tensor) -> torch.Tensor:
+        """The picture for ``planes`` of one that a user's file holds, [1, c, h, w] with ``file_channels``. ValueError
+        where the file does not serve."""
+        return picture
+
+    def look(self, planes: torch.Tensor) -> torch.Tensor | None:
+        """The condition [B, c, H, W] as a picture [B, C, H, W] to look at; None for labels."""
+        if planes.shape[1] == 4 and self.img_channels == 3:
+            planes = planes[:, :3]
+        known = planes.shape[1] in (1, 3) or planes.shape[1] == self.img_channels
+        return pixel_maps.to_channels(planes if known else planes[:, :1], self.img_channels)
+
+    @property
+    def takes_labels(self) -> bool:
+        return self.takes in LABELS
 
 
-# Making conditions.
+class Class(Condition):
+    """The class number in base 4: two bits a constant plane, most significant first, digits at linspace(-1, 1, 4).
 
-
-def make(
-    parts: Sequence[Part],
-    img_channels: int,
-    size: tuple[int, int],
-    labels: Labels | None = None,
-    images: Images | None = None,
-    chance: torch.Tensor | None = None,
-    optional: bool = False,
-) -> torch.Tensor | None:
-    """The condition [B, c, H, W] of labels and pictures; B of 1 serves any batch.
-
-    Args:
-        parts: what ``parse`` gave for the network.
-        img_channels, size: C and (H, W) of the network's images.
-        labels: class numbers, an int or [B]; or vectors [D] or [B, D] float.
-        images: pictures [B, c', h, w] float in [-1, 1] of any size, from which every picture condition is made; or
-            several by the kind of condition, {'color': grey, 'edge': picture}; {'drawn': edges} is an edge map itself.
-            A picture for 'mask' with a channel more than the images says by it where it is known (above 0).
-        chance: rows of ``draw`` [B, 9]; None makes conditions as they are outside of training.
-        optional: the network works without: then neither labels nor images give None.
-
-    Raises:
-        ValueError: something missing, out of range or misshapen, in one line.
+    Class 0 is all zeros, as published. Where the condition is optional, zeros say "no condition", so class n is written
+    as n + 1.
     """
-    if optional and labels is None and images is None:
-        return None
-    for given, wanted, words in ((labels, needs_labels(parts), 'labels'), (images, needs_images(parts), 'pictures')):
-        if given is not None and not wanted:
-            raise ValueError(f'this network is conditioned on {listed(parts)}: {words} say nothing to it')
-    rows = torch.tensor([PLAIN]) if chance is None else chance
-    made = []
-    for part in parts:
-        if part.kind in LABELS:
-            made.append(_of_labels(part, labels, optional)[:, :, None, None])
-            continue
-        source = images
-        if isinstance(images, Mapping):
-            drawn = part.kind == 'edge' and DRAWN in images
-            source = images.get(DRAWN if drawn else part.kind)
-            if drawn:
-                made.append(_drawn_edges(source, size))
-                continue
-        if source is None:
-            raise ValueError(f'this network is conditioned on {listed(parts)}: there is no picture for {part.kind!r}')
-        made.append(_of_picture(part, pixel_maps.checked(source), img_channels, size, rows))
-    device = next((x.device for x in made if x.device.type != 'cpu'), torch.device('cpu'))
-    B = max(len(x) for x in made)
-    for part, x in zip(parts, made, strict=True):
-        if len(x) not in (1, B):
-            raise ValueError(f'{len(x)} conditions {part.name!r} for {B} images: give one, or one each')
-    condition = torch.cat([x.to(device).expand(B, -1, *size) for x in made], 1)  # [B, c, H, W]
-    return condition if chance is None else condition * rows[:, -1].to(device)[:, None, None, None]
 
+    help = 'class number in base 4, a plane for each digit'
+    takes = 'class'
+    sized = True
 
-def needs_labels(parts: Sequence[Part]) -> bool:
-    return any(part.kind in LABELS for part in parts)
+    @property
+    def channels(self) -> int:
+        return max(1, ((self.size + self.optional - 1).bit_length() + 1) // 2)
 
-
-def needs_images(parts: Sequence[Part]) -> bool:
-    return any(part.kind not in LABELS for part in parts)
-
-
-def listed(parts: Sequence[Part]) -> str:
-    """The conditions in words."""
-    return ' and '.join(part.name for part in parts) or 'nothing'
-
-
-def check_labels(part: Part, labels: Labels | None) -> torch.Tensor:
-    """Labels as int64 [B] or, for 'vector', float32 [B, D]. ValueError where they are missing, out of range, or of
-    another width."""
-    if part.kind in CLASSES:
-        wanted = f'this network is conditioned on {part.size} classes: its labels are numbers 0..{part.size - 1}'
+    def check(self, labels: Labels | None) -> torch.Tensor:
+        """Class numbers as int64 [B]. ValueError where they are missing or out of range."""
+        wanted = f'this network is conditioned on {self.size} classes: its labels are numbers 0..{self.size - 1}'
         values = None if labels is None else torch.as_tensor(labels)
         if values is None or values.is_floating_point() or values.ndim > 1:
-            got = 'there are none' if values is None else f'not {_words(values)}'
-            raise ValueError(f'{wanted}, {got}')
+            raise ValueError(f'{wanted}, {_found(values)}')
         values = values.reshape(-1)
-        wrong = ((values < 0) | (values >= part.size)).nonzero()
+        wrong = ((values < 0) | (values >= self.size)).nonzero()
         if len(wrong):
             raise ValueError(f'{wanted}, not {int(values[wrong[0, 0]])} (label {int(wrong[0, 0])} of {len(values)})')
         return values.long()
-    wanted = f'this network is conditioned on vectors: its labels are {part.size} numbers each'
-    if labels is None:
-        raise ValueError(f'{wanted}, there are none')
-    values = torch.as_tensor(labels)
-    if values.ndim not in (1, 2) or values.shape[-1] != part.size or not values.is_floating_point():
-        raise ValueError(f'{wanted}, not {_words(values)}')
-    if not values.isfinite().all():
-        raise ValueError(f'{wanted}, and these hold NaN or infinite ones')
-    return values.reshape(-1, part.size).float()
+
+    def planes(self, source: Labels, size: Size, draws: torch.Tensor) -> torch.Tensor:
+        values = self.check(source)[:, None] + int(self.optional)  # [B, 1]
+        shifts = 2 * torch.arange(self.channels - 1, -1, -1, device=values.device)
+        digits = (values >> shifts) & 3  # [B, c]
+        return torch.where(values == 0, 0.0, digits / 1.5 - 1)[:, :, None, None]
+
+    def look(self, planes: torch.Tensor) -> None:
+        return None
 
 
-def _words(values: torch.Tensor) -> str:
-    if values.ndim == 2:
-        return f'vectors of {values.shape[1]}'
-    kind = 'numbers with a fraction' if values.is_floating_point() else 'class numbers'
-    return f'{kind} {list(values.shape)}'
+class OneHot(Class):
+    """A plane for each class, 1 for its own and 0 elsewhere: more channels, which small networks learn from faster."""
+
+    help = 'class number, a plane for each class'
+
+    @property
+    def channels(self) -> int:
+        return self.size
+
+    def planes(self, source: Labels, size: Size, draws: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(self.check(source), self.size).float()[:, :, None, None]
 
 
-def _num_digits(num_classes: int) -> int:
-    """Base-4 digits that tell so many classes apart."""
-    return max(1, math.ceil((num_classes - 1).bit_length() / 2))
+class Vector(Class):
+    """D numbers, each a constant plane as it is: they should be about in [-1, 1]."""
+
+    help = 'label vector, a plane for each number'
+    takes = 'vector'
+
+    @property
+    def channels(self) -> int:
+        return self.size
+
+    def check(self, labels: Labels | None) -> torch.Tensor:
+        """Vectors as float32 [B, D]. ValueError where they are missing or of another width."""
+        wanted = f'this network is conditioned on vectors: its labels are {self.size} numbers each'
+        values = None if labels is None else torch.as_tensor(labels)
+        right = values is not None and values.is_floating_point() and values.ndim in (1, 2)
+        if not right or values.shape[-1] != self.size:
+            raise ValueError(f'{wanted}, {_found(values)}')
+        if not values.isfinite().all():
+            raise ValueError(f'{wanted}, and these hold NaN or infinite ones')
+        return values.reshape(-1, self.size).float()
+
+    def planes(self, source: Labels, size: Size, draws: torch.Tensor) -> torch.Tensor:
+        return self.check(source)[:, :, None, None]
 
 
-def _of_labels(part: Part, labels: Labels | None, optional: bool) -> torch.Tensor:
-    """[B, c] the planes' values."""
-    values = check_labels(part, labels)
-    if part.kind == 'vector':
-        return values
-    if part.kind == 'onehot':
-        return F.one_hot(values, part.size).float()
-    values = values[:, None] + int(optional)  # [B, 1]
-    shifts = 2 * torch.arange(part.channels - 1, -1, -1, device=values.device)
-    digits = (values >> shifts) & 3  # [B, c]
-    return torch.where(values == 0, 0.0, digits / 1.5 - 1)
+class Color(Condition):
+    """The picture in grey: the plain mean of its colours, in training with random weights that sum to 1."""
+
+    help = 'the picture in grey, to be coloured'
+
+    def __init__(self, name: str, img_channels: int, optional: bool = False):
+        super().__init__(name, img_channels, optional)
+        if img_channels == 1:
+            raise ValueError(f'condition {name!r}: the images are grey already, nothing would be left to colour')
+
+    def planes(self, source: torch.Tensor, size: Size, draws: torch.Tensor) -> torch.Tensor:
+        return pixel_maps.fit(_grey(source, draws[:, :3]), size)
 
 
-def _of_picture(
-    part: Part, picture: torch.Tensor, img_channels: int, size: tuple[int, int], rows: torch.Tensor
-) -> torch.Tensor:
-    """[B, c, H, W] of a picture [B, c', h, w]."""
-    rows = rows.to(picture.device)
-    if part.kind == 'lowres':
-        low = tuple(max(1, min(side, round(part.size * side / max(size)))) for side in size)
-        return pixel_maps.upsample(pixel_maps.fit(_colours(picture, img_channels), low), size)
-    if part.kind == 'mask':
-        known = _known(picture, img_channels, size, rows)
-        masked = picture.shape[1] == img_channels + 1
-        visible = pixel_maps.fit(_colours(picture[:, :-1] if masked else picture, img_channels), size) * known
+class Edge(Condition):
+    """1 where the Sobel magnitude of the grey picture is above 0.75 (in training 0.5 to 1), -1 elsewhere."""
+
+    help = 'edges of the picture'
+    ready = 'drawn'
+
+    def planes(self, source: torch.Tensor, size: Size, draws: torch.Tensor) -> torch.Tensor:
+        grey = pixel_maps.fit(_grey(source), size)
+        return torch.where(pixel_maps.sobel(grey) > draws[:, 3, None, None, None], 1.0, -1.0)
+
+    def from_ready(self, picture: torch.Tensor, size: Size) -> torch.Tensor:
+        """A drawn edge map: where a line passes through a pixel, its largest value counts."""
+        grey = _grey(picture)
+        shrinks = any(a > b for a, b in zip(grey.shape[2:], size, strict=True))
+        grey = F.adaptive_max_pool2d(grey, size) if shrinks else pixel_maps.upsample(grey, size)
+        return torch.where(grey > 0, 1.0, -1.0)
+
+
+class LowRes(Condition):
+    """The picture area-resized so that its longer side has N pixels, and bilinearly back."""
+
+    help = 'the picture at N pixels of its longer side'
+    sized = True
+
+    @property
+    def channels(self) -> int:
+        return self.img_channels
+
+    def planes(self, source: torch.Tensor, size: Size, draws: torch.Tensor) -> torch.Tensor:
+        low = tuple(max(1, min(side, round(self.size * side / max(size)))) for side in size)
+        return pixel_maps.upsample(pixel_maps.fit(_colours(source, self.img_channels), low), size)
+
+
+class Mask(Condition):
+    """The picture, zero where it is hidden, and a plane that is 1 where it is known and -1 elsewhere.
+
+    In training a random box is hidden, elsewhere the middle; a picture with a channel more than the images is known
+    where that is above 0.
+    """
+
+    help = 'the picture with a hole in it'
+    file_channels = 4
+
+    @property
+    def channels(self) -> int:
+        return self.img_channels + 1
+
+    def planes(self, source: torch.Tensor, size: Size, draws: torch.Tensor) -> torch.Tensor:
+        picture = source
+        if source.shape[1] == self.channels:
+            picture, known = source[:, :-1], (pixel_maps.fit(source[:, -1:], size) > 0).to(source)
+        else:
+            known = 1 - _box(draws, size).to(source)
+        visible = pixel_maps.fit(_colours(picture, self.img_channels), size) * known
         return torch.cat([visible, (2 * known - 1).expand(len(visible), -1, -1, -1)], 1)
-    if part.kind == 'image':
-        if picture.shape[1] != part.channels:
-            raise ValueError(f'this network is told a picture of {part.channels} channels, not {picture.shape[1]}')
-        return pixel_maps.fit(picture, size)
-    grey = pixel_maps.fit(_grey(picture, rows[:, :3] if part.kind == 'color' else None), size)
-    if part.kind == 'color':
-        return grey
-    return torch.where(sobel(grey) > rows[:, 3, None, None, None], 1.0, -1.0)
+
+    def of_file(self, picture: torch.Tensor) -> torch.Tensor:
+        if (picture[:, 3] > 0).all():
+            raise ValueError('it hides nothing: make transparent what is to be invented')
+        return torch.cat([pixel_maps.to_channels(picture[:, :3], self.img_channels), picture[:, 3:]], 1)
+
+    def look(self, planes: torch.Tensor) -> torch.Tensor:
+        return super().look(planes[:, :-1])
+
+
+class Pair(Condition):
+    """Another picture of N channels, as it is: any image-to-image task."""
+
+    help = 'another picture for each image'
+    takes = 'pair'
+    sized = True
+    shows_all = True
+
+    @property
+    def channels(self) -> int:
+        return self.size
+
+    @property
+    def file_channels(self) -> int:
+        return self.size
+
+    def planes(self, source: torch.Tensor, size: Size, draws: torch.Tensor) -> torch.Tensor:
+        if source.shape[1] != self.channels:
+            raise ValueError(
+                f'this network is conditioned on a picture of {self.channels} channels, not {source.shape[1]}'
+            )
+        return pixel_maps.fit(source, size)
+
+
+CONDITIONS: dict[str, type[Condition]] = {
+    'class': Class,
+    'onehot': OneHot,
+    'vector': Vector,
+    'color': Color,
+    'edge': Edge,
+    'lowres': LowRes,
+    'mask': Mask,
+    'image': Pair,
+}
+
+
+def parse(name: str, img_channels: int, optional: bool = False) -> Condition:
+    """The condition of a name such as 'class:10', for images of C channels. Raises ValueError."""
+    match = re.fullmatch(r'([^:]*)(?::([1-9]\d{0,8}))?', name)
+    kind = CONDITIONS.get(match[1]) if match else None
+    if kind is None or kind.sized != bool(match[2]):
+        known = ', '.join(key + ':N' * kind.sized for key, kind in CONDITIONS.items())
+        raise ValueError(f'unknown condition {name!r}; choose from {known}, with N of at least 1')
+    return kind(name, img_channels, optional)
+
+
+class ConditionSet:
+    """All conditions of a network, side by side.
+
+    Args:
+        names: what they are, in the order of their channels.
+        img_channels: C of the network's images.
+        optional: the network also works without them.
+        unnamed: channels of a condition without a name, which users make themselves; 0 with names.
+
+    Iterates over its ``Condition``s. Attributes: channels, optional. Raises ValueError naming the first wrong name.
+    """
+
+    def __init__(self, names: Sequence[str], img_channels: int, optional: bool = False, unnamed: int = 0):
+        if names and unnamed:
+            raise ValueError(f'conditions {list(names)} say how many channels they take: leave condition_channels out')
+        self.parts = [parse(name, img_channels, optional) for name in names]
+        kinds = [part.kind for part in self.parts]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise ValueError(f'condition {kind!r} is given twice')
+        self.channels = unnamed + sum(part.channels for part in self.parts)
+        self.optional = bool(optional)
+
+    def __iter__(self) -> Iterator[Condition]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __str__(self) -> str:
+        return ' and '.join(part.name for part in self.parts) or 'nothing'
+
+    @property
+    def labels(self) -> Condition | None:
+        """The first condition that is made of labels, or None."""
+        return next((part for part in self.parts if part.takes_labels), None)
+
+    @property
+    def pictures(self) -> list[Condition]:
+        """The conditions that are made of pictures."""
+        return [part for part in self.parts if not part.takes_labels]
+
+    @property
+    def num_classes(self) -> int | None:
+        """N where a class is the only condition; None elsewhere."""
+        return self.parts[0].size if len(self.parts) == 1 and self.parts[0].takes == 'class' else None
+
+    def draw(self, batch_size: int, dropout: float, generator: torch.Generator) -> torch.Tensor:
+        """The random numbers of a training step, float32 [B, 9 + those of the conditions' own]: a ``ConditionDraw`` for
+        each image. Grey weights and threshold are drawn once for the batch, as published; boxes, and with probability
+        ``dropout`` "no condition", per image.
+
+        The whole table is drawn at once, so that the ranks and rounds of one step can each take their rows of it.
+        """
+        once = torch.rand(4, generator=generator, dtype=torch.float64)
+        each = torch.rand(batch_size, 5, generator=generator, dtype=torch.float64)
+        own = torch.rand(batch_size, self._num_random, generator=generator, dtype=torch.float64)
+        grey = once[:3] / once[:3].sum()
+        size = 0.25 + 0.5 * each[:, :2]
+        place = each[:, 2:4] * (1 - size)
+        shared = torch.cat([grey, 0.5 + 0.5 * once[3:]]).expand(batch_size, -1)
+        kept = (each[:, 4:] >= dropout).double()
+        return torch.cat([shared, place, size, kept, own], 1).float()
+
+    def sources(self, images: torch.Tensor, pairs: torch.Tensor | None = None) -> dict[str, torch.Tensor] | None:
+        """``images`` of ``make``, of which of images [B, C, H, W] and their pairs each condition needs; None for
+        labels alone."""
+        sources = {part.kind: pairs if part.takes == 'pair' else images for part in self.pictures}
+        return {kind: source for kind, source in sources.items() if source is not None} or None
+
+    def make(
+        self,
+        size: Size,
+        labels: Labels | None = None,
+        images: Images | None = None,
+        draws: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """The condition [B, c, H, W] of labels and pictures; B of 1 serves any batch. None for nothing where the
+        condition is optional.
+
+        Args:
+            size: (H, W) of the network's images.
+            labels: class numbers, an int or [B]; or vectors [D] or [B, D] float.
+            images: pictures [B, c', h, w] float in [-1, 1] of any size, from which every picture condition is made; or
+                several by the kind of condition, {'color': grey, 'edge': picture}; {'drawn': edges} is an edge map.
+            draws: rows of ``draw``; None makes conditions as they are outside training.
+
+        Raises:
+            ValueError: something missing, out of range or misshapen, in one line.
+        """
+        if not self.parts:
+            raise ValueError(
+                f'this network has {self.channels} condition channels without a name: make their tensor yourself'
+                if self.channels
+                else 'this network was trained without a condition'
+            )
+        if self.optional and labels is None and images is None:
+            return None
+        for given, wanted, words in ((labels, self.labels, 'labels'), (images, self.pictures, 'pictures')):
+            if given is not None and not wanted:
+                raise ValueError(f'this network is conditioned on {self}: it takes no {words}')
+        rows = torch.tensor([[*PLAIN, *[0.5] * self._num_random]]) if draws is None else draws
+        made, first = [], len(PLAIN)
+        for part in self.parts:
+            own = rows[:, first : first + part.num_random]
+            made.append(self._made(part, labels, images, size, torch.cat([rows[:, : len(PLAIN)], own], 1)))
+            first += part.num_random
+        device = next((x.device for x in made if x.device.type != 'cpu'), torch.device('cpu'))
+        B = max(len(x) for x in made)
+        for part, x in zip(self.parts, made, strict=True):
+            if len(x) not in (1, B):
+                raise ValueError(f'{len(x)} conditions {part.name!r} for {B} images: give one, or one each')
+        condition = torch.cat([x.to(device).expand(B, -1, *size) for x in made], 1)  # [B, c, H, W]
+        return condition if draws is None else condition * rows[:, KEPT].to(device)[:, None, None, None]
+
+    def check(self, condition: torch.Tensor | None, batch_size: int) -> None:
+        """ValueError where a condition is missing, too much or misshapen."""
+        if condition is None and (self.optional or not self.channels):
+            return
+        shape = None if condition is None else tuple(condition.shape)
+        if shape is None or not self.channels or len(shape) != 4:
+            right = False
+        else:
+            right = shape[0] in (1, batch_size) and shape[1] == self.channels
+        if not right:
+            kinds = f' ({self}; see make_condition)' if self.parts else ''
+            wanted = f'one [{batch_size} or 1, {self.channels}, H, W]' if self.channels else 'none'
+            raise ValueError(
+                f'this network has {self.channels} condition channels{kinds} and wants {wanted}; the condition given '
+                f'is {shape}'
+            )
+
+    def look(self, condition: torch.Tensor) -> torch.Tensor | None:
+        """The first picture among the conditions [B, c, H, W], to look at: [B, C, H, W]; None where all are labels."""
+        first = 0
+        for part in self.parts:
+            picture = part.look(condition[:, first : first + part.channels])
+            if picture is not None:
+                return picture
+            first += part.channels
+        return None
+
+    @property
+    def _num_random(self) -> int:
+        return sum(part.num_random for part in self.parts)
+
+    def _made(
+        self, part: Condition, labels: Labels | None, images: Images | None, size: Size, draws: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, c, H, W] or [B, c, 1, 1] of one condition."""
+        if part.takes_labels:
+            return part.planes(labels, size, draws)
+        source, ready = images, False
+        if isinstance(images, Mapping):
+            ready = part.ready in images
+            source = images.get(part.ready if ready else part.kind)
+        if source is None:
+            raise ValueError(f'this network is conditioned on {self}: there is no picture for {part.kind!r}')
+        source = pixel_maps.checked(source)
+        return part.from_ready(source, size) if ready else part.planes(source, size, draws.to(source.device))
+
+
+def _found(values: torch.Tensor | None) -> str:
+    if values is None:
+        return 'there are none'
+    if values.ndim == 2:
+        return f'not vectors of {values.shape[1]}'
+    kind = 'numbers with a fraction' if values.is_floating_point() else 'class numbers'
+    return f'not {kind} {list(values.shape)}'
 
 
 def _colours(picture: torch.Tensor, img_channels: int) -> torch.Tensor:
@@ -264,7 +476,7 @@ def _colours(picture: torch.Tensor, img_channels: int) -> torch.Tensor:
     return pixel_maps.to_channels(picture, img_channels)
 
 
-def _grey(picture: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+def _grey(picture: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """[B, 1, h, w]: the plain mean of the colours, or weighted by [1 or B, 3]; alpha does not count."""
     picture = picture[:, :3] if picture.shape[1] == 4 else picture
     if picture.shape[1] == 1 or weights is None:
@@ -274,41 +486,9 @@ def _grey(picture: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     return (picture * weights[:, :, None, None]).sum(1, keepdim=True)
 
 
-def sobel(grey: torch.Tensor) -> torch.Tensor:
-    """[B, 1, H, W] the magnitude of its Sobel gradient; borders are repeated."""
-    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).to(grey)
-    padded = F.pad(grey, (1, 1, 1, 1), mode='replicate')
-    return F.conv2d(padded, torch.stack([kernel, kernel.t()])[:, None]).norm(dim=1, keepdim=True)
-
-
-def _drawn_edges(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """An edge map in -1 and 1 at ``size``: where a line passes through a pixel, its largest value counts."""
-    grey = _grey(pixel_maps.checked(picture), None)
-    shrinks = any(a > b for a, b in zip(grey.shape[2:], size, strict=True))
-    grey = F.adaptive_max_pool2d(grey, size) if shrinks else pixel_maps.upsample(grey, size)
-    return torch.where(grey > 0, 1.0, -1.0)
-
-
-def _known(picture: torch.Tensor, img_channels: int, size: tuple[int, int], rows: torch.Tensor) -> torch.Tensor:
-    """[1 or B, 1, H, W]: 1 where the picture is known, 0 where it is hidden."""
-    if picture.shape[1] == img_channels + 1:
-        return (pixel_maps.fit(picture[:, -1:], size) > 0).to(picture)
-    y, x = ((torch.arange(n, device=rows.device) + 0.5) / n for n in size)
-    top, left, height, width = (rows[:, i, None] for i in range(4, 8))
+def _box(draws: torch.Tensor, size: Size) -> torch.Tensor:
+    """[1 or B, 1, H, W]: 1 in the hidden box of each row of draws, 0 outside."""
+    y, x = ((torch.arange(n, device=draws.device) + 0.5) / n for n in size)
+    top, left, height, width = (draws[:, i, None] for i in range(4, 8))
     inside_y, inside_x = (y >= top) & (y < top + height), (x >= left) & (x < left + width)  # [B, H], [B, W]
-    return 1.0 - (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(picture)
-
-
-def as_picture(parts: Sequence[Part], condition: torch.Tensor, img_channels: int) -> torch.Tensor | None:
-    """The first picture among the conditions [B, c, H, W], to look at: [B, C, H, W]; None where all are labels."""
-    first = 0
-    for part in parts:
-        if part.kind not in LABELS:
-            picture = condition[:, first : first + part.channels]
-            picture = picture[:, :img_channels] if part.kind == 'mask' else picture
-            if part.channels == 4 and img_channels == 3:
-                picture = picture[:, :3]
-            known = picture.shape[1] in (1, 3) or picture.shape[1] == img_channels
-            return pixel_maps.to_channels(picture if known else picture[:, :1], img_channels)
-        first += part.channels
-    return None
+    return inside_y[:, None, :, None] & inside_x[:, None, None, :]

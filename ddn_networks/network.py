@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from ddn_networks import conditions, guided_sampling, samplers, search, shared_prefixes
+from ddn_networks import guided_sampling, samplers, search, shared_prefixes
+from ddn_networks.conditions import ConditionSet, Images, Labels
 from ddn_networks.ddl import Selection
 from torch_utils import persistence
 
@@ -69,9 +70,9 @@ class Network(nn.Module):
 
     Attributes of every network:
         img_resolution, img_channels: (H, W) and C of the images.
-        condition_channels, augment_dim: channels of an image-like condition and labels of the augment pipe, 0 for none.
-        conditions, condition_optional: what the condition is made of (``conditions.Part``), if the network knows it,
-            and whether it also works without.
+        conditions: a ``ConditionSet``: what the condition is made of, how many channels it has, and whether the network
+            also works without.
+        augment_dim: labels of the augment pipe, 0 for none.
         dropout: probability of dropping a feature in training.
         specs: a ``LayerSpec`` per layer.
         blocks, ddls: the modules; several layers may use the same one.
@@ -80,10 +81,8 @@ class Network(nn.Module):
 
     img_resolution: tuple[int, int]
     img_channels: int
-    condition_channels: int
+    conditions: ConditionSet
     augment_dim: int
-    conditions: list[conditions.Part]
-    condition_optional: bool
     dropout: float
     specs: list[LayerSpec]
     blocks: nn.ModuleList
@@ -277,48 +276,23 @@ class Network(nn.Module):
 
     # Conditions.
 
-    def set_conditions_(self, condition_channels: int, names: Sequence[str], optional: bool) -> None:
-        """What a constructor is told of conditions, as attributes; ``img_channels`` must be set."""
-        if names and condition_channels:
-            raise ValueError(f'conditions {list(names)} say how many channels they take: leave condition_channels out')
-        self.conditions = conditions.parse(names, self.img_channels, optional)
-        self.condition_channels = condition_channels + sum(part.channels for part in self.conditions)
-        self.condition_optional = bool(optional)
+    @property
+    def condition_channels(self) -> int:
+        """c of the condition, 0 without one."""
+        return self.conditions.channels
+
+    @property
+    def condition_optional(self) -> bool:
+        """Whether the network also works without its condition."""
+        return self.conditions.optional
 
     def make_condition(
-        self,
-        labels: conditions.Labels | None = None,
-        images: conditions.Images | None = None,
-        chance: torch.Tensor | None = None,
+        self, labels: Labels | None = None, images: Images | None = None, draws: torch.Tensor | None = None
     ) -> torch.Tensor | None:
-        """The condition [B, condition_channels, H, W] that labels (a class number, several, vectors) and pictures
-        [B, c, h, w] in [-1, 1] make, as ``conditions.make`` says; None for nothing where the condition is optional."""
-        if not self.conditions:
-            raise ValueError(
-                f'this network has {self.condition_channels} condition channels of an unnamed kind: make their tensor '
-                'yourself' if self.condition_channels else 'this network was trained without a condition'
-            )  # fmt: skip
-        made = conditions.make(
-            self.conditions, self.img_channels, self.img_resolution, labels, images, chance, self.condition_optional
-        )
+        """The condition [B, condition_channels, H, W] of labels (a class number, several, vectors) and pictures
+        [B, c, h, w] in [-1, 1], as ``ConditionSet.make`` says; None for nothing where the condition is optional."""
+        made = self.conditions.make(self.img_resolution, labels, images, draws)
         return None if made is None else made.to(self.device)
-
-    def check_condition(self, condition: torch.Tensor | None, batch_size: int) -> None:
-        """ValueError where a condition is missing, too much or misshapen."""
-        if condition is None and (self.condition_optional or not self.condition_channels):
-            return
-        shape = None if condition is None else tuple(condition.shape)
-        if condition is None or not self.condition_channels or condition.ndim != 4:
-            right = False
-        else:
-            right = shape[0] in (1, batch_size) and shape[1] == self.condition_channels
-        if not right:
-            kinds = f' ({conditions.listed(self.conditions)}; see make_condition)' if self.conditions else ''
-            wanted = f'one [{batch_size} or 1, {self.condition_channels}, H, W]' if self.condition_channels else 'none'
-            raise ValueError(
-                f'this network has {self.condition_channels} condition channels{kinds} and wants {wanted}; the '
-                f'condition given is {shape}'
-            )
 
     def check_augment_labels(self, augment_labels: torch.Tensor | None, batch_size: int) -> None:
         """ValueError where augment labels are misshapen; None is always right."""

@@ -87,13 +87,18 @@ def to_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
     return images if channels == 3 else F.pad(images, (0, 0, 0, 0, 0, 1), value=1.0)
 
 
-def soft_edges(grey: torch.Tensor, threshold: float, softness: float) -> torch.Tensor:
-    """[B, 1, H, W] in [-1, 1] -> the same shape: 1 where the Sobel magnitude is well above ``threshold``, -1 below."""
+def sobel(grey: torch.Tensor) -> torch.Tensor:
+    """[B, 1, H, W] -> the same shape: the magnitude of the Sobel gradient; borders are repeated."""
     kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).to(grey)
     padded = F.pad(grey, (1, 1, 1, 1), mode='replicate')
     with full_precision(grey):
         gradient = F.conv2d(padded, torch.stack([kernel, kernel.t()])[:, None])  # [B, 2, H, W]
-    return torch.tanh((gradient.norm(dim=1, keepdim=True) - threshold) / (2 * softness))
+    return gradient.norm(dim=1, keepdim=True)
+
+
+def soft_edges(grey: torch.Tensor, threshold: float, softness: float) -> torch.Tensor:
+    """[B, 1, H, W] in [-1, 1] -> the same shape: 1 where the Sobel magnitude is well above ``threshold``, -1 below."""
+    return torch.tanh((sobel(grey) - threshold) / (2 * softness))
 
 
 def checked(pictures: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddn_networks import samplers
 from ddn_networks.blocks import ResBlock, num_groups
+from ddn_networks.conditions import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
 from torch_utils import persistence
@@ -127,7 +128,7 @@ class RecurrentDDN(Network):
             )
         self.img_resolution = resolution_pair(img_resolution)
         self.img_channels = img_channels
-        self.set_conditions_(condition_channels, conditions, condition_optional)
+        self.conditions = ConditionSet(conditions, img_channels, condition_optional, condition_channels)
         self.learning_residual = learning_residual
         self.carry_features = carry_features
         self.augment_dim = augment_dim
@@ -189,7 +190,7 @@ class RecurrentDDN(Network):
         share_prefixes: bool = False,
         grad_checkpoint: bool = False,
     ) -> Iterator[Selection]:
-        self.check_condition(condition, batch_size)
+        self.conditions.check(condition, batch_size)
         self.check_augment_labels(augment_labels, batch_size)
         shared = self.sharing(batch_size, condition, augment_labels) if share_prefixes else None
         image = leak = hidden = codes = None

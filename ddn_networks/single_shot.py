@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddn_networks import pixel_maps, samplers
 from ddn_networks.blocks import ResBlock
+from ddn_networks.conditions import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
 from torch_utils import persistence
@@ -62,7 +63,7 @@ class DDN(Network):
                 f'{list(channels)}, {list(num_blocks)}, {list(num_nodes)}'
             )
         self.img_channels = img_channels
-        self.set_conditions_(condition_channels, conditions, condition_optional)
+        self.conditions = ConditionSet(conditions, img_channels, condition_optional, condition_channels)
         least = max(img_channels, self.condition_channels + augment_dim)
         if min(channels) < least:
             raise ValueError(f'every scale needs {least} channels or more for image and condition: {channels}')
@@ -108,7 +109,7 @@ class DDN(Network):
         share_prefixes: bool = False,
         grad_checkpoint: bool = False,
     ) -> Iterator[Selection]:
-        self.check_condition(condition, batch_size)
+        self.conditions.check(condition, batch_size)
         self.check_augment_labels(augment_labels, batch_size)
         # Repeated, not expanded: the channels-last strides that a clone of it would have at 1x1, without a gradient,
         # make PyTorch 2.13's group norm read past its end in the backward pass.

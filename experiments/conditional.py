@@ -24,6 +24,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 import zscg
 import zscg_cifar_classes
 
+from cli.options import script_help
 from ddn_networks import Network, black_boxes, conditions, guides, pixel_maps
 from ddn_networks.guided_sampling import Guidance, top_k
 from dnnlib.archives import ImageArchive
@@ -136,7 +137,7 @@ def rms(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def edges_of(images: torch.Tensor) -> torch.Tensor:
-    return conditions.sobel(images.mean(1, keepdim=True)) > conditions.PLAIN.threshold
+    return pixel_maps.sobel(images.mean(1, keepdim=True)) > conditions.PLAIN.threshold
 
 
 def picture_row(way: str, kind: str, images: torch.Tensor, originals: torch.Tensor, lpips, seconds: float) -> dict:
@@ -193,7 +194,7 @@ def picture_figures(told: Network, plain: Network, kind: str, originals: torch.T
 
 def picture_sheet(told: Network, plain: Network, kind: str, portraits: torch.Tensor, n: int = 4) -> zscg.Sheet:
     """n images of each portrait in every way."""
-    seen = conditions.as_picture(told.conditions, told.make_condition(images=portraits), 3)
+    seen = told.conditions.look(told.make_condition(images=portraits))
     rows = {'original': portraits.repeat_interleave(n, 0), 'known': seen.repeat_interleave(n, 0)}
     made = picture_ways(told, plain, kind, portraits, n)
     return zscg.Sheet(rows | {way: images for way, (images, _) in made.items()})
@@ -228,7 +229,7 @@ def steered_sheet(told: Network, portraits: torch.Tensor, n: int = 4) -> zscg.Sh
     """n images of each portrait by what is told of it, by another's colours on top, and by strokes on top."""
     originals, others = (x.repeat_interleave(n, 0) for x in (portraits, portraits.roll(1, 0)))
     condition = told.make_condition(images=originals)
-    seen = conditions.as_picture(told.conditions, condition, 3)
+    seen = told.conditions.look(condition)
     dabs = originals.new_full((1, 4, *originals.shape[2:]), -1.0)
     H, W = originals.shape[2:]
     red, blue = (torch.tensor([*colour, 1.0]).view(1, 4, 1, 1) for colour in ((0.7, -0.4, -0.3), (-0.6, -0.2, 0.6)))
@@ -242,7 +243,7 @@ def steered_sheet(told: Network, portraits: torch.Tensor, n: int = 4) -> zscg.Sh
                        'by strokes': dabbed})  # fmt: skip
 
 
-@click.command(help=__doc__, context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.argument('task', type=click.Choice(['mnist', 'cifar10', 'color', 'edge']))
 @click.option('--network', required=True, help='Snapshot of the network that was told')
 @click.option('--unconditional', required=True, help='Snapshot of one that was not')

@@ -32,7 +32,7 @@ def probabilities(lenet: LeNet, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([lenet.probabilities(to_float(to_uint8(part))) for part in images.split(500)])
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.option('--network', required=True, help='Network snapshot')
 @click.option('--real', default='datasets/quickstart/test.zip', help='Held-out digits (zip of dataset_tool.py)')
 @click.option('--num', default=1000, help='Samples, from seeds 0 .. num - 1')

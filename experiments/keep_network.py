@@ -93,7 +93,7 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str |
     }
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.option('--run', required=True, metavar='DIR', help='Run folder of train.py')
 @click.option('--name', required=True, help='Name in pretrained/, for --network=NAME')
 @click.option('--outdir', metavar='DIR', help='Where to write NAME.safetensors and NAME.json  [default: pretrained/]')

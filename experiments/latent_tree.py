@@ -121,7 +121,7 @@ def snapshots(run: str) -> list[str]:
     return [os.path.join(run, name) for name in names]
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.option('--network', metavar='FILE|URL', help='Network snapshot')
 @click.option('--out', metavar='PNG', help='Where to write its tree')
 @click.option('--run', metavar='DIR', help='Run folder, whose snapshots make the film (train with a small --snap)')

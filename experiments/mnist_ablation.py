@@ -72,7 +72,7 @@ def verdicts(results: list[Result]) -> list[str]:
     return lines
 
 
-@click.command(help=script_help(__doc__))
+@click.command(help=script_help(__file__))
 @click.option('--data', metavar='ZIP', help='Training digits, of dataset_tool.py  [default: 8,000 of the built-in]')
 @click.option('--held-out', metavar='ZIP', help='Digits for reconstruction  [default: the other 2,000]')
 @click.option('--seeds', type=Ints(), default='0', show_default=True, metavar='LIST',

@@ -136,7 +136,7 @@ def as_table(rows: list[dict]) -> str:
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.option('--train', metavar='NPZ', required=True, multiple=True, help='Codes of the training set')
 @click.option('--test', metavar='NPZ', multiple=True, help='Codes of the test set  [default: ask the held-out rows]')
 @click.option('--held-out', metavar='INT', type=click.IntRange(min=0), default=10_000,

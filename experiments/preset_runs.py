@@ -93,7 +93,7 @@ def in_words(run: dict[str, Any]) -> list[str]:
     ]
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.argument('runs', metavar='RUN...', nargs=-1, required=True)
 @click.option('--outdir', metavar='DIR', help='Write presets.json, presets.md and the newest sheet of each run here')
 @click.option('--reconstructions', is_flag=True, help='Copy these sheets too')

@@ -96,7 +96,7 @@ def chart(trained: int, curves: list[tuple[str, list[float], str, tuple]]) -> Im
     return page
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.option('--network', required=True, metavar='FILE|URL|NAME', help='Snapshot of a recurrent network')
 @click.option('--real', required=True, metavar='ZIP|DIR', help='Held-out digits')
 @click.option('--steps', type=click.IntRange(min=1), default=20, help='Largest L')

@@ -55,7 +55,7 @@ def caption(result: Result, scoring: ablation.Scoring) -> str:
     )
 
 
-@click.command(help=script_help(__doc__))
+@click.command(help=script_help(__file__))
 @click.option('--data', metavar='ZIP', required=True, help='The 50,000 training images, of dataset_tool.py')
 @click.option('--network', metavar='FILE', help='Score this snapshot; train nothing')
 @click.option('--num', type=click.IntRange(min=2), default=50_000, show_default=True, help='Samples of the FID')

@@ -131,7 +131,7 @@ def differences(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-@click.command(help=script_help(__doc__))
+@click.command(help=script_help(__file__))
 @click.option('--setup', 'setup_name', type=click.Choice(list(SETUPS)), default='digits', show_default=True,
               help='The size of the experiment')
 @click.option('--data', metavar='ZIP', help='Training images, of dataset_tool.py  [default: 8,000 built-in digits]')

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from cli.options import script_help
 from ddn_networks.balance import LossFreeBalancing, UsageCounter
 from ddn_networks.split_prune import SplitAndPrune
 from metrics import density as densities
@@ -324,7 +325,7 @@ def table(results: list[dict], methods: list[str]) -> str:
     return '\n'.join(lines)
 
 
-@click.command(help=__doc__.replace('\n\n', '\n\n\b\n', 1).replace('\n\n  gradient', '\n\n\b\n  gradient'))
+@click.command(help=script_help(__file__))
 @click.option('--density', 'names', multiple=True, metavar='NAME|PICTURE',
               help=f'What to fit; may be repeated. Built in: {", ".join(densities.BUILT_IN)}.  [default: all of them]')
 @click.option('--densities', 'archive', metavar='NPZ', help='Fit every two-dimensional array of this file.')

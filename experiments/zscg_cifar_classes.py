@@ -123,7 +123,7 @@ def trust(net: Network, judge: CifarResNet, data: str) -> dict[str, str]:
     return facts
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.option('--network', help='Snapshot of an unconditional CIFAR-10 network')
 @click.option('--train-data', default='datasets/cifar10-train.zip', help='What to train preset cifar10-cpu on without')
 @click.option('--data', help='Held-out images with labels: how often does the judge read them right?')

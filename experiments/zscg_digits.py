@@ -97,7 +97,7 @@ def nearest_neighbour(path: str, net: Network):
     return lambda images: values[torch.cdist(images.flatten(1), reference).argmin(1)]
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.option('--network', help='Snapshot of a network for 32x32 digits')
 @click.option('--train-data', default='datasets/mnist.zip', help='What to train preset mnist-cpu on without')
 @click.option('--data', required=True, help='Held-out digits, zip or folder')

@@ -210,7 +210,7 @@ def drawn_tasks(net: Network, portraits: torch.Tensor, every: Sequence[zscg.Task
     return zscg.Sheet(rows)
 
 
-@click.command(help=script_help(__doc__), context_settings={'show_default': True})
+@click.command(help=script_help(__file__), context_settings={'show_default': True})
 @click.option('--network', help='Snapshot of an unconditional face network')
 @click.option('--train-data', default='datasets/faces64-train.zip', help='What to train preset faces64-cpu on without')
 @click.option('--data', required=True, help='Held-out faces of its resolution, zip or folder')

@@ -1,4 +1,4 @@
-"""Conditions: what they are made of, who is told, and train.py and generate.py with them."""
+"""Conditions: what they are made of, networks with them, and train.py and generate.py."""
 
 import functools
 import json
@@ -15,8 +15,11 @@ import ddn_networks
 import generate
 import latents
 import train
-from cli import condition_arguments, guide_arguments
+from cli import condition_arguments
+from cli.condition_arguments import ConditionArguments
+from cli.pictures import Pictures
 from ddn_networks import conditions, guides, samplers
+from ddn_networks.conditions import ConditionSet
 from dnnlib.archives import ImageArchive
 from torch_utils import persistence
 from training.dataset import BatchStream, ImageFolderDataset, PairedDataset, data_iterator
@@ -26,9 +29,12 @@ def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def make(names, images=None, labels=None, size=(8, 6), channels=3, **kwargs):
-    return conditions.make(conditions.parse(names, channels, kwargs.get('optional', False)), channels, size, labels,
-                           images, **kwargs)  # fmt: skip
+def make(names, images=None, labels=None, size=(8, 6), channels=3, draws=None, optional=False):
+    return ConditionSet(names, channels, optional).make(size, labels, images, draws)
+
+
+def draw(*args) -> torch.Tensor:
+    return ConditionSet([], 3).draw(*args)
 
 
 def tiny(names, channels=3, optional=False, scales=3, **kwargs) -> ddn_networks.DDN:
@@ -75,12 +81,12 @@ def test_a_vector_is_its_numbers():
 def test_colour_is_the_mean_outside_of_training_and_random_weights_within():
     images = pictures(2, 3, 8, 6)
     torch.testing.assert_close(make(['color'], images), images.mean(1, keepdim=True))
-    chance = conditions.draw(2, 0.0, torch.Generator().manual_seed(3))
-    weights = chance[0, :3]
+    draws = draw(2, 0.0, torch.Generator().manual_seed(3))
+    weights = draws[0, :3]
     torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
-    assert (weights > 0).all() and (weights - 1 / 3).abs().max() > 0.02 and torch.equal(weights, chance[1, :3])
+    assert (weights > 0).all() and (weights - 1 / 3).abs().max() > 0.02 and torch.equal(weights, draws[1, :3])
     expected = sum(w * images[:, i : i + 1] for i, w in enumerate(weights))
-    torch.testing.assert_close(make(['color'], images, chance=chance), expected)
+    torch.testing.assert_close(make(['color'], images, draws=draws), expected)
     grey = images[:, :1]
     assert torch.equal(make(['color'], grey), grey)  # what a user holds may be grey already
     assert make(['color'], torch.cat([images, grey], 1)).shape == (2, 1, 8, 6)  # alpha does not count
@@ -97,10 +103,10 @@ def test_edges_are_where_the_sobel_magnitude_is_large():
             dy = n[:, 2, 0] + 2 * n[:, 2, 1] + n[:, 2, 2] - n[:, 0, 0] - 2 * n[:, 0, 1] - n[:, 0, 2]
             expected[:, 0, y, x] = torch.where((dx**2 + dy**2).sqrt() > 0.75, 1.0, -1.0)
     assert torch.equal(make(['edge'], images), expected) and -1 < expected.mean() < 1
-    chance = conditions.draw(2, 0.0, torch.Generator().manual_seed(3))
-    assert 0.5 <= chance[0, 3] <= 1
-    chance[:, 3] = 1e9
-    assert (make(['edge'], images, chance=chance) == -1).all()
+    draws = draw(2, 0.0, torch.Generator().manual_seed(3))
+    assert 0.5 <= draws[0, 3] <= 1
+    draws[:, 3] = 1e9
+    assert (make(['edge'], images, draws=draws) == -1).all()
 
 
 def test_an_edge_map_may_be_drawn():
@@ -126,7 +132,7 @@ def test_a_mask_hides_a_box_or_what_is_transparent():
     hidden[2:6, 2:6] = True
     assert torch.equal(plain[:, 3], torch.where(hidden, -1.0, 1.0).expand(3, -1, -1))
     assert torch.equal(plain[:, :3], images * ~hidden)
-    drawn = make(['mask'], images, size=(8, 8), chance=conditions.draw(3, 0.0, torch.Generator().manual_seed(1)))
+    drawn = make(['mask'], images, size=(8, 8), draws=draw(3, 0.0, torch.Generator().manual_seed(1)))
     sizes = (drawn[:, 3] == -1).sum((1, 2))
     assert (4 <= sizes).all() and (sizes <= 36).all() and len(drawn[:, 3].unique(dim=0)) == 3  # a box for each image
     alpha = torch.ones(3, 1, 8, 8)
@@ -138,27 +144,27 @@ def test_a_mask_hides_a_box_or_what_is_transparent():
 def test_conditions_together_are_side_by_side():
     images, pair = pictures(4, 3, 8, 6), pictures(4, 2, 4, 3, seed=1)
     names = ['class:10', 'image:2', 'color', 'edge', 'lowres:2', 'mask']
-    sources = {**dict.fromkeys(conditions.OF_THE_IMAGE, images), 'image': pair}
+    sources = ConditionSet(names, 3).sources(images, pair)
     whole = make(names, sources, labels=[3, 1, 4, 1])
-    parts = conditions.parse(names, 3)
+    parts = ConditionSet(names, 3)
     assert [part.channels for part in parts] == [2, 2, 1, 1, 3, 4] and whole.shape == (4, 13, 8, 6)
     alone = [make([n], None if n == 'class:10' else sources, [3, 1, 4, 1] if n == 'class:10' else None) for n in names]
     assert torch.equal(whole, torch.cat(alone, 1))
     assert torch.equal(make(names, sources, labels=3)[1], make(names, sources, labels=[1, 3, 1, 1])[1])
-    shown = conditions.as_picture(parts, whole, 3)
+    shown = parts.look(whole)
     assert torch.equal(shown, make(['image:2'], pair)[:, :1].expand(-1, 3, -1, -1))
-    assert conditions.as_picture(conditions.parse(['class:3'], 3), make(['class:3'], labels=1), 3) is None
+    assert ConditionSet(['class:3'], 3).look(make(['class:3'], labels=1)) is None
 
 
 def test_what_chance_draws_is_one_table_and_drops_whole_conditions():
-    table = conditions.draw(4000, 0.25, torch.Generator().manual_seed(0))
+    table = draw(4000, 0.25, torch.Generator().manual_seed(0))
     assert table.shape == (4000, len(conditions.PLAIN))
-    assert torch.equal(table, conditions.draw(4000, 0.25, torch.Generator().manual_seed(0)))
-    assert abs(table[:, -1].mean() - 0.75) < 0.02 and (conditions.draw(400, 0.0, torch.Generator())[:, -1] == 1).all()
+    assert torch.equal(table, draw(4000, 0.25, torch.Generator().manual_seed(0)))
+    assert abs(table[:, -1].mean() - 0.75) < 0.02 and (draw(400, 0.0, torch.Generator())[:, -1] == 1).all()
     box = table[:, 4:8]
     assert (box >= 0).all() and (box[:, :2] + box[:, 2:] <= 1 + 1e-6).all() and (box[:, 2:] >= 0.25).all()
     images = pictures(40, 3, 8, 6)
-    whole = make(['class:10', 'color'], images, torch.full((40,), 3), chance=table[:40], optional=True)
+    whole = make(['class:10', 'color'], images, torch.full((40,), 3), draws=table[:40], optional=True)
     dropped = table[:40, -1] == 0
     assert 0 < dropped.sum() < 40 and torch.equal(whole.abs().sum((1, 2, 3)) == 0, dropped)
 
@@ -166,16 +172,17 @@ def test_what_chance_draws_is_one_table_and_drops_whole_conditions():
 @pytest.mark.parametrize(
     'names, words',
     [
-        (['classes'], "'classes' is no condition"), (['class'], "'class' is no condition"),
-        (['color:3'], "'color:3' is no condition"), (['lowres:0'], "'lowres:0' is no condition"),
+        (['classes'], "unknown condition 'classes'; choose from class:N, onehot:N, vector:N, color, edge, lowres:N"),
+        (['class'], "unknown condition 'class'"), (['color:3'], "unknown condition 'color:3'"),
+        (['lowres:0'], "unknown condition 'lowres:0'"), (['class:' + '9' * 5000], 'unknown condition'),
         (['edge', 'color', 'edge'], "'edge' is given twice"), (['lowres:4', 'lowres:8'], "'lowres' is given twice"),
     ],
 )  # fmt: skip
 def test_a_name_that_makes_no_sense(names, words):
     with pytest.raises(ValueError, match=words):
-        conditions.parse(names, 3)
+        ConditionSet(names, 3)
     with pytest.raises(ValueError, match='grey already'):
-        conditions.parse(['color'], 1)
+        ConditionSet(['color'], 1)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +197,7 @@ def test_a_name_that_makes_no_sense(names, words):
         (['vector:3'], torch.zeros(2, 4), '3 numbers each, not vectors of 4'),
         (['vector:3'], 2, '3 numbers each, not class numbers'),
         (['vector:3'], torch.tensor([0.0, torch.nan, 1.0]), 'NaN'),
-        (['color'], 3, 'conditioned on color: labels say nothing to it'),
+        (['color'], 3, 'conditioned on color: it takes no labels'),
     ],
 )
 def test_labels_that_are_missing_out_of_range_or_of_another_width(names, labels, words):
@@ -208,7 +215,7 @@ def test_pictures_that_are_missing_or_do_not_fit():
         make(['image:2'], pictures(1, 3, 8, 8))
     with pytest.raises(ValueError, match="2 conditions 'color' for 3 images"):
         make(['class:2', 'color'], pictures(2, 3, 8, 6), [0, 1, 1])
-    with pytest.raises(ValueError, match='conditioned on class:2: pictures say nothing'):
+    with pytest.raises(ValueError, match='conditioned on class:2: it takes no pictures'):
         make(['class:2'], pictures(2, 3, 8, 6), [0, 1])
 
 
@@ -236,7 +243,8 @@ def test_a_conditional_network_encodes_decodes_and_is_rebuilt_from_its_snapshot(
     torch.testing.assert_close(net.decode(codes, condition), guided, atol=1e-5, rtol=0)
     persistence.save_network(str(tmp_path / 'net.safetensors'), net)
     again = ddn_networks.Network.from_pretrained(str(tmp_path / 'net.safetensors'))
-    assert again.conditions == net.conditions and again.condition_channels == net.condition_channels == 3
+    assert str(again.conditions) == str(net.conditions) == 'class:10 and color'
+    assert again.condition_channels == net.condition_channels == 3
     assert torch.equal(again.decode(codes, again.make_condition([1, 2, 3, 4], images)), net.decode(codes, condition))
 
 
@@ -418,9 +426,9 @@ BAD = {
     'no-labels': (['--data=UNLABELLED', '--cond=1'], 'has no labels: it needs a dataset.json'),
     'val-no-labels': (['--cond=1', '--val-data=UNLABELLED'], 'has no labels'),
     'val-out-of-range': (['--cond=1', '--val-data=MORE'], '0..2, not 3'),
-    'unknown': (['--condition=colour'], '--condition=colour: there are class, onehot, color, edge'),
-    'lowres': (['--condition=lowres'], '--condition=lowres: there are'),
-    'class:10': (['--condition=class:10'], '--condition=class:10: there are'),
+    'unknown': (['--condition=colour'], '--condition=colour: choose from class, onehot, vector, color, edge,'),
+    'lowres': (['--condition=lowres'], '--condition=lowres: choose from'),
+    'class:10': (['--condition=class:10'], '--condition=class:10: choose from'),
     'twice': (['--condition=edge,edge'], "'edge' is given twice"),
     'grey': (['--data=GREY', '--condition=color'], 'grey already'),
     'dropout': (['--condition-dropout=0.1'], 'needs a --condition'),
@@ -596,9 +604,9 @@ def test_a_picture_told_of_all_images_is_read_once(tmp_path, monkeypatch, names,
     """Once for each label, that is."""
     net, images, reads = tiny(names), pictures(6, 3, 8, 8), []
     write_zip(tmp_path / 'one.zip', 1, (3, 20, 20))
-    told = condition_arguments.Told(net, None, None, [str(tmp_path / 'one.zip')])
-    (picture,), read = told.pictures[''].read([0]), guide_arguments.Pictures.read
-    monkeypatch.setattr(guide_arguments.Pictures, 'read', lambda *args: reads.append(args) or read(*args))
+    told = ConditionArguments(net, None, None, [str(tmp_path / 'one.zip')])
+    (picture,), read = told.pictures[''].read([0]), Pictures.read
+    monkeypatch.setattr(Pictures, 'read', lambda *args: reads.append(args) or read(*args))
     found = [told.of_images(images[:len(rows)], None if labels is None else labels[rows], rows)
              for rows in ([0, 1], [2, 3, 4, 5])]  # fmt: skip
     assert len(reads) == times
@@ -606,9 +614,9 @@ def test_a_picture_told_of_all_images_is_read_once(tmp_path, monkeypatch, names,
 
 
 def test_pictures_of_their_own_are_not_kept_for_ever(networks, tmp_path, monkeypatch):
-    monkeypatch.setattr(condition_arguments, 'KEPT', 4)
+    monkeypatch.setattr(condition_arguments, 'MADE', 4)
     net = ddn_networks.DDN.from_pretrained(networks['edge'])
-    told = condition_arguments.Told(net, None, None, [write_zip(tmp_path / 'six.zip', 6, (3, 20, 20))])
+    told = ConditionArguments(net, None, None, [write_zip(tmp_path / 'six.zip', 6, (3, 20, 20))])
     given = torch.stack(told.pictures[''].read(range(6)))
     for rows in (range(6), [5, 0, 3]):
         assert torch.equal(told.of_images(given, None, rows), net.make_condition(images=given[list(rows)]))

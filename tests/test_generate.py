@@ -83,7 +83,7 @@ def test_the_first_images_alone_are_reconstructed(network, tmp_path):
     names = sorted(p.name for p in (tmp_path / 'r').rglob('*.png'))
     assert names == [f'img{i:08d}.png' for i in range(3)]
     out = run(f'--network={network}', f'--outdir={tmp_path / "r"}', '--max-images=3', expect=1)
-    assert out.strip().endswith('to draw fewer give fewer --seeds')
+    assert out.strip().endswith('for fewer samples give fewer --seeds')
 
 
 def folder_of(path, names: list[str]) -> pathlib.Path:
@@ -182,7 +182,7 @@ def test_bad_input_is_one_line(network, tmp_path):
     assert 'did you mean 1-5' in error(net, '--seeds=5-1', expect=2)
     for option in ('seeds', 'class'):
         out = error(net, f'--{option}=18446744073709551616', expect=2)
-        assert f"'--{option}'" in out and 'no number below 10^18' in out
+        assert f"'--{option}'" in out and 'not a number below 10^18' in out
     assert 'nowhere' in error('--network=nowhere.safetensors')
     assert 'averaged weights' in error(net, '--ema=3')
     (tmp_path / 'bad.txt').write_text('0 0 0 0 0\n0 0 3 0 0\n')

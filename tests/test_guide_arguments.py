@@ -10,6 +10,7 @@ from conftest import tiny_open_clip
 from PIL import Image
 
 from cli import guide_arguments
+from cli.jobs import common_names
 from ddn_networks import Candidates, black_boxes, guides
 
 SHAPE = (8, 8)
@@ -35,7 +36,7 @@ def family(B: int = 2, C: int = 3, K: int = 5) -> Candidates:
     return Candidates(torch.randn(K, C, 6, generator=g), torch.randn(B, 6, *SHAPE, generator=g))
 
 
-def same(spec: guide_arguments.Spec, guide: guides.Guide, index=(0,), candidates=None) -> None:
+def same(spec: guide_arguments.GuideArgument, guide: guides.Guide, index=(0,), candidates=None) -> None:
     built = spec.build(list(index), SHAPE)
     full = candidates or family()
     torch.testing.assert_close(built(full, 0), guide(full, 0), rtol=1e-6, atol=1e-6)
@@ -80,20 +81,19 @@ def test_a_folder_gives_one_guide_per_picture(tmp_path):
     for i, p in enumerate(pixels):
         save(tmp_path / f'{i}.png', p)
     spec = guide_arguments.parse(f'superres:{tmp_path},size=3')
-    assert spec.names == ['0.png', '1.png', '2.png']
-    assert guide_arguments.target_names([spec]) == spec.names
+    assert spec.pictures.names == ['0.png', '1.png', '2.png'] == common_names([spec.pictures])
     low = torch.cat([guides.pixel_maps.box(as_float(pixels[i]), (3, 3)) for i in (2, 0)])
     same(spec, guides.superres(low), index=(2, 0))
     one = guide_arguments.parse('l2:' + save(tmp_path.parent / 'one.png', pixels[0]))
-    assert guide_arguments.target_names([one, spec]) == spec.names
-    assert guide_arguments.target_names([one]) == ['one.png']
+    assert common_names([one.pictures, spec.pictures]) == spec.pictures.names
+    assert common_names([one.pictures]) == ['one.png']
     same(one, guides.l2(as_float(pixels[0])), index=(1, 2))
     other = tmp_path.parent / 'other'
     other.mkdir()
     for i in range(2):
         save(other / f'{i}.png', pixels[i])
     with pytest.raises(ValueError, match='3 pictures and .* 2; give as many, or one'):
-        guide_arguments.target_names([spec, guide_arguments.parse(f'l2:{other}')])
+        common_names([spec.pictures, guide_arguments.parse(f'l2:{other}').pictures])
 
 
 def test_a_folder_of_grey_and_coloured_pictures_of_any_size(tmp_path):
@@ -141,9 +141,9 @@ def test_networks_come_as_torchscript(tmp_path):
         return net(torch.nn.functional.interpolate(((images + 1) / 2 - mean) / 0.5, size=(4, 4), mode='area'))
 
     same(spec, black_boxes.classifier(fn, 2))
-    assert spec.build([], SHAPE).weight == -2 and spec.names == []
+    assert spec.build([], SHAPE).weight == -2 and spec.pictures is None
     pixels = noise(8, 8, 3)
-    for text, says in (('std=0', 'std=0: pixels are divided by it'), ('mean=0.5/x', 'mean=x is no number')):
+    for text, says in (('std=0', 'std=0: pixels are divided by it'), ('mean=0.5/x', 'mean=x is not a number')):
         with pytest.raises(ValueError, match=says):
             guide_arguments.parse(f'classifier:{file},class=2,{text}')
     face, squares = save(tmp_path / 'face.png', pixels), script(Squares(), tmp_path / 'squares.pt')
@@ -177,29 +177,29 @@ def test_splitting():
     assert guide_arguments.split('a.png,size=8,weight=0.5', known) == ('a.png', {'size': '8', 'weight': '0.5'})
     assert guide_arguments.split('a smiling, old woman', known) == ('a smiling, old woman', {})
     assert guide_arguments.split('e = mc2, size , weight=2', known) == ('e = mc2, size', {'weight': '2'})
-    with pytest.raises(ValueError, match="does not know 'sizes'; its options are size, weight"):
+    with pytest.raises(ValueError, match="it does not know 'sizes'; its options are size, weight"):
         guide_arguments.split('a.png,sizes=8', known)
-    with pytest.raises(ValueError, match="does not know 'large'"):
+    with pytest.raises(ValueError, match="it does not know 'large'"):
         guide_arguments.split('a.png,size=8,large', known)
 
 
 @pytest.mark.parametrize('text, says', [
-    ('supres:x.png', "no guide 'supres'; there are l2, l1, denoise, superres"),
+    ('supres:x.png', "unknown guide 'supres'; choose from l2, l1, denoise, superres"),
     ('superres', 'needs PICTURE: --guide superres:face.png,size=8'),
     ('superres:none.png', 'none.png: no such file or folder'),
-    ('superres:FACE,size=eight', 'size=eight is no number'),
-    ('superres:FACE,size=2.5', 'no whole number'),
+    ('superres:FACE,size=eight', 'size=eight is not a number'),
+    ('superres:FACE,size=2.5', 'not a whole number'),
     ('superres:FACE,size=0', 'size=0 is less than 1'),
-    ('superres:FACE,size=inf', 'size=inf is no number'),
+    ('superres:FACE,size=inf', 'size=inf is not a number'),
     ('l1:FACE,at_once=0', 'at_once=0 is less than 1'),
-    ('strokes:FACE', 'it is opaque everywhere: strokes are painted on a transparent ground'),
+    ('strokes:FACE', 'it is opaque everywhere: paint strokes on a transparent ground'),
     ('edges:FACE,softness=0', 'positive softness'),
-    ('l2:FACE,weight=x', 'weight=x is no number'),
+    ('l2:FACE,weight=x', 'weight=x is not a number'),
     ('inpaint:FACE', 'needs mask=FILE'),
     ('blur:FACE', 'needs sigma=NUMBER'),
-    ('edges:FACE,drawn=yes', 'drawn=yes: 1 or 0'),
+    ('edges:FACE,drawn=yes', 'drawn=yes: give 1 or 0'),
     ('classifier:none.pt,class=3', 'none.pt: no such file; .* TorchScript'),
-    ('classifier:FACE,class=3', 'no TorchScript file'),
+    ('classifier:FACE,class=3', 'is not a TorchScript file'),
     ('style:FACE', 'needs network=FILE'),
     ('python:none.py:f', 'none.py:f: expected FILE.py:FUNCTION'),
     ('python:FACE:f', 'face.png:f: expected FILE.py:FUNCTION'),
@@ -223,8 +223,8 @@ def test_too_large_a_size_and_damaged_pictures_are_named(tmp_path):
 
 def test_help_lists_every_guide_with_options_and_an_example():
     text = guide_arguments.help_text()
-    for kind in guide_arguments.kinds():
-        assert f'{kind.name}:{kind.value}' in text and f'--guide {kind.example}' in text
+    for name, kind in guide_arguments.GUIDES.items():
+        assert f'{name}:{kind.value}' in text and f'--guide {kind.example}' in text
         assert all(option in text for option in kind.options)
         value = kind.example.strip("'").partition(':')[2]
         guide_arguments.split(value, [*kind.options, 'weight'])  # the examples are well formed
@@ -250,7 +250,7 @@ def test_clip_by_words_loads_a_file_of_weights(tmp_path):
     text = f'clip:a smiling, old woman,model=ddn-tiny,pretrained={weights},at_once=2,weight=0.5'
     spec = guide_arguments.parse(text)
     same(spec, guide_arguments.clip_guide('a smiling, old woman', net, open_clip.get_tokenizer('ddn-tiny')))
-    assert spec.build([], SHAPE).weight == 0.5 and spec.names == []
+    assert spec.build([], SHAPE).weight == 0.5 and spec.pictures is None
     with pytest.raises(ValueError, match='--guide clip:.*open_clip has no model ddn-none'):
         guide_arguments.parse('clip:a face,model=ddn-none')
     with pytest.raises(ValueError, match='--guide clip:.*model=ddn-tiny,pretrained=not-a-tag did not load'):

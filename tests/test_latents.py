@@ -207,7 +207,7 @@ def test_encode_keeps_codes_names_and_labels(folder):
     assert file.codes.shape == (20, 3) and file.codes.dtype == np.int64 and file.num_nodes.tolist() == [8] * 3
     assert file.names.tolist() == [f'00000/img{i:08d}.png' for i in range(20)]
     assert file.labels.tolist() == [i % 3 for i in range(20)] and file.data == str(folder / 'data.zip')
-    pictures = latents.Pictures(file, None)
+    pictures = latents.Originals(file, None)
     net = RecurrentDDN.from_pretrained(str(folder / 'net.safetensors'))
     images = torch.stack([torch.from_numpy(pictures[i]) for i in range(20)]) / 127.5 - 1
     assert torch.equal(net.encode(images), torch.from_numpy(file.codes))
@@ -527,7 +527,7 @@ def test_what_is_refused_leaves_no_folder_behind(folder, tmp_path, name):
 def test_an_empty_range_is_no_range(folder, args):
     known = {'NET': f'--network={folder}/net.safetensors', 'CODES': f'--codes={folder}/codes.npz'}
     out = run(latents.main, *(known.get(a, a) for a in args.split()), '--sheet=x.png', expect=2)
-    assert 'did you mean' in out or 'no number' in out
+    assert 'did you mean' in out or 'is not a number' in out
 
 
 def test_a_reader_that_has_gone_ends_it_quietly(folder, tmp_path):

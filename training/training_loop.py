@@ -20,7 +20,7 @@ import psutil
 import torch
 
 import ddn_networks
-from ddn_networks import conditions, samplers
+from ddn_networks import samplers
 from dnnlib.images import to_float
 from dnnlib.util import atomic_write, format_time
 from torch_utils import distributed as dist
@@ -283,7 +283,7 @@ def training_loop(
             changes = pipe.draw(batch_size, chance).view(world_size, rounds, B, -1)[rank] if pipe else None
             told = None
             if net.conditions:
-                told = conditions.draw(batch_size, condition_dropout, chance).view(world_size, rounds, B, -1)[rank]
+                told = net.conditions.draw(batch_size, condition_dropout, chance).view(world_size, rounds, B, -1)[rank]
             torch.manual_seed(_step_seed(seed, cur_nimg, rank))
 
             optimizer.zero_grad(set_to_none=True)
@@ -295,7 +295,7 @@ def training_loop(
                 if pipe is not None:
                     images, labels = pipe.apply(images, changes[r])
                 if told is not None:
-                    condition = _condition(net, images, *facts, chance=told[r])  # [B, c, H, W]
+                    condition = _condition(net, images, *facts, draws=told[r])  # [B, c, H, W]
                 target = samplers.target_pyramid(images)
                 sampler = samplers.chain_dropout(samplers.nearest_to(target, balancer.penalty), table[r])
                 sync = ddp.no_sync() if world_size > 1 and r < rounds - 1 else contextlib.nullcontext()
@@ -365,17 +365,13 @@ def _condition(
     images: torch.Tensor,
     labels: torch.Tensor,
     pairs: torch.Tensor | None = None,
-    chance: torch.Tensor | None = None,
+    draws: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The condition [B, c, H, W] of images that may be augmented, their labels, and uint8 pairs."""
-    sources = dict.fromkeys(conditions.OF_THE_IMAGE, images)
     if pairs is not None:
-        sources['image'] = to_float(pairs.to(images.device, non_blocking=True))
-    return net.make_condition(
-        labels if conditions.needs_labels(net.conditions) else None,
-        sources if conditions.needs_images(net.conditions) else None,
-        chance,
-    )
+        pairs = to_float(pairs.to(images.device, non_blocking=True))
+    sources = net.conditions.sources(images, pairs)
+    return net.make_condition(labels if net.conditions.labels else None, sources, draws)
 
 
 @torch.no_grad()
@@ -418,7 +414,7 @@ def _sample_sheet(
     rows, columns = GRID
     condition, shown = None, None
     if val_condition is not None:
-        num_classes = conditions.classes_alone(net.conditions)
+        num_classes = net.conditions.num_classes
         if num_classes is not None:
             rows = min(rows, num_classes)
             classes = torch.linspace(0, num_classes - 1, rows).long()
@@ -427,7 +423,7 @@ def _sample_sheet(
             rows = min(rows, len(val_images))
             of = torch.linspace(0, len(val_images) - 1, rows).long()
             condition, originals = val_condition[of], val_images[of]
-            shown = conditions.as_picture(net.conditions, condition, net.img_channels)
+            shown = net.conditions.look(condition)
             columns -= 0 if shown is None else 2
         condition = condition.repeat_interleave(columns, 0)
     codes = samplers.uniform_codes(net.num_nodes, list(range(rows * columns))).to(val_images.device)
