@@ -39,7 +39,7 @@ def test_a_run_leaves_what_it_promises(tiny_zip, tmp_path):
     assert run_dir.name == '00000-tiny-ddn-batch16'
     names = sorted(p.name for p in run_dir.iterdir())
     for n in (160, 320, 480):
-        assert f'samples-{n:09d}.png' in names and f'reconstructions-{n:09d}.png' in names
+        assert {f'{kind}-{n:09d}.png' for kind in ('samples', 'reconstructions', 'layers')} <= set(names)
         assert f'network-snapshot-{n:09d}.safetensors' in names
     assert [n for n in names if n.startswith('training-state')] == [
         'training-state-000000320.safetensors', 'training-state-000000480.safetensors',  # fmt: skip
@@ -148,8 +148,8 @@ def test_going_on_from_an_older_state_sets_the_newer_ones_aside(tiny_zip, tmp_pa
     args = [f'--data={tiny_zip}', *TINY_RUN, '--tick=0.08', '--dump=1', '--nosubdir']
     run_train(f'--outdir={tmp_path}', *args, '--duration=0.000320')
     out = run_train(f'--resume={tmp_path / "training-state-000000240.safetensors"}', '--lr=0.001', '--tick=0.016')
-    assert '4 states, snapshots and pictures of later than 240 images are kept as *.old' in out
-    for name in ('network-snapshot-000000320.safetensors', 'samples-000000320.png', 'reconstructions-000000320.png'):
+    assert '5 states, snapshots and pictures of later than 240 images are kept as *.old' in out
+    for name in ('network-snapshot-000000320.safetensors', 'samples-000000320.png', 'layers-000000320.png'):
         assert (tmp_path / f'{name}.old').read_bytes() != (tmp_path / name).read_bytes()
     assert sorted(p.name for p in tmp_path.glob('training-state*')) == [
         'training-state-000000304.safetensors',
@@ -176,7 +176,7 @@ def test_only_a_run_that_parts_sets_what_came_after_its_newest_state_aside(tiny_
     assert '.old' not in run_train(f'--resume={tmp_path}') and not list(tmp_path.glob('*.old'))
     assert later.read_bytes() == before
     state.unlink()
-    assert '6 states, snapshots and pictures of later than 240' in run_train(f'--resume={tmp_path}', '--lr=0.001')
+    assert '8 states, snapshots and pictures of later than 240' in run_train(f'--resume={tmp_path}', '--lr=0.001')
     assert later.read_bytes() != before == (tmp_path / f'{later.name}.old').read_bytes()
 
 

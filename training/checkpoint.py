@@ -16,7 +16,9 @@ from torch_utils import persistence
 from training.ema import EMA
 
 _STATE = re.compile(r'training-state-(\d+)\.safetensors')
-_OF_IMAGES = re.compile(r'(?:training-state|network-snapshot|samples|reconstructions)-(\d+)\.(?:safetensors|png)')
+_OF_IMAGES = re.compile(
+    r'(?:training-state|network-snapshot|samples|reconstructions|layers)-(\d+)\.(?:safetensors|png)'
+)
 KEEP = 2  # newest states that are kept
 
 

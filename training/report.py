@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ddn_networks import Network
-from dnnlib.sheets import draw_sheet, in_pairs, in_rows, save_png
+from dnnlib.sheets import Tile, draw_sheet, in_pairs, in_rows, save_png
 from dnnlib.util import atomic_write, format_time
 from torch_utils import misc
 from training.monitor import UsageWindow
@@ -115,6 +115,19 @@ def write_sheets(
     sheets = {'samples': in_rows(samples, columns), 'reconstructions': in_pairs(originals, reconstructions, columns)}
     for name, rows in sheets.items():
         save_png(draw_sheet(rows, columns), os.path.join(run_dir, f'{name}-{cur_nimg:09d}.png'))
+
+
+def write_layers(run_dir: str, cur_nimg: int, originals: torch.Tensor, selected: Sequence[torch.Tensor]) -> None:
+    """layers-N.png: each original [C, H, W] and, after it, what the layers choose for it on the way to its
+    reconstruction: of ``selected``, L tensors [B, C, h, w], at most 17 evenly spaced, in rows of 9."""
+    size = tuple(originals.shape[2:])
+    numbers = sorted({round(l) for l in np.linspace(0, len(selected) - 1, min(17, len(selected)))})
+    images = [torch.nn.functional.interpolate(selected[l].float(), size, mode='nearest-exact') for l in numbers]
+    rows = []
+    for i, original in enumerate(originals):
+        chosen = [Tile(image[i], f'layer {l}') for l, image in zip(numbers, images, strict=True)]
+        rows += [*in_rows([Tile(original, 'original'), *chosen], 9), ()]
+    save_png(draw_sheet(rows[:-1]), os.path.join(run_dir, f'layers-{cur_nimg:09d}.png'))
 
 
 def open_events(run_dir: str) -> Any:

@@ -21,6 +21,7 @@ import torch
 
 import ddn_networks
 from ddn_networks import samplers
+from ddn_networks.network import Output
 from dnnlib.images import to_float
 from dnnlib.util import atomic_write, format_time
 from torch_utils import distributed as dist
@@ -34,6 +35,7 @@ from training.loss import layer_losses, total_loss
 from training.monitor import Health, UsageWindow
 
 GRID = (10, 10)  # rows and columns of the sample sheet
+LAYERS_OF = 4  # validation images that are shown layer by layer
 BALANCERS = {
     'split-prune': ddn_networks.SplitAndPrune,
     'conditional': ddn_networks.PrefixBalancing,
@@ -376,12 +378,18 @@ def _condition(
 
 @torch.no_grad()
 def _averaged(
-    net: ddn_networks.Network, ema: EMA, sampler: samplers.Sampler, num: int, condition: torch.Tensor | None = None
-) -> Any:
+    net: ddn_networks.Network,
+    ema: EMA,
+    sampler: samplers.Sampler,
+    num: int,
+    condition: torch.Tensor | None = None,
+    keep: bool = False,
+) -> Output:
     """A pass with the first averaged copy of the weights."""
     training = net.training
     net.eval()
-    output = torch.func.functional_call(net, next(iter(ema.copies.values()), {}), (sampler, num, condition))
+    weights = next(iter(ema.copies.values()), {})
+    output = torch.func.functional_call(net, weights, (sampler, num, condition), {'keep': keep})
     net.train(training)
     return output
 
@@ -404,6 +412,10 @@ def _write_pictures(
     reconstructions = _averaged(net, ema, samplers.nearest(val_images), len(val_images), val_condition).images
     samples = _sample_sheet(net, ema, val_images, val_condition)
     report.write_sheets(run_dir, cur_nimg, samples, val_images, reconstructions, columns=GRID[1])
+    few = val_images[:LAYERS_OF]
+    condition = None if val_condition is None else val_condition[:LAYERS_OF]
+    layers = _averaged(net, ema, samplers.nearest(few), len(few), condition, keep=True).selected
+    report.write_layers(run_dir, cur_nimg, few, layers)
 
 
 def _sample_sheet(
