@@ -428,8 +428,9 @@ INT_POS = click.IntRange(min=1)
 @click.option('--share-prefixes', metavar='BOOL', type=bool, default=False,
               help='Features once for images that chose alike so far: fast for small K and large batches')
 @click.option('--bench', metavar='BOOL', type=bool, default=True, help='cuDNN benchmarking')
-@click.option('--cache', metavar='BOOL', type=bool, default=True, help='Keep decoded images in shared memory')
-@click.option('--workers', metavar='INT', type=click.IntRange(min=0), default=1, help='Loader processes per rank')
+@click.option('--cache', metavar='BOOL', type=bool, default=True, help='Keep decoded images in memory')
+@click.option('--workers', metavar='INT', type=click.IntRange(0, 1024), default=1,
+              help='Threads per rank that load images ahead; 0: load when needed')
 # What is kept.
 @click.option('--desc', metavar='STR', type=str, help="A word for the run folder's name")
 @click.option('--nosubdir', is_flag=True, help='Use --outdir itself as the run folder')

@@ -3,7 +3,7 @@
     python benchmarks/data.py --data=datasets/cifar10-32x32.zip --need=50
 
 One row for each container (the zip, and the same files in a folder), cache and number of workers: images/s through the
-very loader of training (`training.dataset.data_iterator`), and how often over that is what training needs. Cached rows
+very loader of training (`training.loader.Loader`), and how often over that is what training needs. Cached rows
 are measured from the second time an image is seen. Without --data, images of noise are made and forgotten.
 """
 
@@ -22,7 +22,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cli.options import script_help
-from training.dataset import BatchStream, ImageFolderDataset, data_iterator
+from training.dataset import ImageFolderDataset
+from training.loader import BatchStream, Loader
 
 
 def make_noise(path: Path, count: int, size: int) -> None:
@@ -50,12 +51,12 @@ def containers(data: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
 def measure(dataset: ImageFolderDataset, batch: int, num_workers: int, seconds: float) -> float:
     """Images per second, once the workers have started and (with a cache) every image has been seen."""
     warm = len(dataset) + batch if dataset.cached else 4 * batch
-    batches = data_iterator(dataset, BatchStream(len(dataset), 0, 0, batch), num_workers=num_workers)
+    batches = Loader(dataset, BatchStream(len(dataset), 0, 0, batch), num_threads=num_workers)
     for _ in range(-(-warm // batch)):
         next(batches)
     start, count = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - start) < seconds:
-        count += len(next(batches)[0])
+        count += len(next(batches)[0][0])
     batches.close()
     return count / elapsed
 
@@ -63,7 +64,7 @@ def measure(dataset: ImageFolderDataset, batch: int, num_workers: int, seconds: 
 @click.command(help=script_help(__file__), context_settings={"show_default": True})
 @click.option("--data", metavar="ZIP|DIR", type=click.Path(exists=True, path_type=Path), help="Dataset to load")
 @click.option("--need", metavar="IMG/S", type=click.FloatRange(min=0, min_open=True), default=50, help="Of training")
-@click.option("--workers", metavar="N,N", default="0,1,2,4", help="Numbers of worker processes")
+@click.option("--workers", metavar="N,N", default="0,1,2,4", help="Numbers of loader threads")
 @click.option("--batch", type=click.IntRange(min=1), default=64, help="Images per micro-batch")
 @click.option("--seconds", type=float, default=2, help="How long to measure each row")
 def main(data, need, workers, batch, seconds):

@@ -22,7 +22,8 @@ from ddn_networks import conditions, guides, samplers
 from ddn_networks.conditions import ConditionSet
 from dnnlib.archives import ImageArchive
 from torch_utils import persistence
-from training.dataset import BatchStream, ImageFolderDataset, PairedDataset, data_iterator
+from training.dataset import ImageFolderDataset, PairedDataset
+from training.loader import BatchStream, Loader
 
 
 def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -407,7 +408,7 @@ def test_pairs_are_found_by_name_and_mirrored_along(tmp_path):
         image, label, pair = paired[i]
         corner = image[0, :4, :4] if i < 6 else image[0, :4, 4:]
         assert np.array_equal(pair[0], corner) and label.shape == (0,)
-    batch = next(data_iterator(paired, BatchStream(12, 0, 0, 4)))
+    (batch,) = next(Loader(paired, BatchStream(12, 0, 0, 4)))
     assert [tuple(x.shape) for x in batch] == [(4, 3, 8, 8), (4, 0), (4, 1, 4, 4)]
     run_train(f'--outdir={tmp_path / "a"}', f'--data={data}', *TINY_RUN, f'--condition=image:{tmp_path / "pairs"}',
               f'--val-data={data}', f'--val-pairs={tmp_path / "pairs"}', '--xflip=1', '--batch=4',

@@ -110,6 +110,7 @@ def test_a_signal_to_one_rank_stops_all_within_two_steps(tiny_zip, tmp_path):
     finally:
         for process in processes:
             process.kill()
+    assert [process.returncode for process in processes] == [143, 143]
     assert 'Stopped by SIGTERM at' in outputs[0], outputs
     steps = int(re.search(r'at ([\d,]+) images; the state is saved', outputs[0])[1].replace(',', '')) // 16
     assert steps == 4  # asked in the third step, told in the reduction that goes along with the fourth

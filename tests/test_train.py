@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -18,6 +19,8 @@ from conftest import TINY_RUN, final, invoke, write_zip
 import train
 from torch_utils import persistence
 from training import checkpoint, training_loop
+from training.dataset import ImageFolderDataset
+from training.loader import Loader
 from training.report import read_stats, write_report
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -404,37 +407,43 @@ def test_a_number_that_goes_wrong_stops_the_run_and_is_never_saved(tiny_zip, tmp
             assert all(t.isfinite().all() for t in persistence.load_tensors(str(tmp_path / 'a' / name))[0].values())
 
 
-def test_an_error_ends_a_run_whose_images_a_worker_loads(tiny_zip, tmp_path):
-    """At exit Python waits for worker processes; these ignore the signal by which it ends them."""
+def test_a_signal_in_the_wait_for_images_saves_the_state(tiny_zip, tmp_path, monkeypatch):
+    """A file system that does not answer."""
+    images, answers = itertools.count(1), threading.Event()
+    get_image, ready = ImageFolderDataset.get_image, Loader.ready
+
+    def slow_image(dataset, index):
+        if threading.current_thread().name == 'ddn-loader' and next(images) == 40:
+            answers.wait(20)
+        return get_image(dataset, index)
+
+    def interrupted(loader, seconds):
+        if ready(loader, seconds):
+            return True
+        os.kill(os.getpid(), signal.SIGINT)
+        answers.set()
+        return False
+
+    monkeypatch.setattr(ImageFolderDataset, 'get_image', slow_image)
+    monkeypatch.setattr(Loader, 'ready', interrupted)
+    out = run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--workers=1', expect=130)
+    nimg = int(re.search(r'Stopped by SIGINT at ([\d,]+) images; the state is saved', out)[1])
+    assert nimg < 40 and os.path.exists(tmp_path / f'training-state-{nimg:09d}.safetensors')
+    assert not [thread for thread in threading.enumerate() if thread.name == 'ddn-loader']
+
+
+def test_a_run_needs_no_shared_memory_no_folder_for_temporary_files_and_few_files(tiny_zip, tmp_path):
+    args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--workers=2', '--duration=0.000160']
+    command = ['sh', '-c', 'ulimit -n 18; exec "$0" "$@"', sys.executable, 'train.py', *args]
+    env = os.environ | {'TMPDIR': f'/nonexistent/{"long" * 60}'}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and 'Done: 160 images' in result.stdout, result.stdout + result.stderr
+
+
+def test_an_error_ends_a_run_whose_images_a_thread_loads(tiny_zip, tmp_path):
     args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--lr=1e18', '--workers=1']
     code, output = whole_run(start(*args))
     assert code == 1 and 'is not finite in the step' in output.splitlines()[-1], output
-
-
-WORKER_KILLED = '''
-import itertools, multiprocessing, os, signal, sys
-import train
-from training import training_loop
-
-steps, real = itertools.count(1), training_loop.layer_losses
-
-def losses(*args):
-    if next(steps) == 3:
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    return real(*args)
-
-training_loop.layer_losses = losses
-train.main(sys.argv[1:])
-'''
-
-
-@pytest.mark.parametrize('workers', [1, 2])
-def test_a_killed_worker_is_one_line(tiny_zip, tmp_path, workers):
-    """As where memory runs out."""
-    args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', f'--workers={workers}']
-    code, output = whole_run(start(*args, script=['-c', WORKER_KILLED]))
-    assert code == 1 and 'Traceback' not in output, output
-    assert output.splitlines()[-1].startswith('Error: a process that loads images was killed'), output
 
 
 BAD = {

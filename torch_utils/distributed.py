@@ -37,6 +37,11 @@ _OPS = {'sum': dist.ReduceOp.SUM, 'min': dist.ReduceOp.MIN, 'max': dist.ReduceOp
 # State of the process, as torch's default process group is: collectives anywhere in it are counted here.
 _watch: '_Watch | None' = None
 
+
+class AgreedExit(SystemExit):
+    """An exit that all ranks make together: no rank has failed."""
+
+
 # ------------------------------------------------------------------------------------------------------------- who am I
 
 
@@ -176,7 +181,7 @@ def session(device: str | torch.device | None = None, timeout_s: float = TIMEOUT
         init(chosen.type, timeout_s)
         yield chosen
     except SystemExit as e:
-        if get_world_size() > 1 and e.code not in (None, 0):
+        if get_world_size() > 1 and e.code not in (None, 0) and not isinstance(e, AgreedExit):
             _fail(e)
         shutdown()
         raise

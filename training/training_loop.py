@@ -28,9 +28,10 @@ from torch_utils import distributed as dist
 from torch_utils import misc, persistence, training_stats
 from training import checkpoint, report
 from training.augment import AugmentPipe
-from training.dataset import BatchStream, ImageFolderDataset, PairedDataset, data_iterator
+from training.dataset import ImageFolderDataset, PairedDataset
 from training.ema import EMA
 from training.interrupt import StopRequest
+from training.loader import BatchStream, Loader
 from training.loss import layer_losses, total_loss
 from training.monitor import Health, UsageWindow
 
@@ -120,7 +121,7 @@ def training_loop(
         run_options: JSON-able; they are in training_options.json once nothing of them stands against the run.
 
     Raises:
-        SystemExit: after SIGINT or SIGTERM, the state being saved.
+        SystemExit: after SIGINT, SIGTERM or SIGHUP; the state is saved.
         ValueError, OSError: bad data or options, in one line.
         FloatingPointError: a loss or gradient is not finite.
     """
@@ -187,7 +188,7 @@ def training_loop(
             scaler.load_state_dict(meta['scaler'])
         dist.print0(f'Resuming from {resume_state} at {cur_nimg:,} images.')
     stream = BatchStream(len(dataset), seed, cur_nimg, batch_size, batch_gpu, rank, world_size)
-    data = data_iterator(loaded, stream, device, num_workers)
+    data = Loader(loaded, stream, device, num_workers)
     events = report.open_events(run_dir) if tensorboard and rank == 0 else None
     if rank == 0:
         aside = checkpoint.set_newer_aside(run_dir, cur_nimg, resume_unchanged)
@@ -274,7 +275,6 @@ def training_loop(
         dist.barrier()
         tick_start_nimg, tick_start_time = cur_nimg, time.time()
 
-    # Closed, because an error that holds on to the loader would have the interpreter wait for its workers for ever.
     with contextlib.closing(data), stop:
         step = 0
         while cur_nimg < total_nimg:
@@ -287,11 +287,16 @@ def training_loop(
             if net.conditions:
                 told = net.conditions.draw(batch_size, condition_dropout, chance).view(world_size, rounds, B, -1)[rank]
             torch.manual_seed(_step_seed(seed, cur_nimg, rank))
+            if not stop.wait(data.ready):
+                save_state()
+                progress.clear()
+                dist.print0(stop.message(run_dir, cur_nimg))
+                raise SystemExit(stop.exit_code)
+            micro_batches = next(data)
 
             optimizer.zero_grad(set_to_none=True)
             losses.zero_()
-            for r in range(rounds):
-                images, *facts = next(data)
+            for r, (images, *facts) in enumerate(micro_batches):
                 images = to_float(images.to(device, non_blocking=True))  # [B, C, H, W]
                 labels = condition = None
                 if pipe is not None:
@@ -336,11 +341,8 @@ def training_loop(
                 save_state()
                 dist.barrier()
                 progress.clear()
-                dist.print0(
-                    f'Stopped by {stop.name} at {cur_nimg:,} images; the state is saved. To go on:\n'
-                    f'  python train.py --resume={run_dir}'
-                )
-                raise SystemExit(stop.exit_code)
+                dist.print0(stop.message(run_dir, cur_nimg))
+                raise dist.AgreedExit(stop.exit_code)
     progress.close()
     dist.print0(f'Done: {cur_nimg:,} images in {format_time(time.time() - start_time)}. See {run_dir}')
 
