@@ -114,12 +114,13 @@ def load_network(
 ) -> tuple[ddn_networks.Network, dict]:
     """A network, and what a result says of it. Raises ValueError for one that must be told more than a class, or
     without ``classes``, of anything."""
-    net = ddn_networks.Network.from_pretrained(path, ema=ema, device=device)
+    file = persistence.network_path(path)
+    net = ddn_networks.Network.from_pretrained(file, ema=ema, device=device)
     drawn = classes and net.conditions.num_classes is not None
     if net.condition_channels and not net.condition_optional and not drawn:
         raise ValueError(f'{path} needs a condition: make its pictures with generate.py and give them with --images')
     kept = getattr(net, 'snapshot_meta', {}).get('emas') or ['none']
-    about = {'network': str(path), 'sha256': file_sha256(persistence.network_path(path)), 'ema': ema or kept[0]}
+    about = {'network': str(path), 'sha256': file_sha256(file), 'ema': ema or kept[0]}
     return net, about
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from ddn_networks import Network, RecurrentDDN
+from torch_utils import persistence
 
 
 def load_network(
@@ -19,7 +20,7 @@ def load_network(
     Raises:
         ValueError, OSError: a snapshot that cannot be read, averaged weights that it lacks, steps of a fixed network.
     """
-    net = Network.from_pretrained(path, ema=ema, device=device)
+    net = Network.from_pretrained(persistence.network_path(path), ema=ema, device=device)
     if steps is not None:
         if not isinstance(net, RecurrentDDN):
             raise ValueError(f'--steps={steps}: {path} is not recurrent, its {net.num_layers} layers are fixed')

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from ddn_networks import guided_sampling, samplers, search, shared_prefixes
+from ddn_networks import guided_sampling, samplers, search, shared_prefixes, snapshots
 from ddn_networks.conditions import ConditionSet, Images, Labels
 from ddn_networks.ddl import Selection
-from torch_utils import persistence
 
 
 class LayerSpec(NamedTuple):
@@ -312,9 +311,10 @@ class Network(nn.Module):
     def from_pretrained(
         cls: type[SomeNetwork], path: str, ema: float | str | None = None, device: str | torch.device = 'cpu'
     ) -> SomeNetwork:
-        """The network of a snapshot file, in evaluation mode: one of this class; ``Network`` takes any. ``ema``: which
+        """The network of a snapshot, in evaluation mode: one of this class; ``Network`` takes any. ``path``: a file, a
+        run folder, or the name of a network that comes with the package, such as 'mnist'. ``ema``: which
         averaged weights; None takes the first kept copy if there is one, 'none' the raw weights."""
-        net = persistence.load_network(path, ema=ema)
+        net = snapshots.load_network(path, ema)
         if not isinstance(net, cls):
             made = type(net).__name__
             raise ValueError(

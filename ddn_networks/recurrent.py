@@ -15,7 +15,7 @@ from ddn_networks.blocks import ResBlock, num_groups
 from ddn_networks.conditions import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
-from torch_utils import persistence
+from ddn_networks.snapshots import persistent_class
 
 STEP_FREQUENCIES = 8  # sines and cosines that encode the number of a step
 
@@ -74,7 +74,7 @@ class UNet(nn.Module):
         return x
 
 
-@persistence.persistent_class
+@persistent_class
 class RecurrentDDN(Network):
     """Discrete Distribution Network by Recurrence Iteration. The defaults are the size of the paper's network for
     MNIST: 404,422 parameters at 32x32 (there: about 407,000).

@@ -15,10 +15,10 @@ from ddn_networks.blocks import ResBlock
 from ddn_networks.conditions import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
-from torch_utils import persistence
+from ddn_networks.snapshots import persistent_class
 
 
-@persistence.persistent_class
+@persistent_class
 class DDN(Network):
     """Discrete Distribution Network, single-shot generator.
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddn_networks import DDN
-from torch_utils import persistence
+from ddn_networks import DDN, snapshots, tensor_files
 
 CONFIG = {'img_resolution': (6, 4), 'img_channels': 3, 'channels': [8, 8], 'num_blocks': [1, 2], 'num_nodes': [4, 3]}
 
@@ -28,7 +27,7 @@ def net() -> DDN:
 def snapshot(net, tmp_path) -> Path:
     path = tmp_path / 'network-snapshot.safetensors'
     emas = {label: {n: t * s for n, t in net.state_dict().items()} for label, s in (('500', 0.5), ('50', 0.25))}
-    persistence.save_network(str(path), net, emas, {'preset': 'tiny', 'images_seen': 1234})
+    snapshots.save_network(str(path), net, emas, {'preset': 'tiny', 'images_seen': 1234})
     return path
 
 
@@ -52,7 +51,7 @@ def test_averaged_copies(net, snapshot, ema, factor):
 
 def test_without_copies_the_raw_weights_are_the_default(net, tmp_path):
     path = str(tmp_path / 'a.safetensors')
-    persistence.save_network(path, net)
+    snapshots.save_network(path, net)
     assert torch.equal(DDN.from_pretrained(path).ddls[0].weight, net.ddls[0].weight)
     with pytest.raises(ValueError, match="no averaged weights '500'; it has none"):
         DDN.from_pretrained(path, ema=500)
@@ -65,7 +64,7 @@ def test_a_wrong_label_lists_the_right_ones(snapshot):
 
 def test_from_another_directory_in_another_process(net, snapshot, tmp_path):
     code = 'import sys, ddn_networks; print(ddn_networks.DDN.from_pretrained(sys.argv[1]).sample(1)[1].tolist())'
-    root = str(Path(persistence.__file__).parents[1])
+    root = str(Path(snapshots.__file__).parents[1])
     env = os.environ | {'PYTHONPATH': root, 'OMP_NUM_THREADS': '1'}
     args = [sys.executable, '-c', code, snapshot.name]
     out = subprocess.run(args, cwd=snapshot.parent, env=env, capture_output=True, text=True, timeout=60)
@@ -105,13 +104,13 @@ def test_a_pickle_under_another_name_is_not_run(tmp_path, dump):
 def test_a_disk_that_is_full_is_an_os_error_and_loses_nothing(net, snapshot):
     before = snapshot.read_bytes()
     code = (
-        'import resource, sys; from ddn_networks import DDN; from torch_utils import persistence\n'
+        'import resource, sys; from ddn_networks import DDN, snapshots\n'
         'net = DDN.from_pretrained(sys.argv[1])\n'
         'resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n'
-        'try: persistence.save_network(sys.argv[1], net)\n'
+        'try: snapshots.save_network(sys.argv[1], net)\n'
         'except OSError as e: print(type(e).__name__)'
     )
-    root = Path(persistence.__file__).parents[1]
+    root = Path(snapshots.__file__).parents[1]
     out = subprocess.run([sys.executable, '-c', code, snapshot], cwd=root, capture_output=True, text=True, timeout=60)
     assert out.stdout == 'OSError\n', out.stderr
     assert snapshot.read_bytes() == before and os.listdir(snapshot.parent) == [snapshot.name]
@@ -129,17 +128,17 @@ def test_a_missing_file(tmp_path):
 
 
 def test_a_bare_name_is_a_network_that_comes_with_the_code(net, tmp_path, monkeypatch):
-    monkeypatch.setattr(persistence, 'PRETRAINED', tmp_path / 'pretrained')
+    monkeypatch.setattr(snapshots, 'PRETRAINED', tmp_path / 'pretrained')
     (tmp_path / 'pretrained' / 'here').mkdir(parents=True)
     monkeypatch.chdir(tmp_path / 'pretrained')
-    with pytest.raises(OSError, match='no such file: mnist; and no network of that name comes with the code: none'):
+    with pytest.raises(OSError, match='no such file: mnist; networks that come with the package: none'):
         DDN.from_pretrained('mnist')
-    persistence.save_network('mnist.safetensors', net)
+    snapshots.save_network('mnist.safetensors', net)
     monkeypatch.chdir('here')
     assert torch.equal(DDN.from_pretrained('mnist').ddls[0].weight, net.ddls[0].weight)
-    with pytest.raises(OSError, match='no such file: faces; and no network of that name comes with the code: mnist$'):
+    with pytest.raises(OSError, match='no such file: faces; networks that come with the package: mnist$'):
         DDN.from_pretrained('faces')
-    persistence.save_network('mnist', DDN(**{**CONFIG, 'num_nodes': [2, 2]}))  # a file here comes first
+    snapshots.save_network('mnist', DDN(**{**CONFIG, 'num_nodes': [2, 2]}))  # a file here comes first
     assert DDN.from_pretrained('mnist').num_nodes == [2, 2, 2]
 
 
@@ -156,29 +155,29 @@ def test_safetensors_of_somebody_else(tmp_path):
 
 def test_a_training_state_is_no_network(tmp_path):
     path = str(tmp_path / 'training-state.safetensors')
-    persistence.save_tensors(path, {'optimizer/0': torch.zeros(2)}, {'images_seen': 3})
-    with pytest.raises(ValueError, match='no network snapshot'):
+    tensor_files.save_tensors(path, {'optimizer/0': torch.zeros(2)}, {'images_seen': 3})
+    with pytest.raises(ValueError, match='not a network snapshot'):
         DDN.from_pretrained(path)
 
 
 @pytest.mark.parametrize('name', ['subprocess.Popen', 'torch.nn.Linear', 'ddn_networks.network.os', None, ['DDN']])
 def test_a_class_that_is_not_on_the_list_is_not_made(tmp_path, name):
     path = str(tmp_path / 'evil.safetensors')
-    persistence.save_tensors(path, {}, {'class_name': name, 'kwargs': {'args': ['touch', 'x']}, 'emas': []})
-    with pytest.raises(ValueError, match='no class a snapshot may name'):
+    tensor_files.save_tensors(path, {}, {'class_name': name, 'kwargs': {'args': ['touch', 'x']}, 'emas': []})
+    with pytest.raises(ValueError, match='not a class that a snapshot may name'):
         DDN.from_pretrained(path)
 
 
 def test_weights_that_do_not_fit_the_description(net, tmp_path):
     path = str(tmp_path / 'a.safetensors')
     tensors = {f'net/{n}': t for n, t in net.state_dict().items()}
-    spec = persistence.init_spec(net) | {'emas': []}
+    spec = snapshots.init_spec(net) | {'emas': []}
     missing = dict(list(tensors.items())[1:])
-    persistence.save_tensors(path, missing, spec)
-    with pytest.raises(ValueError, match=r'do not fit the network.*Missing key.*start'):
+    tensor_files.save_tensors(path, missing, spec)
+    with pytest.raises(ValueError, match=r'do not fit the network.*net/start is missing'):
         DDN.from_pretrained(path)
     misshapen = tensors | {'net/ddls.1.weight': torch.zeros(4, 3, 4)}
-    persistence.save_tensors(path, misshapen, spec)
+    tensor_files.save_tensors(path, misshapen, spec)
     with pytest.raises(ValueError, match=r'ddls\.1\.weight.*\[4, 3, 4\]'):
         DDN.from_pretrained(path)
 
@@ -186,7 +185,7 @@ def test_weights_that_do_not_fit_the_description(net, tmp_path):
 @pytest.mark.parametrize('kwargs', [{}, {'img_resolution': 4, 'surprise': 1}, {'img_resolution': 'wide'}, []])
 def test_constructor_arguments_of_nobody(net, tmp_path, kwargs):
     path = str(tmp_path / 'a.safetensors')
-    persistence.save_tensors(path, {}, persistence.init_spec(net) | {'kwargs': kwargs, 'emas': []})
+    tensor_files.save_tensors(path, {}, snapshots.init_spec(net) | {'kwargs': kwargs, 'emas': []})
     with pytest.raises(ValueError, match=r'a\.safetensors does not describe a network'):
         DDN.from_pretrained(path)
 
@@ -202,8 +201,8 @@ def test_tensors_of_any_kind_round_trip(tmp_path):
         'empty': torch.zeros(0, 3),
         'leaf': torch.nn.Parameter(torch.ones(2)),
     }
-    persistence.save_tensors(path, tensors, {'a': [1, {'b': None}], 'text': 'ä\n'})
-    loaded, meta = persistence.load_tensors(path)
+    tensor_files.save_tensors(path, tensors, {'a': [1, {'b': None}], 'text': 'ä\n'})
+    loaded, meta = tensor_files.load_tensors(path)
     assert meta == {'a': [1, {'b': None}], 'text': 'ä\n'}
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -213,8 +212,8 @@ def test_tensors_of_any_kind_round_trip(tmp_path):
 def test_two_names_for_one_tensor(tmp_path):
     """Recurrent networks share weights; safetensors refuses shared memory unless told otherwise."""
     path, w = str(tmp_path / 'a.safetensors'), torch.arange(6.0)
-    persistence.save_tensors(path, {'a': w, 'b': w, 'c': w[2:]}, {})
-    loaded, _ = persistence.load_tensors(path)
+    tensor_files.save_tensors(path, {'a': w, 'b': w, 'c': w[2:]}, {})
+    loaded, _ = tensor_files.load_tensors(path)
     assert torch.equal(loaded['a'], w) and torch.equal(loaded['b'], w) and torch.equal(loaded['c'], w[2:])
 
 
@@ -223,7 +222,7 @@ def test_arguments_are_remembered_as_plain_values(net):
     assert net.init_kwargs['leak_choice'] is True  # defaults too: they may change one day
     numpy = DDN(np.array([4, 4]), np.int64(1), np.array([8]), num_blocks=[np.int32(1)], num_nodes=[np.int64(2)])
     assert json.loads(json.dumps(numpy.init_kwargs))['channels'] == [8]
-    spec = persistence.init_spec(net)
-    assert spec['class_name'] in persistence.ALLOWED_CLASSES
+    spec = snapshots.init_spec(net)
+    assert spec['class_name'] in snapshots.ALLOWED_CLASSES
     assert json.loads(json.dumps(spec)) == spec
-    assert persistence.rebuild(spec).specs == net.specs
+    assert snapshots.rebuild(spec).specs == net.specs
