@@ -42,6 +42,7 @@ from cli.options import Text, script_help
 from cli.presets import PRESETS
 from ddn_networks import published_config
 from ddn_networks.conditions import ConditionSet
+from ddn_networks.snapshots import upgraded
 from dnnlib.downloads import error_line, is_url, lasting_path
 from dnnlib.util import Logger, redacted, remove_unfinished
 from torch_utils import distributed as dist
@@ -120,6 +121,7 @@ def network_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, 
         'leak_choice': o['leak_choice'],
         'dropout': o['dropout'],
         'repeat_blocks': o['repeat_blocks'],
+        'condition_placement': 'published',
     }
 
 
@@ -287,6 +289,9 @@ def stored_options(run_dir: str) -> dict[str, Any]:
         raise click.ClickException(f'{path} cannot be read, and without it the run cannot go on: {e}') from None
     if not (isinstance(stored, dict) and {'options', 'loop'} <= stored.keys()):
         raise click.ClickException(f'{path} does not hold the options of a run of train.py')
+    loop = stored['loop']
+    network = upgraded({'class_name': loop['network_class'], 'kwargs': loop['network_kwargs']})
+    loop |= {'network_class': network['class_name'], 'network_kwargs': network['kwargs']}
     return stored
 
 
@@ -476,6 +481,9 @@ def main(ctx: click.Context, **o: Any) -> None:
                 if data != old.get('data', data):
                     dist.print0(f'{o["data"]} is not what this run was trained on: from here on it is another run')
                 loop['seed'] = loop['seed'] if 'seed' in given else old['loop']['seed']
+                placement = old['loop']['network_kwargs'].get('condition_placement')
+                if placement and 'condition_placement' in loop['network_kwargs']:  # earlier revisions' runs keep theirs
+                    loop['network_kwargs']['condition_placement'] = placement
                 changes = differences(old['loop'], loop)
                 for line in changes:
                     dist.print0(f'This run goes on with another option: {line}')

@@ -159,7 +159,7 @@ class ConditionArguments:
         """The condition and the picture that was given for it, [C, H, W] each, to look at; the condition twice where
         the picture shows no more."""
         conditions, size, C = self.net.conditions, self.net.img_resolution, self.net.img_channels
-        condition = conditions.look(self._one(self.labels[0], target))[0].cpu()
+        condition = conditions.look(self._one(self.labels[0], target), self.net.img_resolution)[0].cpu()
         if all(part.shows_all or self._source(part)[0] == part.ready for part in conditions.pictures):
             return condition, condition
         first = next(iter(self.pictures.values()))

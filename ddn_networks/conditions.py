@@ -206,6 +206,23 @@ class Edge(Condition):
         return torch.where(grey > 0, 1.0, -1.0)
 
 
+class PublishedEdge(Edge):
+    """Edges as the published networks have them: of the pixels that have all their neighbours, [B, 1, H - 2, W - 2]."""
+
+    help = 'edges of the picture without its outermost pixels'
+
+    def planes(self, source: torch.Tensor, size: Size, draws: torch.Tensor) -> torch.Tensor:
+        return self._inside(super().planes(source, size, draws))
+
+    def from_ready(self, picture: torch.Tensor, size: Size) -> torch.Tensor:
+        return self._inside(super().from_ready(picture, size))
+
+    def _inside(self, planes: torch.Tensor) -> torch.Tensor:
+        if min(planes.shape[2:]) < 3:
+            raise ValueError(f'condition {self.name!r} needs 3 pixels a side, not {list(planes.shape[2:])}')
+        return planes[:, :, 1:-1, 1:-1]
+
+
 class LowRes(Condition):
     """The picture area-resized so that its longer side has N pixels, and bilinearly back."""
 
@@ -283,6 +300,7 @@ CONDITIONS: dict[str, type[Condition]] = {
     'vector': Vector,
     'color': Color,
     'edge': Edge,
+    'published-edge': PublishedEdge,
     'lowres': LowRes,
     'mask': Mask,
     'image': Pair,
@@ -377,7 +395,7 @@ class ConditionSet:
         draws: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """The condition [B, c, H, W] of labels and pictures; B of 1 serves any batch. None for nothing where the
-        condition is optional.
+        condition is optional. A published edge map is smaller, [B, c, H - 2, W - 2], unless there is another picture.
 
         Args:
             size: (H, W) of the network's images.
@@ -411,6 +429,10 @@ class ConditionSet:
         for part, x in zip(self.parts, made, strict=True):
             if len(x) not in (1, B):
                 raise ValueError(f'{len(x)} conditions {part.name!r} for {B} images: give one, or one each')
+        sizes = {x.shape[2:] for part, x in zip(self.parts, made, strict=True) if not part.takes_labels}
+        if len(sizes) == 1:
+            size = sizes.pop()
+        made = [x if part.takes_labels else pixel_maps.fit(x, size) for part, x in zip(self.parts, made, strict=True)]
         condition = torch.cat([x.to(device).expand(B, -1, *size) for x in made], 1)  # [B, c, H, W]
         return condition if draws is None else condition * rows[:, KEPT].to(device)[:, None, None, None]
 
@@ -431,13 +453,13 @@ class ConditionSet:
                 f'is {shape}'
             )
 
-    def look(self, condition: torch.Tensor) -> torch.Tensor | None:
-        """The first picture among the conditions [B, c, H, W], to look at: [B, C, H, W]; None where all are labels."""
+    def look(self, condition: torch.Tensor, size: Size) -> torch.Tensor | None:
+        """The first picture among the conditions [B, c, h, w], to look at: [B, C, *size]; None where all are labels."""
         first = 0
         for part in self.parts:
             picture = part.look(condition[:, first : first + part.channels])
             if picture is not None:
-                return picture
+                return pixel_maps.fit(picture, size)
             first += part.channels
         return None
 

@@ -51,8 +51,8 @@ def from_published(
 ) -> DDN:
     """The network of a state dict under the published names, every shape read from the tensors, in evaluation mode.
 
-    A published condition has no parameters, so the tensors do not tell of it: ``conditions`` does, ['class:10'] for the
-    class-conditional networks of MNIST and CIFAR-10, ['color'] or ['edge'] for those of Fig. 8.
+    A published condition has no parameters, so the tensors do not show it: ``conditions`` names it, ['class:10'] for
+    the class-conditional networks of MNIST and CIFAR-10, ['color'], ['edge'] or ['lowres:N'] for those of Fig. 8.
 
     Raises ValueError naming the first tensor that is missing, unknown, misshapen or there twice.
     """
@@ -90,7 +90,7 @@ def from_published(
         num_blocks=num_blocks,
         num_nodes=[state_dict[b[_NODES]].shape[0] // img_channels for b in first],
         leak_choice=2 * state_dict[first[0][_NODES]].shape[1] == channels[0],
-        conditions=conditions,
+        conditions=['published-edge' if name == 'edge' else name for name in conditions],
     )
     own = net.state_dict()
     for l, block in enumerate(order):

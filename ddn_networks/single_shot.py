@@ -34,8 +34,10 @@ class DDN(Network):
         conditions: what the condition is made of, by name, such as ['class:10', 'color'] (see ``conditions``); they say
             how many channels it has.
         condition_optional: a missing condition counts as zero, which training with condition dropout makes true.
-        augment_dim: labels that the augment pipe gives an image in training, 0 for none; they enter like a condition
-            and are zero everywhere else.
+        condition_placement: first of the C feature channels to which a condition of c channels is added: 'published',
+            C // 2 - c // 2, or 'centred', (C - c) // 2, as networks of earlier revisions have it.
+        augment_dim: labels that the augment pipe gives an image in training, 0 for none; they enter like a condition,
+            in the channels beside it, and are zero everywhere else.
         repeat_blocks: all blocks of a scale after its first are one, applied again and again with one DDL: Recurrence
             Iteration (Fig. 3c) within a single-shot generator.
     """
@@ -55,8 +57,11 @@ class DDN(Network):
         repeat_blocks: bool = False,
         conditions: Sequence[str] = (),
         condition_optional: bool = False,
+        condition_placement: str = 'published',
     ):
         super().__init__()
+        if condition_placement not in ('published', 'centred'):
+            raise ValueError(f"condition_placement is 'published' or 'centred', not {condition_placement!r}")
         if not len(channels) == len(num_blocks) == len(num_nodes) > 0 or min(num_blocks) < 1:
             raise ValueError(
                 'channels, num_blocks and num_nodes need one number per scale and at least one block each, not '
@@ -70,6 +75,7 @@ class DDN(Network):
         self.img_resolution = resolution_pair(img_resolution)
         self.learning_residual = learning_residual
         self.augment_dim = augment_dim
+        self.condition_placement = condition_placement
         self.dropout = dropout
         sizes = scale_sizes(self.img_resolution, len(channels))
         self.specs = [
@@ -100,6 +106,15 @@ class DDN(Network):
     def layer_modules(self, layer: int) -> list[nn.Module]:
         return [self.blocks[self.ddl_of_layer[layer]], self.ddls[self.ddl_of_layer[layer]]]
 
+    def condition_place(self, channels: int) -> tuple[int, int]:
+        """First of the feature channels to which the condition is added, and how many labels of the augment pipe are
+        added to the channels before; the others follow the condition."""
+        c, num_labels = self.condition_channels, self.augment_dim
+        if self.condition_placement == 'centred' or not c:
+            return (channels - c - num_labels) // 2, 0
+        first = channels // 2 - c // 2
+        return first, max(num_labels // 2, num_labels - (channels - first - c))
+
     def walk(
         self,
         sampler: samplers.Sampler,
@@ -121,11 +136,13 @@ class DDN(Network):
             block, ddl = blocks[use], ddls[use]
             if conditioned != x.shape[2:]:  # once per scale
                 conditioned = x.shape[2:]
-                middle = (x.shape[1] - self.condition_channels - self.augment_dim) // 2
+                first, before = self.condition_place(x.shape[1])
                 if condition is not None:
-                    x = _add_to_channels(x, middle, samplers.area_resize(condition, conditioned))
+                    x = _add_to_channels(x, first, samplers.area_resize(condition, conditioned))
                 if augment_labels is not None:
-                    x = _add_to_channels(x, middle + self.condition_channels, augment_labels[:, :, None, None])
+                    labels = augment_labels[:, :, None, None]
+                    x = _add_to_channels(x, first - before, labels[:, :before])
+                    x = _add_to_channels(x, first + self.condition_channels, labels[:, before:])
             if grad_checkpoint and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, spec.size, use_reentrant=False)
             else:

@@ -70,10 +70,13 @@ def init_spec(obj: Any) -> dict[str, Any]:
 def upgraded(spec: Mapping[str, Any]) -> dict[str, Any]:
     """``spec`` ('class_name' and 'kwargs', see ``init_spec``) in the terms of this revision.
 
-    Snapshots and runs of earlier revisions name classes by other paths.
+    Snapshots and runs of earlier revisions name classes by other paths, and lack arguments whose default is another one
+    for new networks: they get the value that those revisions imply.
     """
     name, kwargs = spec.get('class_name'), spec.get('kwargs')
     name = CLASS_ALIASES.get(name, name) if isinstance(name, str) else name
+    if name == DDN and isinstance(kwargs, Mapping):
+        kwargs = {'condition_placement': 'centred', **kwargs}
     return {**spec, 'class_name': name, 'kwargs': kwargs}
 
 

@@ -194,7 +194,7 @@ def picture_figures(told: Network, plain: Network, kind: str, originals: torch.T
 
 def picture_sheet(told: Network, plain: Network, kind: str, portraits: torch.Tensor, n: int = 4) -> zscg.Sheet:
     """n images of each portrait in every way."""
-    seen = told.conditions.look(told.make_condition(images=portraits))
+    seen = told.conditions.look(told.make_condition(images=portraits), told.img_resolution)
     rows = {'original': portraits.repeat_interleave(n, 0), 'known': seen.repeat_interleave(n, 0)}
     made = picture_ways(told, plain, kind, portraits, n)
     return zscg.Sheet(rows | {way: images for way, (images, _) in made.items()})
@@ -229,7 +229,7 @@ def steered_sheet(told: Network, portraits: torch.Tensor, n: int = 4) -> zscg.Sh
     """n images of each portrait by what is told of it, by another's colours on top, and by strokes on top."""
     originals, others = (x.repeat_interleave(n, 0) for x in (portraits, portraits.roll(1, 0)))
     condition = told.make_condition(images=originals)
-    seen = told.conditions.look(condition)
+    seen = told.conditions.look(condition, told.img_resolution)
     dabs = originals.new_full((1, 4, *originals.shape[2:]), -1.0)
     H, W = originals.shape[2:]
     red, blue = (torch.tensor([*colour, 1.0]).view(1, 4, 1, 1) for colour in ((0.7, -0.4, -0.3), (-0.6, -0.2, 0.6)))

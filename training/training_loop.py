@@ -437,7 +437,7 @@ def _sample_sheet(
             rows = min(rows, len(val_images))
             of = torch.linspace(0, len(val_images) - 1, rows).long()
             condition, originals = val_condition[of], val_images[of]
-            shown = net.conditions.look(condition)
+            shown = net.conditions.look(condition, net.img_resolution)
             columns -= 0 if shown is None else 2
         condition = condition.repeat_interleave(columns, 0)
     codes = samplers.uniform_codes(net.num_nodes, list(range(rows * columns))).to(val_images.device)
