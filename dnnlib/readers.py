@@ -53,12 +53,16 @@ def one_line(complaint: str) -> Iterator[None]:
         raise ValueError(f'{printable(complaint)} ({reason(error)})') from error
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a regular file for reading. OSError for a folder, pipe, socket or device, which is never waited for."""
+def open_regular(path: str | os.PathLike, limit: int | None = None) -> BinaryIO:
+    """Open a regular file for reading. OSError for a folder, pipe, socket or device, which is never waited for, and for
+    a file of more than ``limit`` bytes."""
     handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
             raise OSError(None, 'not a regular file', str(path))
+        if limit is not None and state.st_size > limit:
+            raise OSError(None, f'it is larger than {limit} bytes', str(path))
         return open(handle, 'rb')
     except BaseException:
         os.close(handle)
@@ -67,11 +71,8 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
     """The bytes of a regular file of at most ``limit`` bytes. Raises ValueError."""
-    with one_line(f'{path} cannot be read'), open_regular(path) as file:
-        data = file.read(limit + 1)
-        if len(data) > limit:
-            raise ValueError(f'it is larger than {limit} bytes')
-        return data
+    with one_line(f'{path} cannot be read'), open_regular(path, limit) as file:
+        return file.read()
 
 
 def read_json(source: PathOrBytes, what: str | None = None) -> Any:

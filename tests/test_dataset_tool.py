@@ -97,7 +97,7 @@ def test_label_vectors_and_no_labels(tmp_path):
     assert read_labels(ImageArchive(tmp_path / 'out.zip')).values.tolist() == [[0.5, 2]]
     (tmp_path / 'in/dataset.json').unlink()
     assert '1 grey images without labels' in run(tmp_path / 'in', tmp_path / 'out.zip')  # replaces the older zip
-    assert json.loads(ImageArchive(tmp_path / 'out.zip').read_extra('dataset.json')) == {'labels': None}
+    assert json.loads(ImageArchive(tmp_path / 'out.zip').read_label_file('dataset.json')) == {'labels': None}
 
 
 def test_more_than_a_thousand_images_are_sharded_and_make_no_classes(tmp_path):

@@ -146,8 +146,11 @@ def test_names_in_a_zip_cannot_lead_out_of_the_folder(network, tmp_path):
     folder_of(tmp_path, ['1.png'])
     with zipfile.ZipFile(tmp_path / 'data.zip', 'w') as archive:
         archive.writestr(f'{tmp_path}/out.png', (tmp_path / '1.png').read_bytes())
-    out = run(f'--network={network}', f'--outdir={tmp_path / "r"}', f'--reconstruct={tmp_path / "data.zip"}', expect=1)
-    assert 'outside' in out and not (tmp_path / 'out.png').exists()
+        archive.writestr('../../up.png', (tmp_path / '1.png').read_bytes())
+    run(f'--network={network}', f'--outdir={tmp_path / "r"}', f'--reconstruct={tmp_path / "data.zip"}')
+    inside = sorted(str(path.relative_to(tmp_path / 'r')) for path in (tmp_path / 'r').rglob('*.png'))
+    assert inside == sorted([f'{tmp_path}/out.png'[1:], 'up.png'])
+    assert not (tmp_path / 'out.png').exists() and not (tmp_path.parent / 'up.png').exists()
 
 
 def test_a_full_disk_is_one_line_with_the_path(network, tmp_path, monkeypatch):
