@@ -32,6 +32,7 @@ _MODE_CHANNELS |= {mode: 4 for mode in ('RGBA', 'RGBa', 'LA', 'La', 'PA')}
 _TURN = Image.Transpose
 _UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE}
 _UPRIGHT |= {6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}  # by EXIF orientation
+_PILLOW_WARNS = ('ignore', None, Warning, re.compile(r'PIL\.'), 0)
 _FOREIGN = {'HEIC': rb'....ftyp(heic|heix|hevc|mif1|msf1)', 'JPEG XL': rb'\xff\x0a|\0\0\0\x0cJXL '}  # by their start
 
 
@@ -53,11 +54,12 @@ class ImageHeader(NamedTuple):
 
 @contextlib.contextmanager
 def _reading(name: str, start: bytes) -> Iterator[None]:
-    """Turn every exception in the block into a BadImageError with the name, and keep Pillow's warnings quiet."""
+    """Turn every exception in the block into a BadImageError with the name, and ignore Pillow's warnings: what cannot
+    be used is an error here. They stay ignored, since ``warnings.catch_warnings`` is not for threads."""
+    if _PILLOW_WARNS not in warnings.filters:
+        warnings.filterwarnings(_PILLOW_WARNS[0], module=_PILLOW_WARNS[3].pattern)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
+        yield
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise BadImageError(f'{printable(name)}: {_complaint(error, start)}') from error
 

@@ -281,18 +281,6 @@ def test_links_in_all_directions_end(tmp_path):
     assert 'links lead to this folder in more than 100 ways' in refusal(tmp_path)
 
 
-def test_deep_folders_are_searched(tmp_path):
-    place = str(tmp_path)
-    for _ in range(1100):
-        place += '/d'
-        os.mkdir(place)
-    with open(f'{place}/a.png', 'wb') as file:
-        file.write(FILES['a/1.PNG'])
-    assert ImageArchive(tmp_path).image(0).shape == (3, 4, 6)
-    os.remove(f'{place}/a.png')
-    os.removedirs(place)  # pytest cannot
-
-
 def test_a_file_that_is_empty_or_too_large_is_named(tmp_path, monkeypatch):
     (tmp_path / 'a.png').write_bytes(b'')
     (tmp_path / 'b.png').write_bytes(b'a' * 99)

@@ -1,7 +1,9 @@
 """dnnlib.images: image files of every kind become uint8 pixels, or an error of one line."""
 
+import concurrent.futures
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 
@@ -470,10 +472,21 @@ def test_an_image_beyond_the_limit_of_pixels_says_so(monkeypatch):
     data = encoded(to_image(noise(1, 10, 10)))
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 60)
     assert decode_image(data).shape == (1, 10, 10)  # without a warning
+    before = list(warnings.filters)
+    assert decode_image(data).shape == (1, 10, 10) and warnings.filters == before
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 40)
     for read in (decode_image, read_header):
         with pytest.raises(BadImageError, match='^a.png: more pixels than the limit of 80: make it smaller first'):
             read(data, 'a.png')
+
+
+def test_threads_read_images_and_leave_the_warnings_of_others_alone():
+    whole = encoded(to_image(noise(3, 40, 40)), 'jpeg')
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(decode_image, [whole] * 200))
+    assert all(np.array_equal(image, found[0]) for image in found)
+    with pytest.raises(UserWarning):
+        warnings.warn('of ours', stacklevel=1)
 
 
 def test_memory_that_runs_out_is_one_line(monkeypatch):
