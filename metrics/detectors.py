@@ -1,37 +1,33 @@
-"""The networks that look at pictures for a metric: where their weights lie, which file that is, how they are run.
+"""The networks that metrics look at images with: where their weights are looked for, and how they are loaded and run.
 
-A file of weights is data: `torch.load(weights_only=True)` or safetensors, nothing in it is run. Its tensors tell which
-network it is for.
+A file of detector weights names its network by the tensors in it.
 """
 
-import hashlib
 import os
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from dnnlib.downloads import Limits, cache_path, local_path
+from dnnlib.util import file_sha256
 from metrics.inception import Inception
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
+from metrics.resnet import CifarResNet
+from metrics.weights import load_, read_state, state_digest
 
 NETWORKS = {'inception': Inception, 'lenet': LeNet}
-MARKS = {'inception': 'Mixed_7c.branch_pool.conv.weight', 'lenet': 'convnet.c1.weight'}  # a tensor that only it has
-FILES = {  # what they are called where they lie in the cache or in ../shared/weights
+MARKS = {'inception': 'Mixed_7c.branch_pool.conv.weight', 'lenet': 'convnet.c1.weight'}  # a tensor of this one alone
+FILES = {  # names of the files in the cache and in ../shared/weights
     'inception': ('pt_inception-2015-12-05-6726825d.pth', 'inception.pth'),
     'lenet': ('khushbujpatel_lenet_mnist_cnn.pt',),
     'lpips-alex': ('alex_torchvision_features_names.pth',),
     'lpips-lin': ('alex_lin_v0.1.pth',),
+    'resnet20': ('akamaster_resnet20-12fca82f.th',),
+    'resnet56': ('akamaster_resnet56-4bfd9763.th',),
 }
-VARIABLES = {
-    'inception': 'DDN_INCEPTION',
-    'lenet': 'DDN_LENET',
-    'lpips-alex': 'DDN_LPIPS_ALEX',
-    'lpips-lin': 'DDN_LPIPS_LIN',
-}
+VARIABLES = {kind: f'DDN_{kind.upper().replace("-", "_")}' for kind in FILES}  # DDN_LPIPS_ALEX
 INCEPTION_URL = 'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/' + FILES['inception'][0]
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
@@ -50,65 +46,28 @@ class Detector(NamedTuple):
 
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features, on the detector's device, of images on any device. For numbers, not for gradients."""
+        """Features on the detector's device of images on any device, without gradients. Raises ValueError where they
+        are not finite."""
         # By default cuDNN rounds the factors of a convolution to 10 bits (TF32); FID is float32.
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            return self.net(images.to(next(self.net.parameters()).device))
+            features = self.net(images.to(next(self.net.parameters()).device))
+        if not features.isfinite().all():
+            raise ValueError(f'{self.path}: features of these weights are not finite (NaN or infinite)')
+        return features
 
     def describe(self) -> dict:
-        """What a result must say of it, as JSON values."""
+        """The facts that belong with a result, as JSON values."""
         return {key: value for key, value in self._asdict().items() if key != 'net'}
 
 
-def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def read_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a weight file by name. Raises ValueError in one line if it is not one, FileNotFoundError."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'no such file: {path}')
-    try:
-        if Path(path).suffix == '.safetensors':
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, AttributeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f'{path} is no file of weights (a state dict or safetensors): {reason[0][:120]}') from None
-    except Exception as error:
-        if type(error).__name__ != 'SafetensorError':
-            raise
-        raise ValueError(f'{path} is no whole safetensors file: {error}') from None
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f'{path} is no file of weights: it does not hold tensors by name')
-    return dict(state)
-
-
-def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names and values in the order of the names: the same for the same weights in any file format."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def weights_path(kind: str, given: str | os.PathLike | None = None) -> Path:
-    """Where the weights of `kind` (a key of FILES) lie on this machine.
+    """Find the weights of `kind`, a key of FILES, on this machine.
 
     Looks at `given` (path or URL), the kind's environment variable, the download cache, `../shared/weights` beside the
-    checkout; Inception's are downloaded if they are nowhere.
+    checkout. Inception's are downloaded where none of them has a file.
 
     Raises:
-        FileNotFoundError: nowhere; the one line says where which file may be put.
+        FileNotFoundError: there are none; the line names the file and where to put it.
     """
     variable = VARIABLES[kind]
     if given is not None or os.environ.get(variable):
@@ -136,22 +95,22 @@ def load_detector(
     device: str | torch.device = 'cpu',
     precision: str = 'float32',
 ) -> Detector:
-    """A detector that is ready to use.
+    """Load a detector.
 
     Args:
-        name: `inception`, `lenet`, or a path or URL of a file of weights, whose tensors tell which of them it is.
+        name: `inception`, `lenet`, or a path or URL of a file of the weights of either.
         weights: path or URL of the weights; None looks where `weights_path` says.
         device: where it runs.
         precision: `float32` or, for Inception, `bfloat16`: faster, features off by a few per cent.
 
     Raises:
-        ValueError: not a file of weights, or of another network.
-        FileNotFoundError: no weights; the line says where to put them.
+        ValueError: the file is not one of weights, or of another network, or its numbers are not finite.
+        FileNotFoundError: there are no weights; the line says where to put them.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f'precision is {" or ".join(PRECISIONS)}, not {precision!r}')
+        raise ValueError(f'unknown precision {precision!r}: choose from {", ".join(PRECISIONS)}')
     if name not in NETWORKS and weights is not None:
-        raise ValueError(f'the detector {name} is a file of weights already: it takes no --detector-weights')
+        raise ValueError(f'--detector-weights: the detector {name} is a file of weights itself')
     path = weights_path(name, weights) if name in NETWORKS else local_path(name)
     state = read_state(path)
     kinds = [kind for kind, mark in MARKS.items() if mark in state]
@@ -159,16 +118,31 @@ def load_detector(
         wanted = name if name in NETWORKS else ' or '.join(NETWORKS)
         raise ValueError(f'{path} does not hold the weights of a detector ({wanted})')
     kind = kinds[0]
-    net = NETWORKS[kind]().load_weights_(state)
+    net = NETWORKS[kind]()
+    load_(net, state, path)
     digest = state_digest({k: v for k, v in net.state_dict().items() if not k.endswith('num_batches_tracked')})
     if kind == 'inception':
         net.fast_(PRECISIONS[precision])
     elif precision != 'float32':
-        raise ValueError(f'{kind} runs in float32 alone')
+        raise ValueError(f'{kind} runs in float32 only')
     return Detector(kind, net.to(device), net.dim, net.resize, precision, str(path), file_sha256(path), digest)
 
 
 def load_lpips(device: str | torch.device = 'cpu') -> LPIPS:
     """LPIPS v0.1 (AlexNet) with the weights that `weights_path` finds. Raises as `load_detector`."""
-    alex, lin = weights_path('lpips-alex'), weights_path('lpips-lin')
-    return LPIPS().load_weights_(read_state(alex), read_state(lin)).to(device)
+    paths = weights_path('lpips-alex'), weights_path('lpips-lin')
+    state = read_state(paths[0]) | {key.split('.')[0]: value.flatten() for key, value in read_state(paths[1]).items()}
+    net = LPIPS()
+    load_(net, state, ' and '.join(map(str, paths)))
+    if min(float(weight.min()) for name, weight in net.state_dict().items() if name.startswith('lin')) < 0:
+        raise ValueError(f'{paths[1]}: negative linear weights do not define a distance')
+    return net.to(device)
+
+
+def load_resnet(depth: int) -> CifarResNet:
+    """A classifier of CIFAR-10 of depth 20 or 56, with the weights that `weights_path` finds. Raises as
+    `load_detector`."""
+    path = weights_path(f'resnet{depth}')
+    net = CifarResNet(depth)
+    load_(net, {name.removeprefix('module.'): tensor for name, tensor in read_state(path).items()}, path)
+    return net.to(memory_format=torch.channels_last)  # a fifth faster

@@ -295,21 +295,3 @@ class Inception(nn.Module):
             if isinstance(module, Mixed):
                 module.join_()
         return self.to(dtype=dtype, memory_format=torch.channels_last)
-
-    def load_weights_(self, state: dict[str, torch.Tensor]) -> 'Inception':
-        """Load weights named as pytorch-fid names them; what lies outside the trunk (`fc`, `AuxLogits`) is left out.
-
-        Raises ValueError that names a missing tensor or one of a wrong shape.
-        """
-        own = self.state_dict()
-        for name, value in own.items():
-            if name.endswith('num_batches_tracked'):
-                continue
-            if name not in state:
-                raise ValueError(f'no FID Inception weights: the tensor {name} is missing')
-            if tuple(state[name].shape) != tuple(value.shape):
-                raise ValueError(
-                    f'no FID Inception weights: {name} is {tuple(state[name].shape)}, wanted {tuple(value.shape)}'
-                )
-            value.copy_(state[name])
-        return self

@@ -55,11 +55,3 @@ class LeNet(nn.Module):
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """`[B, 10]`, rows that sum to 1: how much each image looks like a 0, 1, ... 9."""
         return self.logits(images).softmax(1)
-
-    def load_weights_(self, state: dict[str, torch.Tensor]) -> 'LeNet':
-        """Load the published file's tensors. Raises ValueError where they are another network's."""
-        try:
-            self.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f'no weights of the MNIST LeNet: {" ".join(str(error).split())[:160]}') from None
-        return self

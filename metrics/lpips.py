@@ -66,19 +66,3 @@ class LPIPS(nn.Module):
         for i, (x, y) in enumerate(zip(self.activations(a), self.activations(b), strict=True)):
             total = total + ((x - y).square().mean((2, 3)) * getattr(self, f'lin{i}')).sum(1)
         return total
-
-    def load_weights_(self, backbone: dict[str, torch.Tensor], lin: dict[str, torch.Tensor]) -> 'LPIPS':
-        """Load AlexNet's convolutions (torchvision's names) and the published linear weights.
-
-        Raises ValueError where they are another network's, or where a linear weight is negative.
-        """
-        try:
-            for name, parameter in self.named_parameters():
-                parameter.copy_(backbone[name])
-            for i in range(len(LAYERS)):
-                getattr(self, f'lin{i}').copy_(lin[f'lin{i}.model.1.weight'].flatten())
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f'no weights of LPIPS (AlexNet, v0.1): {" ".join(str(error).split())[:160]}') from None
-        if min(float(getattr(self, f'lin{i}').min()) for i in range(len(LAYERS))) < 0:
-            raise ValueError('these linear weights of LPIPS are negative, so what they define is no distance')
-        return self

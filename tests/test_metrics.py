@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from metrics import distances, reconstruction, reference
-from metrics.detectors import load_detector, read_state, state_digest, weights_path
+from metrics.detectors import load_detector, load_lpips, weights_path
 from metrics.inception import ConvBN, Inception, MixedA, MixedE, mean_pool, resize_tf1
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
+from metrics.weights import load_, read_state, state_digest
 
 GOLDEN = Path(__file__).parent / 'data' / 'inception_features.npz'
 
@@ -393,11 +394,17 @@ def test_inception_scales_pixels_as_tensorflow_did(monkeypatch):
 def test_inception_weights_that_do_not_fit_are_named():
     state = Inception().state_dict()
     extra = {**state, 'fc.weight': torch.zeros(3), 'AuxLogits.conv0.conv.weight': torch.zeros(1)}
-    Inception().load_weights_(extra)
-    with pytest.raises(ValueError, match='Mixed_6c.branch_pool.bn.bias is missing'):
-        Inception().load_weights_({k: v for k, v in state.items() if k != 'Mixed_6c.branch_pool.bn.bias'})
+    net, first = Inception(), 'Conv2d_1a_3x3.conv.weight'
+    load_(net, extra, 'x.pth')
+    with pytest.raises(ValueError, match='x.pth does not fit Inception .*Mixed_6c.branch_pool.bn.bias is missing'):
+        load_(net, {k: v for k, v in state.items() if k != 'Mixed_6c.branch_pool.bn.bias'}, 'x.pth')
     with pytest.raises(ValueError, match=r'Conv2d_1a_3x3.conv.weight is \(1,\)'):
-        Inception().load_weights_({**state, 'Conv2d_1a_3x3.conv.weight': torch.zeros(1)})
+        load_(net, {**state, first: torch.zeros(1)}, 'x.pth')
+    with pytest.raises(ValueError, match='holds torch.int64, wanted floats'):
+        load_(net, {**state, first: state[first].long()}, 'x.pth')
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match='not finite'):
+            load_(net, {**state, first: state[first] * bad}, 'x.pth')
     with pytest.raises(ValueError, match='Inception wants float images'):
         Inception()(torch.zeros(1, 4, 8, 8))
 
@@ -510,13 +517,25 @@ def test_lpips_refuses():
     assert net.embed(torch.zeros(1, 3, 31, 31)).shape[0] == 1
     with pytest.raises(ValueError, match='one shape'):
         net(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 33, 32))
-    backbone = {k: v for k, v in net.named_parameters()}
+
+
+def test_lpips_weights_that_do_not_fit_are_named(tmp_path, monkeypatch):
+    net = random_lpips()
     lin = {f'lin{i}.model.1.weight': getattr(net, f'lin{i}').view(1, -1, 1, 1) for i in range(5)}
-    LPIPS().load_weights_(backbone, lin)
-    with pytest.raises(ValueError, match='no weights of LPIPS'):
-        LPIPS().load_weights_(backbone, {})
-    with pytest.raises(ValueError, match='negative'):
-        LPIPS().load_weights_(backbone, {k: -v for k, v in lin.items()})
+
+    def load(lin):
+        torch.save(dict(net.named_parameters()), tmp_path / 'alex.pth')
+        torch.save(lin, tmp_path / 'lin.pth')
+        monkeypatch.setenv('DDN_LPIPS_ALEX', str(tmp_path / 'alex.pth'))
+        monkeypatch.setenv('DDN_LPIPS_LIN', str(tmp_path / 'lin.pth'))
+        return load_lpips()
+
+    images = rand(1, 3, 32, 32, dtype=torch.float32)
+    assert torch.equal(load(lin).embed(images), net.embed(images))
+    with pytest.raises(ValueError, match='lin.pth does not fit LPIPS .*lin0 is missing'):
+        load({})
+    with pytest.raises(ValueError, match='lin.pth: negative'):
+        load({k: -v for k, v in lin.items()})
 
 
 # ----------------------------------------------------------------------------------------------------- PSNR and SSIM
@@ -652,11 +671,11 @@ def test_a_detector_file_tells_which_it_is_and_its_digest_knows_the_weights(tmp_
     a, b = (load_detector(str(tmp_path / name)) for name in ('a.pth', 'b.safetensors'))
     assert a.name == b.name == 'lenet' and a.dim == 84
     assert a.digest == b.digest == state_digest(state) and a.sha256 != b.sha256
-    with pytest.raises(ValueError, match='takes no --detector-weights'):
+    with pytest.raises(ValueError, match='--detector-weights: .* is a file of weights itself'):
         load_detector(str(tmp_path / 'a.pth'), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=r'weights of a detector \(inception\)'):
         load_detector('inception', tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match='float32 alone'):
+    with pytest.raises(ValueError, match='float32 only'):
         load_detector(str(tmp_path / 'a.pth'), precision='bfloat16')
 
 
