@@ -35,7 +35,7 @@ from dnnlib.images import to_float, to_uint8
 from dnnlib.sheets import Tile, draw_sheet, save_png
 from dnnlib.util import redacted
 from metrics import distances
-from metrics.detectors import PRECISIONS, Detector, file_sha256, load_detector, load_lpips
+from metrics.detectors import PRECISIONS, Detector, load_detector, load_lpips
 from metrics.lpips import LPIPS, MIN_SIZE
 from metrics.reconstruction import WINDOW, psnr, ssim
 from metrics.reference import FEW, Collector, Statistics, compare, load_statistics, save_statistics, short_number
@@ -74,7 +74,7 @@ class Files:
     def describe(self) -> dict:
         local = local_path(self.path)
         of = {'path': str(self.path), 'num': self.num, 'available': len(self.dataset)}
-        of |= {'sha256': file_sha256(local) if local.is_file() else None}
+        of |= {'sha256': util.file_sha256(local) if local.is_file() else None}
         return of | ({'drawn with seed': self.seed} if self.num < len(self.dataset) else {})
 
 
@@ -120,7 +120,7 @@ def load_network(
     if net.condition_channels and not net.condition_optional and not drawn:
         raise ValueError(f'{path} needs a condition: make its pictures with generate.py and give them with --images')
     kept = getattr(net, 'snapshot_meta', {}).get('emas') or ['none']
-    about = {'network': str(path), 'sha256': file_sha256(file), 'ema': ema or kept[0]}
+    about = {'network': str(path), 'sha256': util.file_sha256(file), 'ema': ema or kept[0]}
     return net, about
 
 
@@ -253,7 +253,7 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
     made = collect(source, detector, batch, keep, 'features')
     numbers, more = compare(reference, made)
     about = {'images': source.describe(), 'reference': {'path': ref, 'num': reference.num}}
-    about['reference'] |= {'sha256': file_sha256(ref_path), 'data': reference.meta.get('images')}
+    about['reference'] |= {'sha256': util.file_sha256(ref_path), 'data': reference.meta.get('images')}
     report('calc', numbers, notes + more, about | how, json_path)
 
 
@@ -275,7 +275,7 @@ def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) ->
         save_statistics(dest, made._replace(meta=about))
     numbers = {'images': made.num, 'features kept': 0 if made.features is None else len(made.features)}
     notes = [f'{made.num} images are few for a reference: use all that there are'] * (made.num < FEW)
-    about['written'] = {'path': dest, 'sha256': file_sha256(dest) if dist.get_rank() == 0 else None}
+    about['written'] = {'path': dest, 'sha256': util.file_sha256(dest) if dist.get_rank() == 0 else None}
     report('ref', numbers, notes, about, json_path)
 
 

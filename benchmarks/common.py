@@ -1,16 +1,17 @@
-"""What the benchmarks share: timing that is fair under noise, peak memory, the machine in words, tables.
+"""Timing that is fair under noise, peak memory, a description of the machine, and reports: shared by the benchmarks.
 
-All contestants of a comparison run in turn, round after round, so that whatever else the machine does hits everybody
-alike. A time is the median over rounds; a ratio is the median of the ratios within a round. On a machine that others
-use, two threads that wait for each other measure the others: take one thread (OMP_NUM_THREADS=1) and its own CPU
-seconds (--clock=cpu). MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 keep glibc from giving memory
-back to the system after each block and asking for it anew. That costs most who allocate most: a layer of 128 channels,
-64x64, K 512, took 1.6 times as long without them, sddn's 3.4 times, discrete-distribution-network's 4.1 times (CPU
-seconds of one thread). A table says whether they were set; docs/results.md says how each was made.
+All contestants of a comparison take turns, round after round, so that other load affects all of them the same way.
+A time is the median over rounds; a ratio is the median of the ratios within a round. On a machine that others use,
+threads that wait for each other measure the others: use one thread (OMP_NUM_THREADS=1) and its CPU seconds
+(--clock=cpu).
+
+MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 keep glibc from returning memory to the system after
+each block. That matters most where most is allocated: without them a layer of 128 channels, 64x64, K 512, took 1.6
+times as long, sddn's 3.4 times, discrete-distribution-network's 4.1 times (CPU seconds of one thread). Tables say
+whether they were set; docs/results.md says how each was made.
 """
 
 import gc
-import json
 import multiprocessing
 import os
 import platform
@@ -21,13 +22,20 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 import torch
 
+from cli.tables import markdown, write_results
 from torch_utils import misc
 
 Call = Callable[[], Any]
 CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+
+# Options of several benchmarks.
+OUT = click.option('--out', metavar='PATH', help='Write PATH.md and PATH.json')
+CLOCK = click.option('--clock', help='Clock: wall, or cpu for the CPU seconds of this process',
+                     type=click.Choice(list(CLOCKS)), default='wall')  # fmt: skip
 
 
 def interleaved(
@@ -41,11 +49,11 @@ def interleaved(
     """Seconds per call of every case, one number per round.
 
     Args:
-        cases: name -> what to time; each round runs them all, every other round in the opposite order.
+        cases: {name: what to time}; each round runs them all, every other round in the opposite order.
         repeats: rounds.
         burst: calls shorter than this many seconds are repeated until they fill it; the number is their mean.
         warmup: calls of each case before the clock runs.
-        clock: 'wall', or 'cpu' for the seconds that this process was running.
+        clock: 'wall', or 'cpu' for the CPU seconds of this process.
     """
     numbers = {}
     for name, call in cases.items():
@@ -76,24 +84,24 @@ def synchronize(device: str) -> None:
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], name: str, to: str) -> float:
-    """How many times longer ``name`` takes than ``to``: the median of the rounds' ratios."""
+    """Time of ``name`` over the time of ``to``: the median of the rounds' ratios."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[to], strict=True))
 
 
 def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Name -> median over the rounds."""
+    """{name: median over the rounds}"""
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def in_fresh_process(fn: Callable, *args: Any) -> Any:
-    """``fn(*args)`` in a Python process of its own, with nothing of ours in its memory. Both must pickle."""
+    """``fn(*args)`` in a new Python process. Both must pickle."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
         return pool.submit(fn, *args).result()
 
 
 def extra_memory(call: Call, device: str = 'cpu', calls: int = 2) -> int:
-    """Bytes that ``call`` needs at its peak over what lies in memory before: resident memory on the CPU (run it in a
-    fresh process), allocated memory on CUDA."""
+    """Peak bytes of ``call`` over those in use before: resident memory on the CPU (run it in a fresh process),
+    allocated memory on CUDA."""
     gc.collect()
     if device.startswith('cuda'):
         torch.cuda.reset_peak_memory_stats(device)
@@ -111,7 +119,7 @@ def extra_memory(call: Call, device: str = 'cpu', calls: int = 2) -> int:
 
 
 def machine(device: str = 'cpu', clock: str = 'wall') -> dict[str, Any]:
-    """Where and with what something was measured."""
+    """Facts about the machine and the software of a measurement."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path('/proc/cpuinfo')
     if cpuinfo.exists():
@@ -149,29 +157,12 @@ def in_words(facts: Mapping[str, Any]) -> str:
     )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table; the keys of the first row are its columns."""
-    columns = list(rows[0])
-    cells = [columns, *([_cell(row.get(c)) for c in columns] for row in rows)]
-    width = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = ['| ' + ' | '.join(text.ljust(w) for text, w in zip(line, width, strict=True)) + ' |' for line in cells]
-    return '\n'.join([lines[0], '| ' + ' | '.join('-' * w for w in width) + ' |', *lines[1:]])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f'{value:.3g}' if abs(value) < 100 else f'{value:.0f}'
-    return '' if value is None else str(value)
-
-
 def report(title: str, facts: Mapping[str, Any], tables: Mapping[str, Sequence[Mapping[str, Any]]], out: str | None):
-    """Print the tables; with ``out`` ('results/ddl'), also write ``out``.md and ``out``.json."""
+    """Print the tables; with ``out`` ('benchmarks/results/ddl'), also write ``out``.md and ``out``.json."""
     parts = [f'# {title}', in_words(facts)]
     for caption, rows in tables.items():
-        parts += [caption, table(rows)] if rows else []
-    text = '\n\n'.join(parts) + '\n'
-    print(text)
+        parts += [caption, markdown(rows)] if rows else []
+    text = '\n\n'.join(parts)
+    click.echo(text)
     if out:
-        os.makedirs(os.path.dirname(out) or '.', exist_ok=True)
-        Path(f'{out}.md').write_text(text)
-        Path(f'{out}.json').write_text(json.dumps({'machine': facts, 'tables': tables}, indent=2) + '\n')
+        write_results(out, text, {'machine': facts, 'tables': tables})

@@ -1,19 +1,19 @@
-"""Whom the benchmarks compare with: the backbone without any DDL (the limit) and the public implementations.
+"""Contestants of the benchmarks: the backbone without any DDL (the limit) and the public implementations.
 
-Peers (both MIT) come with an extra, in an environment of its own since what they declare is large; without the
-constraints it pulls another PyTorch:
+The peers (both MIT) come with an extra. Use a separate environment, since their dependencies are many; without the
+constraints another PyTorch is installed:
 
     pip install -c constraints.txt -e '.[peers]'
-    python benchmarks/ddl.py
+    python -m benchmarks.ddl
 
-or, much smaller, with what a layer needs of it beside the environment, found through PYTHONPATH:
+or, much smaller, only what a layer needs, in a folder that PYTHONPATH names:
 
     pip install --no-deps --target peers sddn==0.0.2 discrete-distribution-network==0.2.5 boxx opencv-python-headless \\
         pandas tabulate scikit-image seaborn snakeviz pyopengl matplotlib python-dateutil six pytz tzdata lazy_loader \\
         cycler kiwisolver pyparsing contourpy fonttools tornado x-mlps-pytorch torch-einops-utils ema-pytorch \\
         accelerate pyyaml huggingface_hub einops einx frozendict x-transformers jaxtyping wadler-lindig beartype \\
         loguru platformdirs
-    PYTHONPATH=peers python benchmarks/ddl.py
+    PYTHONPATH=peers python -m benchmarks.ddl
 
 Legend: B images, K nodes, L layers, C image channels, H x W pixels.
 """
@@ -28,7 +28,8 @@ import click
 import torch
 from torch import nn
 
-from benchmarks.common import CLOCKS, Call, extra_memory, interleaved, medians, ratio, table
+from benchmarks.common import CLOCK, OUT, Call, extra_memory, interleaved, medians, ratio
+from cli.tables import markdown
 from ddn_networks import DDN, Choice, published_config
 from ddn_networks.closed_forms import full_precision
 from ddn_networks.ddl import Selection
@@ -42,7 +43,7 @@ BATCHES = {'cpu': 64, 'cifar10': 4, '64x64': 1}  # that two cores can bear
 
 def configuration(name: str, num_nodes: int) -> dict:
     """Constructor arguments of a network with up to ``num_nodes`` nodes a layer: 'cifar10' and '64x64' as published,
-    'cpu' as train.py's preset mnist-cpu, but for K."""
+    'cpu' as train.py's preset mnist-cpu, except for K."""
     if name == 'cpu':
         return {'img_resolution': 32, 'img_channels': 1, 'channels': [64, 32, 16], 'num_blocks': [4, 4, 2],
                 'num_nodes': [num_nodes] * 3}  # fmt: skip
@@ -50,7 +51,7 @@ def configuration(name: str, num_nodes: int) -> dict:
 
 
 def load_sddn() -> types.ModuleType | None:
-    """The authors' core library, or None where it is not installed."""
+    """Import the authors' core library; None where it is not installed."""
     try:
         return importlib.import_module('sddn')
     except ImportError:
@@ -58,10 +59,10 @@ def load_sddn() -> types.ModuleType | None:
 
 
 def load_guided_sampler() -> type[nn.Module] | None:
-    """``GuidedSampler`` of discrete-distribution-network, or None where it is not installed.
+    """Import ``GuidedSampler`` of discrete-distribution-network; None where it is not installed.
 
-    The package imports torchvision for image transforms, which a layer does without: where there is none, or none that
-    fits this PyTorch (it then raises RuntimeError), an empty module stands in.
+    The package imports torchvision for image transforms, which a layer does not need: an empty module replaces it where
+    it is missing or does not fit this PyTorch (it then raises RuntimeError).
     """
     try:
         importlib.import_module('torchvision')
@@ -78,8 +79,11 @@ def load_guided_sampler() -> type[nn.Module] | None:
 
 
 def compile_(blocks: nn.ModuleList) -> None:
-    """torch.compile every block in place. They share their code, and each size and width of it is a variant: with the
-    default limit of 8 variants, the largest scales would silently not be compiled."""
+    """torch.compile every block, in place.
+
+    The blocks share their code, and each size and width is a variant of it: with the default limit of 8 variants the
+    largest scales would silently not be compiled.
+    """
     for name in ('recompile_limit', 'cache_size_limit'):  # the name in newer and in older PyTorch
         if hasattr(torch._dynamo.config, name):
             setattr(torch._dynamo.config, name, 64)
@@ -93,12 +97,12 @@ def blocks_in(precision: str, device: torch.device) -> torch.autocast:
 
 
 class Backbone(nn.Module):
-    """The blocks of a DDN one after the other, with nothing between them: what no layer can be faster than."""
+    """The blocks of a DDN in a row with nothing in between: the limit of speed for any layer."""
 
     def __init__(self, net: DDN):
         super().__init__()
         self.specs = net.specs
-        self.blocks = net.blocks  # shared, not copied
+        self.blocks = net.blocks  # the same modules
         self.start = net.start
 
     def forward(self, batch_size: int) -> torch.Tensor:
@@ -110,15 +114,18 @@ class Backbone(nn.Module):
 
 
 class SddnLayer(nn.Module):
-    """``sddn``'s layer in the place of a ``DDL``. ``target`` names the images in training, ``codes`` [B, L] otherwise:
-    the layer itself knows the two kinds of choice that the benchmarks need, so it asks no sampler. ``exact``: float32
-    whatever the blocks are in, as ours is; else it is under the blocks' autocast and compares images of 8 bits."""
+    """``sddn``'s layer with the interface of a ``DDL``.
+
+    It ignores the sampler, since the layer chooses by itself: the nearest to ``target`` in training, ``codes`` [B, L]
+    otherwise. ``exact``: compute in float32, as ours does, whatever the precision of the blocks; else under their
+    autocast, where it compares images of 8 bits.
+    """
 
     def __init__(self, in_channels: int, num_nodes: int, img_channels: int, size: int):
         super().__init__()
         output = load_sddn().DiscreteDistributionOutput
         self.layer = output(num_nodes, in_channels, img_channels, leak_choice=True, size=size)
-        output.inits.clear()  # a list of all layers that were ever made would keep them alive
+        output.inits.clear()  # a global list that would keep all layers alive
         self.size = size
         self.target: Pyramid | None = None
         self.codes: torch.Tensor | None = None
@@ -138,7 +145,7 @@ class SddnLayer(nn.Module):
         d = {'feat_last': features.float() if self.exact else features}
         if base is not None:
             d['predict'] = base
-        codes = torch.zeros(len(x), dtype=torch.int64)  # in training it counts for itself and tells nobody
+        codes = torch.zeros(len(x), dtype=torch.int64)  # in training it counts by itself and does not return them
         if self.training:
             target = self.target((self.size, self.size))
             d |= {'target': target, f'target_{self.size}x{self.size}': target}
@@ -157,15 +164,15 @@ class SddnLayer(nn.Module):
 
 
 def with_sddn(net: DDN) -> DDN:
-    """``net`` with ``sddn``'s layers in the place of its own (in place)."""
+    """Replace the layers of ``net`` by ``sddn``'s, in place."""
     layers = [SddnLayer(spec.channels, spec.num_nodes, net.img_channels, spec.size[0]) for spec in net.specs]
     net.ddls = nn.ModuleList(layers)
     return net
 
 
 def networks(name: str, num_nodes: list[int], sddn_nodes: int | None, device: str) -> dict[str, nn.Module]:
-    """Whom a configuration's table compares: the backbone, ours with each K, ``sddn``'s layers with one. All share the
-    blocks."""
+    """{name: network} of a configuration's table: the backbone, ours with each K, ``sddn``'s layers with one K. All
+    share the blocks."""
     ours = {f'ours K {k}': DDN(**configuration(name, k)) for k in num_nodes}
     blocks = next(iter(ours.values())).blocks
     made = {'backbone': Backbone(next(iter(ours.values()))), **ours}
@@ -179,36 +186,37 @@ def networks(name: str, num_nodes: list[int], sddn_nodes: int | None, device: st
 
 
 def lay_out_(net: nn.Module, format_: torch.memory_format) -> None:
-    """A network's weights in a memory layout, as the training loop has them, in place. ``sddn``'s kernels stay as they
-    were made: channels last they would make its K images so, too, and its layer takes twice the time."""
+    """Convert a network's weights to a memory layout, as the training loop does, in place.
+
+    ``sddn``'s kernels keep their own: channels last, its K images would be so too, and its layer take twice the time.
+    """
     net.to(memory_format=format_)
     for layer in (module.layer for module in net.modules() if isinstance(module, SddnLayer)):
         kernels = layer.multi_out_conv1x1.weight  # [K C, F, 1, 1], whose strides alone say how it is laid out
         kernels.data = kernels.data.flatten(1).view(kernels.shape)
 
 
-def tell_(net: DDN, exact: bool, target: Pyramid | None = None, codes: torch.Tensor | None = None) -> None:
-    """Set what the ``SddnLayer``s of a network choose by, and how."""
+def set_choice_(net: DDN, exact: bool, target: Pyramid | None = None, codes: torch.Tensor | None = None) -> None:
+    """Set how the ``SddnLayer``s of a network choose, and their precision."""
     for ddl in net.ddls:
         ddl.exact, ddl.target, ddl.codes = exact, target, codes
 
 
 def network_options(command):
-    """The command-line options that the benchmarks of whole networks share."""
+    """Decorator: the command-line options of the benchmarks of whole networks."""
     names = ', '.join(CONFIGURATIONS)
     some = click.IntRange(min=1)
     for option in (
-        click.option('--out', help='Write OUT.md and OUT.json'),
-        click.option('--device', help='cpu, cuda', default='cpu', show_default=True),
-        click.option('--quick', help='The smallest network with batch 2, two rounds', is_flag=True),
-        click.option('--clock', help='cpu: of this process', type=click.Choice(list(CLOCKS)), default='wall',
-                     show_default=True),
-        click.option('--repeats', help='Rounds; medians count', type=some, default=5, show_default=True),
-        click.option('--batch', help='Images at a time  [default: what two cores can bear]', type=some),
-        click.option('--sddn-nodes', help='K of sddn; 0 leaves it out', type=int, default=512, show_default=True),
-        click.option('--nodes', help='K of ours (largest K of a layer)', default='8,64,512', show_default=True),
-        click.option('--precisions', help='Of the blocks', default='fp32,bf16', show_default=True),
-        click.option('--configs', help=f'Networks: {names}', default=','.join(CONFIGURATIONS), show_default=True),
+        OUT,
+        click.option('--device', metavar='NAME', help='cpu or cuda', default='cpu'),
+        click.option('--quick', help='Smallest network, batch 2, two rounds: does everything run?', is_flag=True),
+        CLOCK,
+        click.option('--repeats', help='Rounds, of which the medians are taken', type=some, default=5),
+        click.option('--batch', help='Images at a time  [default: as many as two cores can bear]', type=some),
+        click.option('--sddn-nodes', help='K of sddn; 0 for none', type=click.IntRange(min=0), default=512),
+        click.option('--nodes', metavar='LIST', help='Largest K of a layer of ours', default='8,64,512'),
+        click.option('--precisions', metavar='LIST', help='Precisions of the blocks', default='fp32,bf16'),
+        click.option('--configs', metavar='LIST', help=f'Networks: {names}', default=','.join(CONFIGURATIONS)),
     ):
         command = option(command)
     return command
@@ -226,12 +234,12 @@ def compare(
     device: str,
     clock: str,
 ) -> dict[str, list[dict]]:
-    """Caption -> table: contestants against the backbone, per network and precision; on CUDA also compiled.
+    """{caption: rows of a table}: contestants against the backbone, per network and precision; on CUDA also compiled.
 
-    ``make(name, net, images, precision)`` gives the call to time.
+    ``make(name, net, images, precision)`` returns the call to time.
     """
     if unknown := set(configs.split(',')) - set(CONFIGURATIONS):
-        raise click.ClickException(f'--configs {",".join(unknown)}: the networks are {", ".join(CONFIGURATIONS)}')
+        raise ValueError(f'--configs={",".join(unknown)}: unknown; choose from {", ".join(CONFIGURATIONS)}')
     tables = {}
     for config in ['cpu'] if quick else configs.split(','):
         nets = networks(config, [int(k) for k in nodes.split(',')], sddn_nodes or None, device)
@@ -239,7 +247,7 @@ def compare(
         images = smooth_images(next(net for net in nets.values() if isinstance(net, DDN)), B).to(device)
         for compiled in (False, True) if device.startswith('cuda') else (False,):
             if compiled:
-                compile_(nets['backbone'].blocks)  # everybody's
+                compile_(nets['backbone'].blocks)  # which all networks share
             for precision in precisions.split(','):
                 for net in nets.values():
                     lay_out_(net, memory_format(torch.device(device), precision))
@@ -249,7 +257,7 @@ def compare(
                 seconds = interleaved(calls, rounds, burst, device=device, clock=clock)
                 caption = f'{config}, batch {B}, {precision}{", blocks compiled" if compiled else ""}'
                 tables[caption] = [_row(name, calls[name], seconds, B, device) for name in calls]
-                print(f'{caption}\n\n{table(tables[caption])}\n', flush=True)
+                click.echo(f'{caption}\n\n{markdown(tables[caption])}\n')
     return tables
 
 
@@ -278,7 +286,7 @@ def _row(name: str, call: Call, seconds: dict[str, list[float]], batch: int, dev
 
 
 def verdict(tables: dict[str, list[dict]], limit: float, flat: float, faster: float) -> str:
-    """The goals and what came of them, one line per table."""
+    """The goals and the results, a line per table."""
     lines = [f'Goals: at most {limit} times the backbone, flat over K to {flat:.0%}, {faster} times faster than sddn.']
     for caption, rows in tables.items():
         ours = [row for row in rows if row['network'].startswith('ours')]

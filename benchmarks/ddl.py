@@ -1,27 +1,24 @@
 """One training step of one Discrete Distribution Layer: ours and the public implementations, in one run.
 
 \b
-  PYTHONPATH=peers OMP_NUM_THREADS=2 python benchmarks/ddl.py                # the shapes of the published networks
-  python benchmarks/ddl.py --quick                                           # seconds: does everything still run?
-  python benchmarks/ddl.py --shapes 16,128,64,512 --memory --out results/ddl # one shape: batch,channels,size,K
-  python benchmarks/ddl.py --methods                                         # is the cost model's choice the fastest?
+  PYTHONPATH=peers OMP_NUM_THREADS=2 python -m benchmarks.ddl                # the shapes of the published networks
+  python -m benchmarks.ddl --quick                                           # seconds: does everything run?
+  python -m benchmarks.ddl --shapes 16,128,64,512 --memory --out results/ddl # one shape: batch,channels,size,K
+  python -m benchmarks.ddl --methods                                         # is the cost model's choice the fastest?
 
 A step is: distances, choice, selected image, leak, loss, backward to weights, features and the image before, Adam,
-Split-and-Prune. Half of the channels are candidates' features, the other half the leak's; discrete-distribution-network
-has no leak and gets the first half alone. Adam is the same for all. How to install the peers: contestants.py.
+Split-and-Prune. Half of the channels are features of the candidates, the other half features of the leak;
+discrete-distribution-network has no leak and gets the first half alone. All use the same Adam. How to install the
+peers: benchmarks/contestants.py.
 """
 
-import os
-import sys
 from collections.abc import Callable
 
 import click
 import torch
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
-
 from benchmarks import common, contestants
-from cli.options import script_help
+from cli.options import script
 from ddn_networks import SplitAndPrune, closed_forms, samplers
 from ddn_networks.ddl import DDL
 from training.loss import layer_losses
@@ -40,7 +37,7 @@ def published_shapes(batch: int) -> list[Shape]:
 
 
 def inputs(shape: Shape, device: str) -> tuple[torch.Tensor, ...]:
-    """Features and the image before (with gradient), the target, the gradients that come back to image and leak."""
+    """Features and the image before (both with gradient), the target, and gradients for the image and the leak."""
     B, channels, S, _ = shape
     generator = torch.Generator().manual_seed(0)
     x, base, target, *grads = (torch.randn(B, c, S, S, generator=generator).to(device) for c in (channels, C, C, C, C))
@@ -52,7 +49,7 @@ def adam(parameters) -> torch.optim.Adam:
 
 
 def ours(shape: Shape, device: str) -> Callable[[], None]:
-    """A step of ``ddn_networks``, as the training loop does it."""
+    """A step of ``ddn_networks``, as in the training loop."""
     x, base, target, image_grad, leak_grad = inputs(shape, device)
     layer = DDL(shape[1], shape[3], C).to(device)
     optimizer = adam(layer.parameters())
@@ -108,7 +105,7 @@ def guided_sampler(shape: Shape, device: str) -> Callable[[], None]:
 
 
 def present() -> dict[str, Callable]:
-    """Name -> maker of a step, of who is installed."""
+    """{name: function that makes a step} of what is installed."""
     makers = {'ours': ours}
     if contestants.load_sddn() is not None:
         makers['sddn'] = sddn
@@ -118,9 +115,9 @@ def present() -> dict[str, Callable]:
 
 
 def memory_of(name: str, shape: Shape, device: str) -> int:
-    """Peak extra bytes of a step; for a process of its own."""
+    """Peak extra bytes of a step; run it in a fresh process."""
     make = present()[name]
-    make(TINY, device)()  # thread pools and libraries are no part of the layer
+    make(TINY, device)()  # loads thread pools and libraries, which are not part of the layer
     return common.extra_memory(make(shape, device), device)
 
 
@@ -140,12 +137,12 @@ def measure(shape: Shape, repeats: int, memory: bool, device: str, clock: str) -
 
 
 def measure_methods(shape: Shape, repeats: int, device: str, clock: str) -> dict:
-    """The three ways to the distances, and which one ``cheapest_method`` takes."""
+    """Milliseconds of the three ways to compute distances, and the choice of ``cheapest_method``."""
     B, channels, S, K = shape
     x, base, target, *_ = (t.detach() for t in inputs(shape, device))
     features, error = x[:, : channels // 2].flatten(2), (base - target).flatten(2)
     weight = torch.randn(K, C, channels // 2, device=device)
-    big = B * K * C * S * S > 3e8  # rendering would take more memory than it is worth
+    big = B * K * C * S * S > 3e8  # rendering would take too much memory
     ways = {name: fn for name, fn in closed_forms.METHODS.items() if name != 'render' or not big}
     calls = {name: lambda fn=fn: fn(weight, features, error) for name, fn in ways.items()}
     seconds = common.medians(common.interleaved(calls, repeats, 0.02, 2, device, clock))
@@ -159,21 +156,20 @@ def parse_shape(text: str) -> Shape:
     try:
         B, channels, size, K = (int(part) for part in text.split(','))
     except ValueError:
-        raise click.ClickException(f'--shapes {text}: give batch,channels,size,K such as 16,128,64,512') from None
+        raise ValueError(f'--shapes={text}: give batch,channels,size,K, such as 16,128,64,512') from None
     return B, channels, size, K
 
 
-@click.command(help=script_help(__file__))
-@click.option('--shapes', help='batch,channels,size,K; may be given several times', multiple=True)
-@click.option('--batch', help='Of the published shapes', type=click.IntRange(min=1), default=16, show_default=True)
-@click.option('--repeats', help='Rounds; medians count', type=click.IntRange(min=1), default=7, show_default=True)
-@click.option('--memory/--no-memory', help='Also the peak extra memory, at the shape of the goal', default=True)
-@click.option('--methods', help='Time the three ways to the distances instead', is_flag=True)
-@click.option('--quick', help='Two tiny shapes, two rounds', is_flag=True)
-@click.option('--device', help='cpu, cuda', default='cpu', show_default=True)
-@click.option('--clock', help='cpu: of this process', type=click.Choice(list(common.CLOCKS)), default='wall',
-              show_default=True)  # fmt: skip
-@click.option('--out', help='Write OUT.md and OUT.json')
+@script(__file__)
+@click.option('--shapes', metavar='B,C,S,K', help='Batch, channels, size, K; may be repeated', multiple=True)
+@click.option('--batch', help='Batch of the published shapes', type=click.IntRange(min=1), default=16)
+@click.option('--repeats', help='Rounds, of which the medians are taken', type=click.IntRange(min=1), default=7)
+@click.option('--memory/--no-memory', help='Also measure the peak extra memory at the shape of the goal', default=True)
+@click.option('--methods', help='Time the three ways to compute distances instead', is_flag=True)
+@click.option('--quick', help='Two tiny shapes, two rounds: does everything run?', is_flag=True)
+@click.option('--device', metavar='NAME', help='cpu or cuda', default='cpu')
+@common.CLOCK
+@common.OUT
 def main(shapes, batch, repeats, memory, methods, quick, device, clock, out):
     torch.manual_seed(0)
     facts = common.machine(device, clock)
@@ -182,7 +178,7 @@ def main(shapes, batch, repeats, memory, methods, quick, device, clock, out):
         todo, repeats = todo or [TINY, (2, 16, 8, 16)], 2
     if methods:
         rows = [measure_methods(s, repeats, device, clock) for s in todo or [HEADLINE, *published_shapes(batch)]]
-        common.report('Three ways to the distances', facts, {'Milliseconds for the distances alone.': rows}, out)
+        common.report('Three ways to compute distances', facts, {'Milliseconds for the distances alone.': rows}, out)
         return
     headline = [measure(s, repeats, memory, device, clock) for s in todo or [HEADLINE]]
     rest = [] if todo else [measure(s, repeats, False, device, clock) for s in published_shapes(batch)]
@@ -194,7 +190,7 @@ def main(shapes, batch, repeats, memory, methods, quick, device, clock, out):
 
 
 def verdict(headline: dict, rest: list[dict]) -> None:
-    """Print which goals hold."""
+    """Print which goals are met."""
     slower = [row for row in rest if row['sddn / ours'] < 1]
     print(f'{GOAL_SPEED:.0f} times faster than sddn: {headline["sddn / ours"]:.1f}')
     if 'memory sddn / ours' in headline:

@@ -1,69 +1,51 @@
-"""How fast are FID's features, and FID itself?
+"""Speed of FID's features, and of FID itself.
 
-    python benchmarks/features.py [--batch 16] [--rounds 7] [--threads N]
+    python -m benchmarks.features --threads=2
 
-Compares, in turn and with medians, so that a busy machine hits all alike: the network as pytorch-fid runs it (plain
-modules, evaluation mode, NCHW, `no_grad`), ours (`fast_`: norms folded, 1x1 convolutions joined, channels-last,
-`inference_mode`), and ours in bfloat16; and times the 2048-dimensional FID against `scipy.linalg.sqrtm`. Weights are
-random where none are at hand: speed is the same, the difference of the features is then of random ones.
+Compares the network as pytorch-fid runs it (plain modules, evaluation mode, NCHW, `no_grad`), ours (`fast_`: folded
+norms, joined 1x1 convolutions, channels-last, `inference_mode`), and ours in bfloat16; and the 2048-dimensional FID
+with `scipy.linalg.sqrtm`. Without Inception's weights random ones are used: speed is the same, features are not.
 """
 
-import argparse
-import os
-import statistics
-import sys
 import time
 
+import click
 import numpy as np
 import scipy.linalg
 import torch
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
-
-from cli.options import script_help
-from metrics.detectors import read_state, weights_path
+from benchmarks import common
+from cli.options import script
+from metrics.detectors import weights_path
 from metrics.distances import frechet_distance
 from metrics.inception import DIM, Inception
-
-
-def medians(functions: dict, rounds: int) -> dict[str, float]:
-    """Median seconds of each function; they take turns, and a first round is not counted."""
-    seconds = {name: [] for name in functions}
-    for i in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+from metrics.weights import load_, read_state
 
 
 def bench_features(batch: int, rounds: int) -> None:
+    plain, ours, half = (Inception() for _ in range(3))
     try:
-        state = read_state(weights_path('inception'))
+        path = weights_path('inception')
+        state = read_state(path)
     except OSError as error:
-        print(f'random weights: {error}')
-        state = Inception().state_dict()
-    plain, ours, half = (Inception().load_weights_(state) for _ in range(3))
+        click.echo(f'random weights: {error}')
+        path, state = 'random weights', plain.state_dict()
+    for net in (plain, ours, half):
+        load_(net, state, path)
     ours.fast_()
     half.fast_(torch.bfloat16)
     images = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-    def as_usual():
-        with torch.no_grad():
-            return plain(images)
-
-    def run(net):
-        with torch.inference_mode():
-            return net(images)
-
-    functions = {'plain PyTorch': as_usual, 'ours': lambda: run(ours), 'ours, bfloat16': lambda: run(half)}
-    found = medians(functions, rounds)
-    expected = as_usual()
-    for name, seconds in found.items():
-        off = float((functions[name]() - expected).norm() / expected.norm())
-        speed = found['plain PyTorch'] / seconds
-        print(f'{name:16} {batch / seconds:6.1f} img/s  {speed:5.2f} x plain  features off by {off:.1e}')
+    calls = {
+        'plain PyTorch': torch.no_grad()(lambda: plain(images)),
+        'ours': torch.inference_mode()(lambda: ours(images)),
+        'ours, bfloat16': torch.inference_mode()(lambda: half(images)),
+    }
+    seconds = common.interleaved(calls, rounds)
+    expected = calls['plain PyTorch']()
+    for name, value in common.medians(seconds).items():
+        off = float((calls[name]() - expected).norm() / expected.norm())
+        speed = common.ratio(seconds, 'plain PyTorch', name)
+        click.echo(f'{name:16} {batch / value:6.1f} img/s  {speed:5.2f} x plain  features off by {off:.1e}')
 
 
 def bench_fid(rounds: int, sqrtm: bool) -> None:
@@ -71,29 +53,32 @@ def bench_fid(rounds: int, sqrtm: bool) -> None:
     scale = torch.logspace(0, -2, DIM, dtype=torch.float64)
     for num in (5000, 1000):
         x, y = (torch.randn(num, DIM, generator=generator, dtype=torch.float64) * scale for _ in range(2))
-        mu, sigma = [z.mean(0).numpy() for z in (x, y)], [torch.cov(z.T).numpy() for z in (x, y)]
-        result = []
-        ours = medians({'': lambda: result.append(frechet_distance(mu[0], sigma[0], mu[1], sigma[1]))}, rounds)['']  # noqa: B023
-        print(f'FID of {num} vectors of {DIM}: {ours:.2f} s', end='', flush=True)
+        moments = [part for z in (x, y) for part in (z.mean(0).numpy(), torch.cov(z.T).numpy())]
+        seconds = common.interleaved({'': lambda m=moments: frechet_distance(*m)}, rounds)
+        ours = common.medians(seconds)['']
+        line = f'FID of {num} vectors of {DIM}: {ours:.2f} s'
         if sqrtm:
             start = time.perf_counter()
-            root = scipy.linalg.sqrtm(sigma[0] @ sigma[1])
-            trace = np.trace(sigma[0] + sigma[1] - 2 * root.real)
-            seconds = time.perf_counter() - start
-            off = abs(((mu[0] - mu[1]) ** 2).sum() + trace - result[0])
-            print(f'; sqrtm: {seconds:.1f} s, {seconds / ours:.1f} times ours, and {off:.0e} away', end='')
-        print()
+            mu1, sigma1, mu2, sigma2 = moments
+            trace = np.trace(sigma1 + sigma2 - 2 * scipy.linalg.sqrtm(sigma1 @ sigma2).real)
+            spent = time.perf_counter() - start
+            off = abs(((mu1 - mu2) ** 2).sum() + trace - frechet_distance(*moments))
+            line += f'; sqrtm: {spent:.1f} s, {spent / ours:.1f} times ours, and {off:.0e} away'
+        click.echo(line)
+
+
+@script(__file__)
+@click.option('--batch', type=click.IntRange(min=1), default=16, help='Images at a time')
+@click.option('--rounds', type=click.IntRange(min=1), default=7, help='Rounds, of which the medians are taken')
+@click.option('--threads', type=click.IntRange(min=1), help="CPU threads  [default: PyTorch's choice]")
+@click.option('--sqrtm', is_flag=True, help='Also time scipy.linalg.sqrtm: a minute and more')
+def main(batch, rounds, threads, sqrtm):
+    if threads:
+        torch.set_num_threads(threads)
+    click.echo(f'PyTorch {torch.__version__}, {torch.get_num_threads()} threads')
+    bench_features(batch, rounds)
+    bench_fid(3, sqrtm)
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=script_help(__file__).splitlines()[0])
-    parser.add_argument('--batch', type=int, default=16)
-    parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--threads', type=int, default=0, help='of PyTorch; 0: as many as it takes')
-    parser.add_argument('--sqrtm', action='store_true', help='also time scipy.linalg.sqrtm (a minute and more)')
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    print(f'PyTorch {torch.__version__}, {torch.get_num_threads()} threads')
-    bench_features(options.batch, options.rounds)
-    bench_fid(3, options.sqrtm)
+    main()

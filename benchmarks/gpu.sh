@@ -46,9 +46,9 @@ train)
     pack
     ;;
 measure)
-    python benchmarks/ddl.py 2>&1 | tee "$OUT/ddl.txt"
-    python benchmarks/train_step.py 2>&1 | tee "$OUT/train_step.txt"
-    python benchmarks/generate.py 2>&1 | tee "$OUT/generate.txt"
+    python -m benchmarks.ddl 2>&1 | tee "$OUT/ddl.txt"
+    python -m benchmarks.train_step 2>&1 | tee "$OUT/train_step.txt"
+    python -m benchmarks.generate 2>&1 | tee "$OUT/generate.txt"
     ;;
 score)
     network=$(ls "$RUN"/network-snapshot-*.safetensors | tail -n 1)

@@ -1,30 +1,25 @@
-"""What guiding costs: the 64x64 network of the paper (K = 512, L = 127), random weights, with and without guides.
+"""Cost of guiding: the 64x64 network of the paper (K = 512, L = 127), random weights, with and without guides.
 
-    python benchmarks/guided.py [--batch 2] [--repeats 3] [--clock cpu] [--out benchmarks/results/guided]
+    OMP_NUM_THREADS=1 python -m benchmarks.guided --clock=cpu --out=benchmarks/results/guided
 
 Guides that are linear in the pixels never render the K images; the claim is at most 1.5 times the time of unguided
-generation. The table also holds guides that render. On a machine that others use, ``--clock cpu`` with
-OMP_NUM_THREADS=1 counts this process's own seconds.
+generation. The table also has guides that render.
 """
 
-import os
 import statistics
-import sys
 
 import click
 import torch
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
-
 from benchmarks import common
-from cli.options import script_help
+from cli.options import script
 from ddn_networks import DDN, black_boxes, guided_sampling, guides, published_config
 
 BOUND = 1.5
 
 
 def cases(batch: int, size: int) -> dict[str, guided_sampling.Guidance | None]:
-    """Name -> guidance; None is unguided. Names that start with '*' render and have no claim."""
+    """{name: guidance, or None for unguided}. Those whose names begin with '*' render, and the claim excludes them."""
     target = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
     mask = (torch.arange(size) < size // 2).float().expand(batch, 1, size, size)
     strokes = torch.cat([target, 2 * mask - 1], 1)
@@ -54,13 +49,13 @@ def cases(batch: int, size: int) -> dict[str, guided_sampling.Guidance | None]:
     }
 
 
-@click.command(help=script_help(__file__))
-@click.option('--batch', help='Images at a time', type=click.IntRange(min=1), default=2, show_default=True)
-@click.option('--repeats', help='Rounds', type=click.IntRange(min=1), default=3, show_default=True)
-@click.option('--size', help='Resolution', type=int, default=64, show_default=True)
+@script(__file__)
+@click.option('--batch', help='Images at a time', type=click.IntRange(min=1), default=2)
+@click.option('--repeats', help='Rounds, of which the medians are taken', type=click.IntRange(min=1), default=3)
+@click.option('--size', help='Resolution', type=int, default=64)
 @click.option('--linear-only', help='Leave out the guides that render', is_flag=True)
-@click.option('--clock', help='Seconds of what', type=click.Choice(['wall', 'cpu']), default='wall', show_default=True)
-@click.option('--out', help='Also write OUT.md and OUT.json', metavar='OUT')
+@common.CLOCK
+@common.OUT
 def main(batch, repeats, size, linear_only, clock, out):
     torch.manual_seed(0)
     net = DDN(**published_config(size)).eval()
@@ -79,10 +74,10 @@ def main(batch, repeats, size, linear_only, clock, out):
         f'batch {batch}, {repeats} rounds. Guides with a * render their candidates; the others do not, and may take '
         f'{BOUND} times as long as no guide.'
     )
-    common.report('What guiding costs', facts, {caption: rows}, out)
+    common.report('Cost of guiding', facts, {caption: rows}, out)
     slow = [row['guide'] for row in rows if not row['guide'].startswith('*') and row['times unguided'] > BOUND]
     if slow:
-        raise click.ClickException(f'more than {BOUND} times unguided: {", ".join(slow)}')
+        raise ValueError(f'more than {BOUND} times unguided: {", ".join(slow)}')
 
 
 if __name__ == '__main__':

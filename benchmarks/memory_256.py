@@ -1,32 +1,29 @@
 """Memory and time of one training step of the 256x256 colouring network (preset color256), with and without
 --grad-checkpoint, square and not.
 
-    python benchmarks/memory_256.py --out benchmarks/results/memory_256
-    python benchmarks/memory_256.py --quick                  # seconds: does everything still run?
-    python benchmarks/memory_256.py --device cuda --batch 4 --precision bf16
+    python -m benchmarks.memory_256 --out benchmarks/results/memory_256
+    python -m benchmarks.memory_256 --quick                  # seconds: does everything run?
+    python -m benchmarks.memory_256 --device cuda --batch 4 --precision bf16
 
-A step is forward, loss and backward at --batch images; each case runs in a process of its own, and its memory is the
-peak over what the network and the images take. Gradients of all weights are part of it, Adam's two moments (twice the
-weights) and averaged weights (once) come on top.
+A step is forward, loss and backward of --batch images. Each case runs in a new process; its memory is the peak over
+that of the network and the images. It includes the gradients of all weights; Adam's two moments (twice the weights) and
+averaged weights (once) are extra.
 """
 
 import os
-import sys
 import time
 
 import click
 import torch
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
-
 from benchmarks import common
-from cli.options import script_help
+from cli.options import script
 from ddn_networks import DDN, published_config, samplers
 from training.loss import layer_losses, total_loss
 
 
 def measure(size: tuple[int, int], checkpoint: bool, batch: int, device: str, precision: str, max_blocks: int) -> dict:
-    """Figures of one case."""
+    """Measure one case."""
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', torch.get_num_threads())))
     torch.manual_seed(0)
     config = published_config(max(size), max_outputk=64, max_blockn=max_blocks)
@@ -60,13 +57,13 @@ def measure(size: tuple[int, int], checkpoint: bool, batch: int, device: str, pr
     }
 
 
-@click.command(help=script_help(__file__), context_settings={'show_default': True})
-@click.option('--out', help='Write OUT.md and OUT.json')
-@click.option('--device', default='cpu')
-@click.option('--batch', type=int, default=1)
-@click.option('--precision', type=click.Choice(['fp32', 'bf16']), default='fp32')
-@click.option('--max-blocks', type=int, default=64, help="Most blocks a scale; the preset's by default")
-@click.option('--quick', is_flag=True, help='A small network at 32x32 and 24x32')
+@script(__file__)
+@common.OUT
+@click.option('--device', metavar='NAME', default='cpu', help='cpu or cuda')
+@click.option('--batch', type=click.IntRange(min=1), default=1, help='Images at a time')
+@click.option('--precision', type=click.Choice(['fp32', 'bf16']), default='fp32', help='Precision of the blocks')
+@click.option('--max-blocks', type=click.IntRange(min=1), default=64, help='Most blocks a scale, as in the preset')
+@click.option('--quick', is_flag=True, help='Small networks at 32x32 and 24x32: does everything run?')
 def main(out, device, batch, precision, max_blocks, quick):
     facts = common.machine(device)
     sizes = [(32, 32), (24, 32)] if quick else [(256, 256), (192, 256)]

@@ -1,27 +1,23 @@
-"""What a Split-and-Prune step costs: the 127 weights of the 64x64 network with Adam's states and two averages.
+"""Cost of a Split-and-Prune step: the 127 weights of the 64x64 network with Adam's states and two averages.
 
-    python benchmarks/split_prune.py
+    python -m benchmarks.split_prune
 
-Least of several rounds, milliseconds: with nothing to move, with one pair to move in every weight, and taking the same
-rows one weight after another with counts on the host, as Algorithm 1 is written. On CUDA also: kernels a step launches,
-and a failure if it waits for the device.
+Prints milliseconds, the least of several rounds: with nothing to move, with one pair to move in every weight, and
+moving the same rows weight by weight with counts on the host, as Algorithm 1 is written. On CUDA also the number of
+kernels per step; fails if a step waits for the device.
 """
 
-import os
-import sys
 import time
 
 import click
 import torch
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
-
-from cli.options import script_help
+from cli.options import script
 from ddn_networks import DDN, SplitAndPrune, published_config
 
 
 def one_by_one_(weights, states, counts) -> None:
-    """Algorithm 1 layer by layer, reading the counts on the host."""
+    """Algorithm 1 layer by layer, with the counts read on the host."""
     for weight, tensors, c in zip(weights, states, counts, strict=True):
         c = c.cpu()
         most, least, n = c.argmax().item(), c.argmin().item(), c.sum().item()
@@ -45,7 +41,7 @@ def least_ms(fn, prepare, device: torch.device, rounds: int = 15) -> float:
     return 1000 * best
 
 
-@click.command(help=script_help(__file__))
+@script(__file__)
 def main() -> None:
     torch.set_num_threads(1)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -74,7 +70,7 @@ def main() -> None:
         balance.step_(optimizer)
 
     counts = [torch.cat([torch.full((1,), 1000.0), torch.full((len(w) - 1,), 10.0)]).to(device) for w in weights]
-    print(f'{device}: nothing to move {least_ms(step, even, device):.2f} ms, '
+    click.echo(f'{device}: nothing to move {least_ms(step, even, device):.2f} ms, '
           f'a pair in each of {len(weights)} weights {least_ms(step, skewed, device):.2f} ms, '
           f'one by one {least_ms(lambda: one_by_one_(weights, states, counts), skewed, device):.2f} ms')
     if device.type == 'cuda':
@@ -83,7 +79,7 @@ def main() -> None:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             step()
         torch.cuda.set_sync_debug_mode('default')
-        print(f'kernels a step: {sum(e.count for e in profile.key_averages())}, no wait for the device')
+        click.echo(f'kernels a step: {sum(e.count for e in profile.key_averages())}, no wait for the device')
 
 
 if __name__ == '__main__':

@@ -75,6 +75,17 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return type(error).__name__ == 'OutOfMemoryError' or "can't allocate memory" in str(error)
 
 
+def script(file: str) -> Callable[[Callable], click.Command]:
+    """Decorator: a command whose --help is the docstring of ``file``, that shows defaults and reports user errors in
+    one line."""
+
+    def decorate(command: Callable) -> click.Command:
+        settings = {'show_default': True, 'max_content_width': 110}
+        return click.command(help=script_help(file), context_settings=settings)(one_line_errors()(command))
+
+    return decorate
+
+
 class Ints(click.ParamType):
     """'0-3,7' as [0, 1, 2, 3, 7]."""
 

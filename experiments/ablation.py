@@ -26,17 +26,16 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import spearmanr
 
 from cli.options import one_line_errors
+from cli.tables import write_results
 from ddn_networks import Network
 from dnnlib.archives import ImageArchive
 from dnnlib.images import to_float
 from dnnlib.sheets import draw_sheet, in_pairs, in_rows
-from dnnlib.util import atomic_write, format_time
-from metrics.detectors import file_sha256, load_detector
+from dnnlib.util import atomic_write, file_sha256, format_time
+from metrics.detectors import load_detector
 from training.report import mean_or_none, read_stats
 
 ROOT = Path(__file__).resolve().parents[1]
-DIGITS = ROOT / 'assets' / 'mnist' / 't10k-images-idx3-ubyte.gz'  # 10,000, built in
-HELD_OUT_DIGITS = 2000
 # A network for digits that one CPU core trains in minutes; what a script changes in it, it says.
 DIGITS_OPTIONS = {
     'channels': '32,32,32,32,24,16', 'batch': 32, 'lr': 0.002, 'lr-ramp': 0.002, 'lr-decay': 'cosine', 'beta2': 0.99,
@@ -323,12 +322,6 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
     return text if len(values) == 1 else f'{text} ± {statistics.stdev(values):.{digits}f}'
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first column is text, the others are aligned as numbers."""
-    lines = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-
-
 class Order(NamedTuple):
     """How two columns order the rows: Spearman's rho, and of how many pairs of rows both say the same."""
 
@@ -354,11 +347,7 @@ def failures(results: Sequence[Result]) -> list[str]:
 
 def write(folder: Path, text: str, settings: dict[str, Any], results: Sequence[Result]) -> None:
     """``results.md`` and ``results.json``. Raises click.ClickException at the end if a row failed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / 'results.md', 'w') as f:
-        f.write(text.rstrip() + '\n')
-    with atomic_write(folder / 'results.json', 'w') as f:
-        json.dump({**settings, 'rows': [r._asdict() for r in results]}, f, indent=1)
+    write_results(folder / 'results', text, {**settings, 'rows': [r._asdict() for r in results]})
     click.echo(f'\n{text}\n\nWritten to {folder}')
     if failures(results):
         raise click.ClickException('rows failed: ' + '; '.join(failures(results)))
@@ -419,17 +408,6 @@ def sheet(
 
 
 # ------------------------------------------------------------------------------------------------------- command lines
-
-
-def digits(folder: Path) -> tuple[str, str]:
-    """(training zip, held-out zip) of the built-in 10,000 digits, made once."""
-    paths = folder / 'digits-train.zip', folder / 'digits-held-out.zip'
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, cut in zip(paths, ('--skip-images', '--max-images'), strict=True):
-        if not path.is_file():
-            args = [f'--source={DIGITS}', f'--dest={path}', '--shuffle', f'{cut}={HELD_OUT_DIGITS}']
-            run('dataset_tool.py', args)
-    return str(paths[0]), str(paths[1])
 
 
 def check(scoring: Scoring) -> Scoring:

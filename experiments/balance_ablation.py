@@ -1,7 +1,7 @@
 """Ways of keeping nodes equally used, on the quick start's network: what each is worth for samples and reconstructions.
 
-    python experiments/balance_ablation.py                        # 10,000 built-in digits, 105,000 images a row
-    python experiments/balance_ablation.py --duration=0.02        # minutes
+    python -m experiments.balance_ablation                        # 10,000 built-in digits, 105,000 images a row
+    python -m experiments.balance_ablation --duration=0.02        # minutes
 
 Trains networks that differ in --balance alone, judges them with fid.py (Frechet distance on LeNet features of --num
 samples to the training digits; PSNR of reconstructed held-out ones) and with digit_quality.py (the share of 1,000
@@ -10,20 +10,17 @@ command goes on. Options of train.py go behind a --, for all rows alike.
 """
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import click
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import ablation
-from ablation import Result, Row
-
 from cli.options import Ints, script_help
 from cli.presets import PRESETS
+from cli.tables import markdown, write_json
+from ddn_networks import Network
+from experiments import ablation, digits
+from experiments.ablation import Result, Row
+from metrics.detectors import load_detector
 
 DURATION = 0.105  # millions of images
 ROWS = {
@@ -40,8 +37,8 @@ def read_share(result: Result) -> Result:
         return result
     path = Path(result.network).parent / 'digit_quality.json'
     if not path.is_file():
-        args = [f'--network={result.network}', f'--real={result.facts["held-out"]}', f'--out={path}']
-        ablation.run('experiments/digit_quality.py', args)
+        net, lenet = Network.from_pretrained(result.network), load_detector('lenet').net
+        write_json(path, digits.quality(net, lenet, result.facts['held-out']))
     share = json.loads(path.read_text(encoding='utf-8'))['samples_read']
     return result._replace(numbers={**result.numbers, 'read': 100 * share})
 
@@ -54,10 +51,11 @@ def table(results: list[Result]) -> str:
         'dead share': ('dead share', 3), 'CPU seconds': ('training CPU seconds', 0),
     }  # fmt: skip
     lines = [
-        [row, *(ablation.cell(ablation.over_seeds(results, row, name), digits) for name, digits in columns.values())]
+        {'--balance': row}
+        | {title: ablation.cell(ablation.over_seeds(results, row, name), n) for title, (name, n) in columns.items()}
         for row in dict.fromkeys(r.row for r in results)
     ]
-    return ablation.markdown(['--balance', *columns], lines)
+    return markdown(lines)
 
 
 @click.command(help=script_help(__file__))
@@ -72,7 +70,7 @@ def main(data, held_out, seeds, only, num, folder: Path, into: Path, machine, mo
     if bool(data) != bool(held_out):
         raise click.UsageError('give --data and --held-out, or neither for the built-in digits')
     if not data:
-        data, held_out = ablation.digits(folder)
+        data, held_out = digits.datasets(folder)
     scoring = ablation.check(ablation.Scoring(data, held_out, detector or 'lenet', num, 2000))
     preset = {name.replace('_', '-'): value for name, value in PRESETS['mnist-cpu'].items()}
     base = {**preset, 'workers': 0, **ablation.ticks(duration or DURATION), 'data': scoring.data, **more}

@@ -1,18 +1,16 @@
-"""Figs 6 and 18: every image that a small network can make, as a recursive grid.
+"""Figs 6 and 18: all images that a small network can generate, as a recursive grid.
 
-    python experiments/latent_tree.py --network=NET --out=tree.png
-    python experiments/latent_tree.py --run=runs/00000-mnist-recurrent-batch256-mnist-tree --film=tree.gif
+    python -m experiments.latent_tree --network=NET --out=tree.png
+    python -m experiments.latent_tree --run=runs/00000-mnist-recurrent-batch256-mnist-tree --film=tree.gif
 
-In the middle the mean of all images; around it the K of the first layer (blue), around each of them the K that the
-second layer makes of it (green), and so on; the smallest pictures, without a border, are what the last layer makes. For
-K = 8 the grids are 3x3; for other K the smallest square that holds K pictures and their condition. The film shows the
-snapshots of a training run one after the other.
+The mean of all images is in the middle, around it the K images of the first layer (blue), around each of them its K
+children in the second layer (green), and so on; the smallest pictures, without a border, are those of the last layer.
+For K = 8 the grids are 3x3; for other K the smallest square that holds the K pictures and their parent. The film shows
+the snapshots of a training run one after the other.
 """
 
 import math
 import os
-import re
-import sys
 
 import click
 import imageio.v3 as imageio
@@ -21,24 +19,23 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from cli.options import one_line_errors, script_help
+from cli.options import script
 from ddn_networks import Network
 from dnnlib.images import to_image, to_uint8
 from dnnlib.sheets import save_png
 from dnnlib.util import atomic_write
+from experiments.common import snapshots
 
 COLORS = ('white', (40, 90, 220), (40, 160, 60), (230, 120, 20), (150, 50, 170))  # by depth; the root has no border
 MAX_LEAVES = 20_000
 
 
 def grow(net: Network, depth: int, batch: int = 64) -> list[np.ndarray]:
-    """The images of all nodes, depth by depth, uint8 [K^d, C, h, w] for d = 1 .. depth, in the order of their codes;
-    before them the mean of the deepest, [1, C, h, w]."""
+    """The mean of all images at ``depth``, uint8 [1, C, h, w], and then the images of all nodes, depth by depth,
+    [K^d, C, h, w] for d = 1 .. depth, in the order of their codes. Raises ValueError for a bad depth."""
     leaves = math.prod(net.num_nodes[:depth])
     if not 1 <= depth <= net.num_layers:
-        raise ValueError(f'this network has layers 1 to {net.num_layers}; --depth={depth} is none')
+        raise ValueError(f'this network has {net.num_layers} layers, which --depth={depth} exceeds')
     if leaves > MAX_LEAVES:
         raise ValueError(f'{leaves:,} images at depth {depth}: give a smaller --depth (at most {MAX_LEAVES:,} images)')
     levels, prefixes = [], torch.zeros(1, 0, dtype=torch.int64)
@@ -52,12 +49,12 @@ def grow(net: Network, depth: int, batch: int = 64) -> list[np.ndarray]:
 
 
 def side(num_nodes: int) -> int:
-    """Cells of a grid's side: the smallest square for K pictures and their condition."""
+    """Cells along a side of a grid: the smallest square for K pictures and their parent."""
     return math.isqrt(num_nodes) + 1
 
 
 def block_size(num_nodes: list[int], leaf: tuple[int, int], depth: int) -> tuple[int, int]:
-    """(height, width) in pixels of a node at ``depth`` with all that is under it; ``leaf`` is that of the last."""
+    """(height, width) in pixels of a node at ``depth`` with its subtree; ``leaf`` is the size of the smallest."""
     if depth == len(num_nodes):
         return leaf[0] + 2, leaf[1] + 2
     h, w = block_size(num_nodes, leaf, depth + 1)
@@ -77,7 +74,7 @@ def cells(num_nodes: int) -> list[tuple[int, int]]:
 
 
 def draw_tree(levels: list[np.ndarray], num_nodes: list[int], leaf: tuple[int, int]) -> Image.Image:
-    """The recursive grid of what ``grow`` made."""
+    """Draw the images that ``grow`` returns as a recursive grid."""
 
     def framed(pixels: np.ndarray, size: tuple[int, int], width: int, depth: int) -> Image.Image:
         h, w = size
@@ -113,32 +110,23 @@ def tree_of(path: str, depth: int | None, ema: str | None, leaf: int) -> tuple[I
     return draw_tree(levels, net.num_nodes[:depth], (max(1, leaf * H // max(H, W)), max(1, leaf * W // max(H, W)))), net
 
 
-def snapshots(run: str) -> list[str]:
-    """The network snapshots of a run folder, oldest first."""
-    names = sorted(n for n in os.listdir(run) if re.fullmatch(r'network-snapshot-\d+\.safetensors', n))
-    if not names:
-        raise ValueError(f'{run} holds no network-snapshot-*.safetensors')
-    return [os.path.join(run, name) for name in names]
-
-
-@click.command(help=script_help(__file__), context_settings={'show_default': True})
+@script(__file__)
 @click.option('--network', metavar='FILE|URL', help='Network snapshot')
-@click.option('--out', metavar='PNG', help='Where to write its tree')
-@click.option('--run', metavar='DIR', help='Run folder, whose snapshots make the film (train with a small --snap)')
-@click.option('--film', metavar='GIF|MP4', help='Where to write the film')
+@click.option('--out', metavar='PNG', help='Picture to write')
+@click.option('--run', metavar='DIR', help='Run folder whose snapshots to film (train with a small --snap)')
+@click.option('--film', metavar='GIF|MP4', help='Film to write')
 @click.option('--depth', metavar='INT', type=click.IntRange(min=1), help='Layers to show  [default: all]')
-@click.option('--leaf', metavar='INT', type=click.IntRange(min=2), default=24, help='Pixels of the smallest pictures')
-@click.option('--width', metavar='INT', type=click.IntRange(min=16), default=720, help='Of the film, pixels')
-@click.option('--seconds', metavar='FLOAT', default=0.25, help='Of a picture in the film')
-@click.option('--ema', help="Averaged weights, or 'none'")
-@one_line_errors()
+@click.option('--leaf', metavar='INT', type=click.IntRange(min=2), default=24, help='Side of the smallest, pixels')
+@click.option('--width', metavar='INT', type=click.IntRange(min=16), default=720, help='Width of the film, pixels')
+@click.option('--seconds', metavar='FLOAT', default=0.25, help='Duration of a frame of the film')
+@click.option('--ema', metavar='LABEL', help="Averaged weights by half-life, or 'none'  [default: the first]")
 def main(network, out, run, film, depth, leaf, width, seconds, ema) -> None:
     if bool(network) != bool(out) or bool(run) != bool(film) or not (network or run):
-        raise click.ClickException('give --network with --out, or --run with --film')
+        raise click.UsageError('give --network with --out, or --run with --film')
     if network:
         picture, net = tree_of(network, depth, ema, leaf)
         save_png(picture, out)
-        print(f'{out}: {picture.width}x{picture.height}, K = {net.num_nodes[0]}, L = {net.num_layers}')
+        click.echo(f'{out}: {picture.width}x{picture.height}, K = {net.num_nodes[0]}, L = {net.num_layers}')
     if run:
         frames = []
         for path in tqdm(snapshots(run), desc='film', unit='snapshot'):
@@ -151,7 +139,7 @@ def main(network, out, run, film, depth, leaf, width, seconds, ema) -> None:
         pace = {'duration': round(seconds * 1000), 'loop': 0} if gif else {'fps': 1 / seconds}
         with atomic_write(film) as f:
             imageio.imwrite(f.name, np.stack(frames), extension=os.path.splitext(film)[1], **pace)
-        print(f'{film}: {len(frames)} pictures')
+        click.echo(f'{film}: {len(frames)} frames')
 
 
 if __name__ == '__main__':

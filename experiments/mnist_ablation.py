@@ -1,31 +1,26 @@
 """Fig. 10: what Split-and-Prune and Chain Dropout do, each alone. MNIST, K = 8, L = 10, no Learning Residual.
 
-    python experiments/mnist_ablation.py                                    # 10,000 built-in digits, half an hour
-    python experiments/mnist_ablation.py --data=mnist-train.zip --held-out=mnist-test.zip --duration=1
+    python -m experiments.mnist_ablation                                    # 10,000 built-in digits, half an hour
+    python -m experiments.mnist_ablation --data=mnist-train.zip --held-out=mnist-test.zip --duration=1
 
 Trains four networks that differ in nothing else - neither, Chain Dropout alone, Split-and-Prune alone, both - with
 train.py, judges them with fid.py (Frechet distance on LeNet features of --num samples to the training digits; PSNR of
 reconstructed held-out ones) and draws them side by side. Stop it at will: the same command goes on. Options of train.py
 go behind a --, for all rows alike:
 
-    python experiments/mnist_ablation.py --duration=0.016 -- --batch=64 --lr=0.001
+    python -m experiments.mnist_ablation --duration=0.016 -- --batch=64 --lr=0.001
 
 "Both" is not in the paper's figure; its network is a recurrent UNet, here it is the single-shot generator.
 """
 
-import os
-import sys
 from pathlib import Path
 
 import click
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import ablation
-from ablation import Result, Row
-
 from cli.options import Ints, script_help
+from cli.tables import markdown
+from experiments import ablation, digits
+from experiments.ablation import Result, Row
 
 NEITHER, DROPOUT, SPLIT, BOTH = 'neither', 'Chain Dropout', 'Split-and-Prune', 'both'
 ROWS = [
@@ -54,8 +49,9 @@ def table(results: list[Result]) -> str:
         named = [('FID', 1), ('PSNR held-out', 2), ('PSNR training', 2)]
         cells = [ablation.cell(ablation.over_seeds(results, row, name), digits) for name, digits in named]
         cells += [ablation.cell(dead), ablation.cell(ablation.over_seeds(results, row, 'usage entropy'), 3)]
-        lines.append([row, *cells, ablation.cell(ablation.over_seeds(results, row, 'training CPU seconds'), 0)])
-    return ablation.markdown(head, lines)
+        cells.append(ablation.cell(ablation.over_seeds(results, row, 'training CPU seconds'), 0))
+        lines.append(dict(zip(head, [row, *cells], strict=True)))
+    return markdown(lines)
 
 
 def verdicts(results: list[Result]) -> list[str]:
@@ -88,7 +84,7 @@ def main(
     if bool(data) != bool(held_out):
         raise click.UsageError('give --data and --held-out, or neither for the built-in digits')
     if not data:
-        data, held_out = ablation.digits(folder)
+        data, held_out = digits.datasets(folder)
     scoring = ablation.check(ablation.Scoring(data, held_out, detector or 'lenet', num, num_reconstructed))
     base = {**OPTIONS, **ablation.ticks(duration or DURATION), 'data': scoring.data, **more}
     rows = ablation.chosen([Row(row.name, {**base, **row.options}) for row in ROWS], only)

@@ -1,37 +1,33 @@
-"""Table 3: the latents of a DDN as a decision tree on MNIST, and what else the same codes know.
+"""Table 3: the latents of a DDN as a decision tree on MNIST, against other classifiers of the same codes.
 
     python latents.py encode --network=NET --data=datasets/mnist16-train.zip --dest=train.npz --beam=64
     python latents.py encode --network=NET --data=datasets/mnist16-test.zip --dest=test.npz --beam=64
-    python experiments/mnist_tree.py --train=train.npz --test=test.npz --outdir=experiments/results/mnist_tree
+    python -m experiments.mnist_tree --train=train.npz --test=test.npz --outdir=experiments/results/mnist_tree
 
-Of the training set, 128, 1,024, 10,000 and 50,000 images get their labels (at random; the mean of several draws). The
-tree: labelled images vote at all nodes they are under, a node without votes inherits from its nearest ancestor with any
-(Appendix C). Beside it, which the paper did not try: the k nearest neighbours by common prefix, and logistic regression
-on the codes, each one-hot. --train and --test can be given several times, for several networks.
+Of the training set, 128, 1,024, 10,000 and 50,000 random images are labelled (mean of several draws). In the tree,
+labelled images vote at all nodes above them, and a node without votes inherits from its nearest ancestor with any
+(Appendix C). The paper has neither of the others: the k nearest neighbours by common prefix, and logistic regression on
+the one-hot codes. Repeat --train and --test for several networks.
 
-The codes of a beam search are those of a nearer image than the greedy ones, and know more of the class; --beam=1 gives
-the paper's. docs/latents.md says how the networks are trained.
+The codes of a beam search belong to a nearer image than greedy ones and say more about the class; --beam=1 gives the
+paper's. docs/latents.md says how the networks are trained.
 
-To choose between networks without a look at the test set, leave --test out: the last 10,000 training images, which
-never vote (--held-out), are asked in its place.
+Without --test, the last 10,000 training images, which never vote (--held-out), are classified instead: to choose
+between networks without looking at the test set.
 """
 
-import json
 import os
 import statistics
-import sys
 import time
 
 import click
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
 from cli.code_files import CodeFile, read_code_file
-from cli.options import one_line_errors, script_help
+from cli.options import script
+from cli.tables import markdown, write_results
 from ddn_networks.codes import vote
-from dnnlib.util import atomic_write
 
 SIZES = (128, 1024, 10_000, 50_000)
 PAPER = {  # (K, L) -> accuracy in % at SIZES, Table 3
@@ -44,8 +40,11 @@ PAPER = {  # (K, L) -> accuracy in % at SIZES, Table 3
 
 
 class Logistic:
-    """Multinomial logistic regression on codes [N, L], each one-hot: its loss is the mean cross entropy plus
-    ``l2 / 2 |weights|^2 / N`` (the prior of scikit-learn at C = 1 / l2; the bias is free)."""
+    """Multinomial logistic regression on one-hot codes [N, L].
+
+    The loss is the mean cross entropy plus ``l2 / 2 |weights|^2 / N`` (scikit-learn's prior at C = 1 / l2; the bias is
+    not penalised).
+    """
 
     def __init__(self, num_nodes: list[int], num_classes: int, l2: float = 1.0):
         ends = torch.tensor(num_nodes).cumsum(0)
@@ -62,7 +61,7 @@ class Logistic:
         return F.cross_entropy(self.logits(codes), labels) + prior
 
     def fit_(self, codes: torch.Tensor, labels: torch.Tensor, steps: int = 200) -> 'Logistic':
-        """Minimise with L-BFGS, all of the data at once."""
+        """Minimise the loss by L-BFGS on the full batch."""
         parameters = [self.weight.requires_grad_(), self.bias.requires_grad_()]
         optimizer = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn='strong_wolfe', tolerance_grad=1e-6)
 
@@ -103,7 +102,7 @@ def accuracies(train: CodeFile, test: CodeFile, size: int, draws: int, k: int) -
 def checked(path: str) -> CodeFile:
     file = read_code_file(path)
     if file.labels is None or file.num_nodes is None:
-        raise ValueError(f'{path} has no labels: make it with `latents.py encode` from a dataset with class labels')
+        raise ValueError(f'{path} has no labels: make it by `latents.py encode` of a dataset with class labels')
     return file
 
 
@@ -113,14 +112,14 @@ def part(file: CodeFile, rows: slice) -> CodeFile:
 
 
 def compare(train: CodeFile, test: CodeFile, sizes: list[int], draws: int, k: int) -> list[dict]:
-    """A row for each method: accuracy at each number of labels, and the paper's where it has such a network."""
+    """A row of accuracies per method, a column per number of labels, and the paper's row for a network that it has."""
     K, L = int(max(train.num_nodes)), len(train.num_nodes)
     if list(train.num_nodes) != list(test.num_nodes):
-        raise ValueError('codes for training and test are of different networks')
+        raise ValueError('--train and --test hold codes of different networks')
     columns = {}
     for size in sizes:
         if size > len(train.codes):
-            raise ValueError(f'{size} labels are asked for, and there are {len(train.codes)} training images')
+            raise ValueError(f'--sizes={size}: there are {len(train.codes)} training images that may be labelled')
         columns[size] = accuracies(train, test, size, draws if size < 50_000 else 1, k)
     rows = [{'K': K, 'L': L, 'method': m, **{str(s): columns[s][m] for s in sizes}} for m in columns[sizes[0]]]
     if (K, L) in PAPER:
@@ -129,29 +128,21 @@ def compare(train: CodeFile, test: CodeFile, sizes: list[int], draws: int, k: in
     return rows
 
 
-def as_table(rows: list[dict]) -> str:
-    keys = list(rows[0])
-    lines = [keys, ['---'] * len(keys)]
-    lines += [[f'{v:.1f}' if isinstance(v, float) else '' if v is None else str(v) for v in r.values()] for r in rows]
-    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
-
-
-@click.command(help=script_help(__file__), context_settings={'show_default': True})
+@script(__file__)
 @click.option('--train', metavar='NPZ', required=True, multiple=True, help='Codes of the training set')
-@click.option('--test', metavar='NPZ', multiple=True, help='Codes of the test set  [default: ask the held-out rows]')
+@click.option('--test', metavar='NPZ', multiple=True, help='Codes of the test set  [default: the held-out rows]')
 @click.option('--held-out', metavar='INT', type=click.IntRange(min=0), default=10_000,
-              help='Training images, the last ones, that never vote')
+              help='Training images, from the end, that never vote')
 @click.option('--sizes', metavar='LIST', default=','.join(map(str, SIZES)), help='Numbers of labelled images')
 @click.option('--draws', metavar='INT', type=click.IntRange(min=1), default=5, help='Draws of them, below 50,000')
-@click.option('--k', metavar='INT', type=click.IntRange(min=2), default=5, help='Neighbours')
+@click.option('--k', metavar='INT', type=click.IntRange(min=2), default=5, help='Nearest neighbours')
 @click.option('--outdir', metavar='DIR', help='Write mnist_tree.md and mnist_tree.json there')
-@click.option('--note', metavar='TEXT', default='', help='What to write beside the numbers')
-@one_line_errors()
+@click.option('--note', metavar='TEXT', default='', help='Remark above the table')
 def main(train, test, held_out, sizes, draws, k, outdir, note) -> None:
     if test and len(train) != len(test):
-        raise ValueError(f'{len(train)} --train and {len(test)} --test: they come in pairs')
+        raise ValueError(f'{len(train)} --train and {len(test)} --test: give as many of both')
     if not (test or held_out):
-        raise ValueError('--held-out=0 and no --test: there is nobody to ask')
+        raise ValueError('--held-out=0 needs --test: there is nothing to classify')
     numbers = [int(size) for size in sizes.split(',')]
     rows, start = [], time.time()
     for a, b in zip(train, test or [None] * len(train), strict=True):
@@ -159,18 +150,14 @@ def main(train, test, held_out, sizes, draws, k, outdir, note) -> None:
         voters = max(0, len(known.codes) - held_out)
         asked = checked(b) if b else part(known, slice(voters, None))
         rows += compare(part(known, slice(voters)), asked, numbers, draws, k)
-        print(f'{a}: done after {time.time() - start:.0f} s', file=sys.stderr)
-    text, asked_of = as_table(rows), 'test set' if test else 'held-out training images'
-    print(text)
+        click.echo(f'{a}: done after {time.time() - start:.0f} s', err=True)
+    text, asked_of = markdown(rows, '.1f'), 'test set' if test else 'held-out training images'
+    click.echo(text)
     if outdir:
-        os.makedirs(outdir, exist_ok=True)
         names = [os.path.basename(path) for path in train]
         facts = {'codes': names, 'asked': asked_of, 'draws': draws, 'k': k, 'note': note, 'rows': rows}
-        with atomic_write(os.path.join(outdir, 'mnist_tree.json'), 'w') as f:
-            json.dump(facts, f, indent=2)
-        with atomic_write(os.path.join(outdir, 'mnist_tree.md'), 'w') as f:
-            title = f'# Table 3: accuracy on the {asked_of} in %, by number of labelled images'
-            f.write('\n\n'.join(filter(None, (title, note, text))) + '\n')
+        title = f'# Table 3: accuracy on the {asked_of} in %, by number of labelled images'
+        write_results(os.path.join(outdir, 'mnist_tree'), '\n\n'.join(filter(None, (title, note, text))), facts)
 
 
 if __name__ == '__main__':

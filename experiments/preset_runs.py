@@ -1,18 +1,16 @@
-"""What runs of the CPU presets did on real data: falling loss, dead nodes, PSNR per tick, and the pictures to look at.
+"""Report on training runs of the CPU presets: loss, dead nodes and PSNR per tick, and the newest pictures.
 
     python train.py --preset=faces64-cpu --outdir=runs/faces64-cpu --nosubdir --data=faces64-train.zip \\
         --val-data=faces64-test.zip --workers=0
-    python experiments/preset_runs.py runs/faces64-cpu runs/cifar10-cpu --outdir=experiments/results/presets
+    python -m experiments.preset_runs runs/faces64-cpu runs/cifar10-cpu --outdir=experiments/results/presets
 
-Each RUN is a run folder of train.py; its name is that of the pictures, of whose newest the upper rows are copied.
-Where a run's options are other than those of its preset today, they are said. Sheets of reconstructions show the data,
-which not everybody may publish: --reconstructions copies those too.
+Each RUN is a run folder of train.py and names its pictures, which are the upper rows of the newest sheets. Options of a
+run that differ from its preset are listed. Sheets of reconstructions show the data, which may not be publishable:
+--reconstructions copies them too.
 """
 
 import glob
-import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +18,11 @@ import click
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-
-from cli.options import script_help
+from cli.options import script
 from cli.presets import PRESETS
+from cli.tables import markdown, write_results
+from dnnlib.readers import read_json
 from dnnlib.sheets import save_png
-from dnnlib.util import atomic_write
 from training.report import mean_or_none, read_stats
 
 TALL = 400  # pixels of a sheet that are copied, about 350 kB of faces
@@ -45,31 +42,18 @@ def ticks(stats: Sequence[dict[str, Any]], batch: int, most: int) -> list[dict[s
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as Markdown; what is not known is a dash."""
-    cells = [list(rows[0]), ['---'] * len(rows[0]), *([_cell(v) for v in row.values()] for row in rows)]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in cells)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return '-'
-    return f'{value:.4g}' if isinstance(value, float) else f'{value:,}'
-
-
 def read_run(run: str, most: int) -> dict[str, Any]:
-    """Facts and ticks of a run folder; ClickException where it is none."""
+    """Facts and ticks of a run folder. Raises ValueError where it is not one."""
     path, stats = os.path.join(run, 'training_options.json'), read_stats(run)
     if not os.path.exists(path) or not stats:
-        raise click.ClickException(f'{run} is no run folder of train.py with a finished tick')
-    with open(path) as f:
-        options = json.load(f)
+        raise ValueError(f'{run} is not a run folder of train.py with a finished tick')
+    options = read_json(path)
     loop = options['loop']
-    kwargs, given, asked = loop['network_kwargs'], options['options'], PRESETS.get(options['preset'], {})
+    kwargs, given, preset = loop['network_kwargs'], options['options'], PRESETS.get(options['preset'], {})
     return {
         'name': os.path.basename(os.path.abspath(run)),
         'preset': options['preset'],
-        'other than the preset': {key: given[key] for key, value in asked.items() if given.get(key) != value},
+        'other than the preset': {key: given[key] for key, value in preset.items() if given.get(key) != value},
         'data': os.path.basename(loop['dataset_kwargs']['path']),
         'validation': os.path.basename(loop['val_data'] or loop['dataset_kwargs']['path']),
         'network': {key: kwargs[key] for key in ('channels', 'num_blocks', 'num_nodes') if key in kwargs},
@@ -79,7 +63,7 @@ def read_run(run: str, most: int) -> dict[str, Any]:
 
 
 def in_words(run: dict[str, Any]) -> list[str]:
-    """A run as Markdown."""
+    """Describe a run in Markdown."""
     first, last = run['ticks'][0], run['ticks'][-1]
     names = ', '.join(f'{key} {value}' for key, value in run['network'].items())
     other = ''.join(f' --{key.replace("_", "-")}={value}' for key, value in run['other than the preset'].items())
@@ -88,38 +72,33 @@ def in_words(run: dict[str, Any]) -> list[str]:
         f'Preset {run["preset"]}{other}, data {run["data"]}, validation {run["validation"]}; {names}; '
         f'{last["images"]:,} images in {run["seconds"] / 60:.1f} minutes. '
         f'Loss {first["loss"]:.4f} to {last["loss"]:.4f}.',
-        table(run['ticks']),
+        markdown(run['ticks']),
         *(f'![{sheet}]({run["name"]}-{sheet}.png)' for sheet in run['sheets']),
     ]
 
 
-@click.command(help=script_help(__file__), context_settings={'show_default': True})
+@script(__file__)
 @click.argument('runs', metavar='RUN...', nargs=-1, required=True)
-@click.option('--outdir', metavar='DIR', help='Write presets.json, presets.md and the newest sheet of each run here')
-@click.option('--reconstructions', is_flag=True, help='Copy these sheets too')
+@click.option('--outdir', metavar='DIR', help='Folder for presets.json, presets.md and the newest sheets')
+@click.option('--reconstructions', is_flag=True, help='Copy sheets of reconstructions too')
 @click.option('--ticks', 'most', metavar='INT', type=click.IntRange(min=2), default=12, help='Rows per run')
 def main(runs, outdir, reconstructions, most):
     read = [read_run(run, most) for run in runs]
     for run, folder in zip(read, runs, strict=True):
         run['sheets'] = {}
         for sheet in ('samples', 'reconstructions') if reconstructions else ('samples',):
-            found = sorted(glob.glob(os.path.join(folder, f'{sheet}-*.png')))
-            if not found:  # it has not come to a snapshot
+            found = sorted(glob.glob(os.path.join(glob.escape(folder), f'{sheet}-*.png')))
+            if not found:  # the run has no snapshot yet
                 continue
             run['sheets'][sheet] = os.path.basename(found[-1])
             if outdir:
-                os.makedirs(outdir, exist_ok=True)
                 with Image.open(found[-1]) as picture:
                     upper = picture.crop((0, 0, picture.width, min(picture.height, TALL)))
                     save_png(upper, os.path.join(outdir, f'{run["name"]}-{sheet}.png'))
-    text = '\n\n'.join(['# Presets on real data', *(part for run in read for part in in_words(run))]) + '\n'
-    print(text)
+    text = '\n\n'.join(['# Presets on real data', *(part for run in read for part in in_words(run))])
+    click.echo(text)
     if outdir:
-        os.makedirs(outdir, exist_ok=True)
-        with atomic_write(os.path.join(outdir, 'presets.md'), 'w') as f:
-            f.write(text)
-        with atomic_write(os.path.join(outdir, 'presets.json'), 'w') as f:
-            json.dump(read, f, indent=2)
+        write_results(os.path.join(outdir, 'presets'), text, read)
 
 
 if __name__ == '__main__':

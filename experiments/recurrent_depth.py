@@ -1,32 +1,28 @@
-"""Quality over L: a recurrent network asked to make more or fewer steps than it was trained for.
+"""Quality over L: a recurrent network run for more or fewer steps than it was trained for.
 
-    python experiments/recurrent_depth.py --network=recurrent --real=datasets/mnist16-t10k.zip \\
+    python -m experiments.recurrent_depth --network=recurrent --real=datasets/mnist16-t10k.zip \\
         --outdir=experiments/results/recurrent_depth
 
-One pass of --steps steps shows what every smaller L would have made, since a step knows nothing of L. Held-out digits
-are encoded, and the PSNR of the image after each step is taken; uniform samples are read by a LeNet, as in
-experiments/digit_quality.py: a sample counts as read where the largest class probability is at least 0.9. The network
-`recurrent` of pretrained/ is for digits of 16x16; docs/latents.md makes those.
+One pass of --steps steps also gives the image of every smaller L, since a step does not depend on L. Measures the PSNR
+of held-out digits after each step, and the share of uniform samples that a LeNet recognises, as in
+experiments/digit_quality.py: the largest class probability is at least 0.9. The network `recurrent` of
+ddn_networks/pretrained/ is for digits of 16x16; docs/latents.md makes those.
 """
 
-import json
 import os
-import sys
 
 import click
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from cli.options import one_line_errors, script_help
+from cli.options import script
+from cli.tables import write_json
 from ddn_networks import Network, RecurrentDDN, samplers
 from dnnlib.archives import ImageArchive
-from dnnlib.images import to_float, to_uint8
 from dnnlib.sheets import draw_sheet, save_png
-from dnnlib.util import atomic_write
-from metrics.detectors import read_state, weights_path
+from experiments.common import as_saved, pictures
+from metrics.detectors import load_detector
 from metrics.lenet import LeNet
 from torch_utils import misc
 
@@ -35,29 +31,28 @@ BLUE, RED, INK, FAINT = (60, 110, 200), (200, 60, 50), (30, 30, 36), (214, 214, 
 
 @torch.no_grad()
 def over_steps(net: RecurrentDDN, sampler: samplers.Sampler, num: int) -> torch.Tensor:
-    """The image after every step, [L, B, C, H, W] in [-1, 1], to 8 bits as a PNG would hold it."""
-    images = [selection.image.clamp(-1, 1) for selection in net.walk(sampler, num)]
-    return to_float(to_uint8(torch.stack(images).flatten(0, 1))).unflatten(0, (len(images), num))
+    """The image after every step, [L, B, C, H, W] in [-1, 1], rounded to 8 bits."""
+    return as_saved(torch.stack([selection.image for selection in net.walk(sampler, num)]))
 
 
-def psnr_over_steps(net: RecurrentDDN, digits: torch.Tensor, batch: int = 125) -> list[float]:
-    """PSNR in dB over all pixels of ``digits`` [N, C, H, W], for L = 1, 2, ..."""
+def psnr_over_steps(net: RecurrentDDN, target: torch.Tensor, batch: int = 125) -> list[float]:
+    """PSNR in dB over all pixels of ``target`` [N, C, H, W], for L = 1, 2, ..."""
     error = torch.zeros(net.num_layers, dtype=torch.float64)
-    for part in digits.split(batch):
+    for part in target.split(batch):
         images = over_steps(net, samplers.nearest(part), len(part))
         error += (images - part).double().square().mean((2, 3, 4)).sum(1)
-    return [misc.psnr(mse) for mse in (error / len(digits)).tolist()]
+    return [misc.psnr(mse) for mse in (error / len(target)).tolist()]
 
 
 def read_over_steps(net: RecurrentDDN, lenet: LeNet, num: int, batch: int = 125) -> list[float]:
-    """The share of ``num`` uniform samples that the LeNet reads with p >= 0.9, for L = 1, 2, ..."""
-    read = torch.zeros(net.num_layers, dtype=torch.float64)
+    """The share of ``num`` uniform samples that the LeNet recognises, for L = 1, 2, ..."""
+    legible = torch.zeros(net.num_layers, dtype=torch.float64)
     for part in torch.arange(num).split(batch):
         codes = samplers.uniform_codes(net.num_nodes, part.tolist())
         images = over_steps(net, samplers.given(codes), len(part))
         surest = lenet.probabilities(images.flatten(0, 1)).amax(1).view(net.num_layers, -1)
-        read += (surest >= 0.9).sum(1)
-    return (read / num).tolist()
+        legible += (surest >= 0.9).sum(1)
+    return (legible / num).tolist()
 
 
 def chart(trained: int, curves: list[tuple[str, list[float], str, tuple]]) -> Image.Image:
@@ -96,28 +91,25 @@ def chart(trained: int, curves: list[tuple[str, list[float], str, tuple]]) -> Im
     return page
 
 
-@click.command(help=script_help(__file__), context_settings={'show_default': True})
+@script(__file__)
 @click.option('--network', required=True, metavar='FILE|URL|NAME', help='Snapshot of a recurrent network')
 @click.option('--real', required=True, metavar='ZIP|DIR', help='Held-out digits')
-@click.option('--steps', type=click.IntRange(min=1), default=20, help='Largest L')
+@click.option('--steps', type=click.IntRange(min=1), default=20, help='Largest L, steps')
 @click.option('--num', type=click.IntRange(min=1), default=500, help='Held-out digits, and samples')
-@click.option('--ema', help="Averaged weights, or 'none'")
+@click.option('--ema', metavar='LABEL', help="Averaged weights by half-life, or 'none'  [default: the first]")
 @click.option('--outdir', metavar='DIR', help='Write results.json, quality.png and samples.png there')
 def main(network, real, steps, num, ema, outdir) -> None:
-    with one_line_errors():
-        net = Network.from_pretrained(network, ema=ema)
-        if not isinstance(net, RecurrentDDN):
-            raise ValueError(f'{network} is not recurrent, its {net.num_layers} layers are fixed')
-        lenet = LeNet().load_weights_(read_state(weights_path('lenet'))).eval()
-        archive = ImageArchive(real)
-        rows = np.linspace(0, len(archive) - 1, min(num, len(archive))).astype(int)
-        digits = to_float(torch.from_numpy(np.stack([archive.image(int(i)) for i in rows])))
+    net = Network.from_pretrained(network, ema=ema)
+    if not isinstance(net, RecurrentDDN):
+        raise ValueError(f'{network} is not recurrent: its {net.num_layers} layers are fixed')
+    lenet, held = load_detector('lenet').net, len(ImageArchive(real))
+    target = pictures(real, net, np.linspace(0, held - 1, min(num, held)).astype(int).tolist())
     trained, net.num_layers = net.num_layers, steps
     result = {
         'trained_steps': trained,
-        'psnr': psnr_over_steps(net, digits),
+        'psnr': psnr_over_steps(net, target),
         'samples_read': read_over_steps(net, lenet, num),
-        'num_held_out': len(digits),
+        'num_held_out': len(target),
         'num_samples': num,
         'network': {k: net.snapshot_meta.get(k) for k in ('preset', 'cur_nimg', 'git_revision')},
     }
@@ -126,13 +118,11 @@ def main(network, real, steps, num, ema, outdir) -> None:
         print(f'{step:<4}  {psnr:5.2f}  {read:6.1%}{"  <- trained with" * (step == trained)}')
     if not outdir:
         return
-    os.makedirs(outdir, exist_ok=True)
-    with atomic_write(os.path.join(outdir, 'results.json'), 'w') as f:
-        json.dump(result, f, indent=1)
+    write_json(os.path.join(outdir, 'results.json'), result)
     share = [100 * read for read in result['samples_read']]
     curves = [
         ('PSNR of held-out digits, dB', result['psnr'], '{:.1f}', BLUE),
-        ('uniform samples that a LeNet reads, %', share, '{:.0f}', RED),
+        ('uniform samples that a LeNet recognises, %', share, '{:.0f}', RED),
     ]
     save_png(chart(trained, curves), os.path.join(outdir, 'quality.png'))
     drawn = over_steps(net, samplers.given(samplers.uniform_codes(net.num_nodes, list(range(8)))), 8)

@@ -1,31 +1,26 @@
 """Table 1: FID of a DDN on unconditional CIFAR-10, beside what the paper and others published.
 
     python dataset_tool.py --source=cifar-10-python.tar.gz --dest=cifar10.zip
-    python experiments/table1_cifar10.py --data=cifar10.zip --gpus=8          # the paper's network, all of the budget
-    python experiments/table1_cifar10.py --data=cifar10.zip --duration=5      # less of it, which the table says
-    python experiments/table1_cifar10.py --data=cifar10.zip --network=NET     # score what is trained already
+    python -m experiments.table1_cifar10 --data=cifar10.zip --gpus=8          # the paper's network, all of the budget
+    python -m experiments.table1_cifar10 --data=cifar10.zip --duration=5      # less of it, which the table says
+    python -m experiments.table1_cifar10 --data=cifar10.zip --network=NET     # score what is trained already
 
 Trains with train.py --preset=cifar10 (K = 64, L = 63, 76.3 M parameters) for --duration million images and scores with
 fid.py: --num samples against the training images. Stop it at will: the same command goes on. Options of train.py go
 behind a --, such as a network for one small machine:
 
-    python experiments/table1_cifar10.py --data=cifar10.zip --duration=0.2 -- --cbase=32 --batch=64
+    python -m experiments.table1_cifar10 --data=cifar10.zip --duration=0.2 -- --cbase=32 --batch=64
 """
 
-import os
-import sys
 from pathlib import Path
 
 import click
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import ablation
-from ablation import Result, Row
-
 from cli.options import script_help
+from cli.tables import markdown
 from ddn_networks import Network
+from experiments import ablation
+from experiments.ablation import Result, Row
 
 # Table 1 as printed: VQ-VAE from Vuong et al. (2023), the other baselines from Bond-Taylor et al. (2021).
 PAPER = [
@@ -38,8 +33,8 @@ DURATION = 200  # millions of images
 
 def table(fid: float | None) -> str:
     """The published rows and ours, as Markdown."""
-    rows = [[method, kind, f'{value:.1f}'] for method, kind, value in PAPER]
-    return ablation.markdown(['Method', 'Type', 'FID'], [*rows, [NAME, 'DDN', '-' if fid is None else f'{fid:.1f}']])
+    rows = [{'Method': method, 'Type': kind, 'FID': value} for method, kind, value in [*PAPER, (NAME, 'DDN', fid)]]
+    return markdown(rows, '.1f')
 
 
 def caption(result: Result, scoring: ablation.Scoring) -> str:

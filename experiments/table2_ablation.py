@@ -1,7 +1,7 @@
 """Table 2: what K, Split-and-Prune, Chain Dropout, Learning Residual and Leak Choice are worth.
 
-    python experiments/table2_ablation.py                                     # small, on built-in digits, minutes
-    python experiments/table2_ablation.py --setup=faces64 --data=ffhq-64x64.zip --held-out=celebahq-64x64.zip --gpus=8
+    python -m experiments.table2_ablation                                     # small, on built-in digits, minutes
+    python -m experiments.table2_ablation --setup=faces64 --data=ffhq-64x64.zip --held-out=celebahq-64x64.zip --gpus=8
 
 Trains the eight rows of the table with train.py, each for --duration million images, judges them with fid.py (FID of
 --num samples to the training images; rFID of training and of held-out images with their reconstructions) and writes the
@@ -13,22 +13,17 @@ of 32x32, LeNet features, and K = 64, 16, 8, 2 in the places of 512, 64, 8, 2.
 """
 
 import itertools
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import ablation
-from ablation import Result, Row
-
 from cli.options import Ints, script_help
+from cli.tables import markdown
 from dnnlib.archives import ImageArchive
+from experiments import ablation, digits
+from experiments.ablation import Result, Row
 
 # Table 2 as printed: FID, rFID of FFHQ (training), rFID of CelebA (held out).
 PAPER = {
@@ -92,8 +87,8 @@ def table(results: Sequence[Result], ks: Sequence[int]) -> str:
         ]
         cells += [ablation.cell(ablation.over_seeds(results, name, 'PSNR held-out'), 2)]
         cells += [ablation.cell(ablation.over_seeds(results, name, key), 0) for key in ('bits', 'training CPU seconds')]
-        lines.append([labels(ks)[name], *cells])
-    return ablation.markdown(head, lines)
+        lines.append(dict(zip(head, [labels(ks)[name], *cells], strict=True)))
+    return markdown(lines)
 
 
 def orders(results: Sequence[Result]) -> list[str]:
@@ -151,7 +146,7 @@ def main(
     if bool(data) != bool(held_out) or (not data and setup_name != 'digits'):
         raise click.UsageError('give --data and --held-out (the built-in digits are for --setup=digits alone)')
     if not data:
-        data, held_out = ablation.digits(folder)
+        data, held_out = digits.datasets(folder)
     scoring = ablation.Scoring(data, held_out, detector or setup.detector, num or setup.num, num_reconstructed or 2)
     scoring = ablation.check(scoring)
     if num_reconstructed is None:

@@ -1,37 +1,32 @@
-"""What the zscg_*.py scripts share: a task guided, against unguided samples, a baseline and the best of n samples.
+"""Guided samples against unguided ones, a baseline and the best of n unguided samples: shared by zscg_*.py.
 
-B images. The best of n: n unguided samples of the same network, of which the guide itself picks one per target, n being
-as many as the guide judged candidates for one guided image (or what --pool allows, which is then said).
+Legend: B images. "Best of n": of n unguided samples of the same network the guide picks one per target, where n is the
+number of candidates that it judged for one guided image (or --pool, which the tables then name).
 """
 
-import glob
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import click
-import numpy as np
 import torch
-from PIL import Image
 
-from ddn_networks import DDN, Candidates, guided_sampling, pixel_maps
+from cli.tables import markdown, write_results
+from ddn_networks import Candidates, Network, guided_sampling
 from ddn_networks.guides import Guide
-from dnnlib.archives import ImageArchive
-from dnnlib.images import to_float, to_uint8
 from dnnlib.sheets import draw_sheet, save_png
-from dnnlib.util import atomic_write
+from experiments.common import as_saved
 from metrics.reconstruction import psnr
 
-PORTRAITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'assets', 'faces')
 LARGE = 400_000  # pixels of a sheet above which it gets a palette: a third of the bytes
 
 
 class Task(NamedTuple):
-    """guide: originals [B, C, H, W] -> guide that knows the condition only. condition: what it holds, to look at.
-    baseline: originals -> images from the condition alone by the obvious means, or None."""
+    """A condition to generate by.
+
+    guide: originals [B, C, H, W] -> a guide that knows the condition only. condition: originals -> what it knows, as a
+    picture. baseline: originals -> images made of the condition by simple means, or None.
+    """
 
     name: str
     guide: Callable[[torch.Tensor], Guide]
@@ -39,59 +34,19 @@ class Task(NamedTuple):
     baseline: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
-def trained(preset: str, data: str, outdir: str, more: Sequence[str] = ()) -> str:
-    """The last snapshot of a network that train.py trains now; minutes on a CPU with the presets that end in -cpu."""
-    if not os.path.exists(data):
-        raise click.ClickException(f'{data}: no such data to train on; give --network, or --train-data')
-    root = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
-    command = [sys.executable, os.path.join(root, 'train.py'), f'--preset={preset}', f'--outdir={outdir}',
-               f'--data={data}', *more]  # fmt: skip
-    if subprocess.run(command).returncode:
-        raise click.ClickException('training failed: ' + ' '.join(command))
-    return sorted(glob.glob(os.path.join(outdir, '*', 'network-snapshot-*.safetensors')))[-1]
-
-
-def in_words(net: DDN, path: str) -> str:
-    """A network and its snapshot's name."""
+def in_words(net: Network, path: str) -> str:
+    """Describe a network: name of its snapshot, L, K, bits."""
     return f'{os.path.basename(path)}, L = {net.num_layers}, K = {max(net.num_nodes)}, {net.num_bits:.0f} bits'
 
 
-def pictures(path: str, num: int, net: DDN, spread: bool = False) -> torch.Tensor:
-    """[num, C, H, W] in [-1, 1] of a zip or folder of pictures that have the network's shape: the first ones, or with
-    ``spread`` those at ``places``."""
-    archive = ImageArchive(path)
-    if num > len(archive):
-        raise click.ClickException(f'{path} holds {len(archive)} images, {num} are needed')
-    chosen = places(num, len(archive)) if spread else range(num)
-    images = to_float(torch.from_numpy(np.stack([archive.image(i) for i in chosen])))
-    if list(images.shape[1:]) != [net.img_channels, *net.img_resolution]:
-        made = [net.img_channels, *net.img_resolution]
-        raise click.ClickException(f'{path} holds images {list(images.shape[1:])}, the network makes {made}')
-    return images
-
-
-def portraits(path: str, net: DDN) -> torch.Tensor:
-    """[n, C, H, W] of all pictures of a folder, fitted to the network: for sheets, which only what may be published
-    should be on."""
-    archive = ImageArchive(path)
-    images = [to_float(torch.from_numpy(archive.image(i)))[None] for i in range(len(archive))]
-    fitted = [pixel_maps.to_channels(pixel_maps.fit(x, net.img_resolution), net.img_channels) for x in images]
-    return torch.cat(fitted)
-
-
-def places(num: int, of: int) -> list[int]:
-    """``num`` indices evenly over ``of``: of a dataset in the order of its classes, all classes alike."""
-    return [i * of // num for i in range(num)]
-
-
 def finished(guide: Guide, images: torch.Tensor) -> torch.Tensor:
-    """[B] the guide's distance of finished images."""
+    """[B] the guide's distances of finished images [B, C, H, W]."""
     B, C, H, W = images.shape
     return guide(Candidates(images.new_zeros(1, C, 1), images.new_zeros(B, 1, H, W), images), -1)[:, 0]
 
 
 def best_of(guide_of: Callable[[int], Guide], pool: torch.Tensor, num: int) -> torch.Tensor:
-    """[num, C, H, W]: for each target the picture of the pool that its guide likes best."""
+    """[num, C, H, W]: for each of ``num`` targets the picture of the pool that its guide likes best."""
     chosen = []
     for i in range(num):
         distances = torch.cat([finished(guide_of(i), part) for part in pool.split(256)])
@@ -99,17 +54,13 @@ def best_of(guide_of: Callable[[int], Guide], pool: torch.Tensor, num: int) -> t
     return torch.stack(chosen)
 
 
-def unguided(net: DDN, num: int, seed: int, batch: int = 64) -> torch.Tensor:
-    """[num, C, H, W] as they would be saved."""
+def unguided(net: Network, num: int, seed: int, batch: int = 64) -> torch.Tensor:
+    """[num, C, H, W]: uniform samples of seeds seed, seed + 1, ..., rounded to 8 bits."""
     return torch.cat([as_saved(net.sample(min(batch, num - i), seed=seed + i)[0]) for i in range(0, num, batch)])
 
 
-def as_saved(images: torch.Tensor) -> torch.Tensor:
-    return to_float(to_uint8(images))
-
-
-def ways(net: DDN, task: Task, originals: torch.Tensor, guidances: dict[str, guided_sampling.Guidance]) -> dict:
-    """Way -> images [B, C, H, W] guided for the originals. Beams are left out where a guide is a costly black box."""
+def ways(net: Network, task: Task, originals: torch.Tensor, guidances: dict[str, guided_sampling.Guidance]) -> dict:
+    """{way: images [B, C, H, W] guided for the originals}, without beams where a guide is a costly black box."""
     guide = task.guide(originals)
     asked = {name: g for name, g in guidances.items() if g.beam == 1 or not guide.full_size}
     made = {name: net.sample(len(originals), guide=g._replace(guides=[guide]))[0] for name, g in asked.items()}
@@ -117,14 +68,14 @@ def ways(net: DDN, task: Task, originals: torch.Tensor, guidances: dict[str, gui
 
 
 def compare(
-    net: DDN,
+    net: Network,
     task: Task,
     originals: torch.Tensor,
     pool: torch.Tensor,
     guidances: dict[str, guided_sampling.Guidance],
     perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """Rows of figures, and the images [B, C, H, W] of every way."""
+    """(rows of figures, {way: images [B, C, H, W]})."""
     B = len(originals)
     guide = task.guide(originals)
     made = ways(net, task, originals, guidances)
@@ -142,58 +93,31 @@ def compare(
     return rows, made
 
 
-class Sheet(NamedTuple):
-    """A picture: rows of as many images [n, C, H, W], by their names."""
-
-    rows: dict[str, torch.Tensor]
-
-    def draw(self) -> Image.Image:
-        """The grid of all rows, each with its name at its left."""
-        return draw_sheet(list(self.rows.values()), names=list(self.rows))
+Sheet = Mapping[str, torch.Tensor]  # {name: images [n, C, H, W]}, the rows of a picture
 
 
 def compared(task: Task, originals: torch.Tensor, made: dict[str, torch.Tensor], shown: int = 8) -> Sheet:
-    """Originals, what the guide knew of them, one row per way."""
+    """Rows of originals, what the guide knew of them, and the images of each way."""
     rows = {'original': originals, 'known': pixels_of(task.condition(originals), originals), **made}
-    return Sheet({name: images[:shown] for name, images in rows.items()})
+    return {name: images[:shown] for name, images in rows.items()}
 
 
 def pixels_of(condition: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The condition as a picture of the originals' shape, its pixels as blocks."""
+    """A condition as a picture of the shape of ``like``, its pixels enlarged to blocks."""
     condition = torch.nn.functional.interpolate(condition, size=like.shape[2:], mode='nearest')
     return condition.expand(-1, like.shape[1], -1, -1)
 
 
-def table(rows: Sequence[dict]) -> str:
-    """Rows of figures, all with the same keys, as Markdown."""
-    lines = [' | '.join(rows[0]), ' | '.join(['---'] * len(rows[0]))]
-    for row in rows:
-        lines.append(' | '.join(f'{cell:.4g}' if isinstance(cell, float) else str(cell) for cell in row.values()))
-    return '\n'.join(f'| {line} |' for line in lines)
-
-
 def write(outdir: str, name: str, facts: dict, rows: list[dict], sheets: dict[str, Sheet]) -> None:
-    """outdir/name.json, .md and one PNG per sheet."""
-    os.makedirs(outdir, exist_ok=True)
+    """Write outdir/name.json, .md and a PNG per sheet."""
     for which, sheet in sheets.items():
         path = os.path.join(outdir, f'{name}-{which}.png')
-        page = sheet.draw()
+        page = draw_sheet(list(sheet.values()), names=list(sheet))
         save_png(page.quantize(256) if page.width * page.height > LARGE else page, path)
-        print(path)
-    with atomic_write(os.path.join(outdir, f'{name}.json'), 'w') as f:
-        json.dump({'facts': facts, 'rows': rows}, f, indent=2)
-    tables = [table([row for row in rows if list(row) == keys]) for keys in _unlike(list(row) for row in rows)]
+        click.echo(path)
+    columns = dict.fromkeys(tuple(row) for row in rows)  # a table for each set of columns
+    tables = [markdown([row for row in rows if tuple(row) == keys]) for keys in columns]
     text = '\n'.join([f'# {name}', '', *(f'* {key}: {value}' for key, value in facts.items())])
-    text = '\n\n'.join([text, *tables]) + '\n'
-    with atomic_write(os.path.join(outdir, f'{name}.md'), 'w') as f:
-        f.write(text)
-    print(text)
-
-
-def _unlike(items: Iterable) -> list:
-    """Items without repetitions, in order."""
-    seen = []
-    for item in items:
-        if item not in seen:
-            seen.append(item)
-    return seen
+    text = '\n\n'.join([text, *tables])
+    write_results(os.path.join(outdir, name), text, {'facts': facts, 'rows': rows})
+    click.echo(text)

@@ -1,34 +1,27 @@
 """Zero-shot conditional generation on digits: classes by LeNet, super-resolution from 4x4, inpainting (Fig. 2).
 
-    python experiments/zscg_digits.py --network=NET --data=datasets/mnist-test.zip --reference=datasets/mnist.zip
+    python -m experiments.zscg_digits --network=NET --data=datasets/mnist-test.zip --reference=datasets/mnist.zip
 
-Without --network one is trained first (preset mnist-cpu). Classes are judged by someone who did not guide: the label of
-the nearest of the --reference images, by pixels. How often that reads the held-out digits right is in the report.
+NET: a snapshot of train.py --preset=mnist-cpu, or `mnist`. The judge of classes does not guide: it takes the label of
+the nearest --reference image, by pixels. The report states its accuracy on the held-out digits.
 """
 
-import os
-import sys
 import time
 
 import click
 import torch
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
-sys.path.insert(0, os.path.dirname(__file__))
-
-import zscg
-
-from cli.options import script_help
+from cli.options import script
 from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided_sampling import Guidance, temperature, top_k
-from dnnlib.archives import ImageArchive
-from dnnlib.labels import read_labels
+from experiments import digits, zscg
+from experiments.common import as_saved, class_labels, pictures
 from metrics.detectors import load_detector
 
 
 def tasks() -> list[zscg.Task]:
     def known(x: torch.Tensor) -> torch.Tensor:
-        """The upper half is known."""
+        """Mask of the known upper half."""
         half = torch.zeros_like(x[:1, :1])
         half[:, :, : x.shape[2] // 2] = 1
         return half
@@ -48,7 +41,7 @@ def tasks() -> list[zscg.Task]:
 
 
 def classes(net: Network, lenet, judge, per_class: int) -> tuple[list[dict], torch.Tensor]:
-    """Figures of the class guide in several ways, and the images of the first way, class by class."""
+    """(rows of figures of the class guide used in several ways, images of the first way, class by class)."""
     index = torch.arange(10).repeat_interleave(per_class)
     calls = sum(net.num_nodes)
     ways = {
@@ -65,7 +58,7 @@ def classes(net: Network, lenet, judge, per_class: int) -> tuple[list[dict], tor
     for name, guidance in ways.items():
         guide = black_boxes.classifier(lenet.logits, index)
         start = time.perf_counter()
-        images = zscg.as_saved(net.sample(len(index), guide=guidance._replace(guides=[guide]))[0])
+        images = as_saved(net.sample(len(index), guide=guidance._replace(guides=[guide]))[0])
         seconds = time.perf_counter() - start
         asked = guidance._replace(guides=[guide])
         judged = guidance.beam * sum(k for l, k in enumerate(net.num_nodes) if asked.asks(l))
@@ -87,36 +80,24 @@ def _class_row(way: str, images, index, lenet, judge, calls: int, seconds: float
             'deviation within a class': spread, 'guide calls per image': calls, 's per image': seconds}  # fmt: skip
 
 
-def nearest_neighbour(path: str, net: Network):
-    """A judge: the label of the nearest picture of a labelled zip, by pixels."""
-    labels = read_labels(ImageArchive(path))
-    if labels is None:
-        raise click.ClickException(f'{path} has no labels')
-    values = torch.from_numpy(labels.values)
-    reference = zscg.pictures(path, len(values), net).flatten(1)
-    return lambda images: values[torch.cdist(images.flatten(1), reference).argmin(1)]
-
-
-@click.command(help=script_help(__file__), context_settings={'show_default': True})
-@click.option('--network', help='Snapshot of a network for 32x32 digits')
-@click.option('--train-data', default='datasets/mnist.zip', help='What to train preset mnist-cpu on without')
-@click.option('--data', required=True, help='Held-out digits, zip or folder')
-@click.option('--reference', required=True, help='Labelled digits for the judge, zip or folder')
-@click.option('--lenet', help='Weights of the guide  [default: found as fid.py finds them]')
-@click.option('--outdir', default='out/zscg_digits')
-@click.option('--num', type=int, default=64, help='Held-out digits')
-@click.option('--per-class', type=int, default=10)
-@click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')
-def main(network, train_data, data, reference, lenet, outdir, num, per_class, pool):
-    network = network or zscg.trained('mnist-cpu', train_data, os.path.join(outdir, 'digit-network'))
+@script(__file__)
+@click.option('--network', required=True, metavar='FILE|URL|NAME', help='Snapshot of a network for 32x32 digits')
+@click.option('--data', required=True, metavar='ZIP|DIR', help='Held-out digits with labels')
+@click.option('--reference', required=True, metavar='ZIP|DIR', help='Digits with labels, for the judge')
+@click.option('--lenet', metavar='FILE|URL', help='Weights of the guide  [default: as fid.py finds them]')
+@click.option('--outdir', metavar='DIR', default='out/zscg_digits', help='Folder for tables and pictures')
+@click.option('--num', type=click.IntRange(min=1), default=64, help='Held-out digits')
+@click.option('--per-class', type=click.IntRange(min=2), default=10, help='Images of each class')
+@click.option('--pool', type=click.IntRange(min=1),
+              help='Unguided samples to choose from  [default: as many as the guide judges candidates]')
+def main(network, data, reference, lenet, outdir, num, per_class, pool):
     net, lenet = Network.from_pretrained(network), load_detector('lenet', lenet).net
-    judge = nearest_neighbour(reference, net)
-    originals = zscg.pictures(data, num, net)
-    truth = torch.from_numpy(read_labels(ImageArchive(data)).values[:num])
+    judge = digits.nearest_digit(reference, net)
+    originals, truth = pictures(data, net, range(num)), class_labels(data, range(num))
     drawn = zscg.unguided(net, pool or sum(net.num_nodes), seed=10**6)
     ways = {'top 2': Guidance([]), 'top 1': Guidance([], top_k(1)), 'beam 4': Guidance([], beam=4)}
     rows, guided_digits = classes(net, lenet, judge, per_class)
-    sheets = {'classes': zscg.Sheet({str(c): part for c, part in enumerate(guided_digits.split(per_class))})}
+    sheets = {'classes': {str(c): part for c, part in enumerate(guided_digits.split(per_class))}}
     for task in tasks():
         figures, made = zscg.compare(net, task, originals, drawn, ways)
         rows += figures

@@ -1,16 +1,15 @@
-"""One unconditional face network, many tasks (Fig. 2; several conditions at once as in Figs 15, 16), on held-out faces.
+"""One unconditional face network, many tasks on held-out faces (Fig. 2; several conditions at once, Figs 15, 16).
 
-    python experiments/zscg_faces.py --network=NET --data=datasets/faces64-test.zip
+    python -m experiments.zscg_faces --network=NET --data=datasets/faces64-test.zip
 
-Without --network one is trained first (preset faces64-cpu). Figures are of --num faces of --data; the sheets show
---portraits, which may be published. Figs 15 and 16 steer by CLIP, which --clip names (extra: clip); without, two
-conditions on pixels stand for them. Guiding by a text: docs/guiding.md.
+NET: a snapshot of train.py --preset=faces64-cpu. Figures are of --num faces of --data; the sheets show --portraits,
+which may be published. Figs 15 and 16 guide by CLIP: name a model by --clip (extra: clip); without it, two conditions
+on pixels take its place. Guiding by a text: docs/guiding.md.
 
-    python experiments/zscg_faces.py --network=NET --data=datasets/faces64-test.zip --clip=ViT-B-32,openai
+    python -m experiments.zscg_faces --network=NET --data=datasets/faces64-test.zip --clip=ViT-B-32,openai
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,15 +17,12 @@ import click
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
-sys.path.insert(0, os.path.dirname(__file__))
-
-import zscg
-
 from cli import guide_arguments
-from cli.options import script_help
+from cli.options import script
 from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided_sampling import Guidance, by_distance, top_k
+from experiments import zscg
+from experiments.common import PORTRAITS, as_saved, pictures, portraits
 from metrics.detectors import load_lpips
 
 
@@ -51,7 +47,7 @@ def one_bit(x: torch.Tensor) -> torch.Tensor:
 
 
 def box_mask(x: torch.Tensor, top: float, bottom: float, left: float, right: float) -> torch.Tensor:
-    """[1, 1, H, W] 0 inside the box, given in parts of the side; 1 outside."""
+    """[1, 1, H, W]: 0 inside the box, whose edges are fractions of the side; 1 outside."""
     H, W = x.shape[2:]
     known = torch.ones(1, 1, H, W)
     known[:, :, int(top * H) : int(bottom * H), int(left * W) : int(right * W)] = 0
@@ -59,7 +55,7 @@ def box_mask(x: torch.Tensor, top: float, bottom: float, left: float, right: flo
 
 
 def stroked(x: torch.Tensor) -> torch.Tensor:
-    """[B, 4, H, W] RGBA: 8 x 8 dabs in the picture's colours, transparent between, as a user might set them."""
+    """[B, 4, H, W] RGBA: 8 x 8 dabs in the picture's colours, transparent in between, as a user might paint them."""
     H, W = x.shape[2:]
     rows, columns = (torch.arange(side) * 32 // side % 4 == 1 for side in (H, W))
     alpha = (rows[:, None] & columns).float() * 2 - 1
@@ -67,7 +63,7 @@ def stroked(x: torch.Tensor) -> torch.Tensor:
 
 
 def dabs(x: torch.Tensor) -> torch.Tensor:
-    """[B, C, 8, 8] the mean colours of those dabs alone."""
+    """[B, C, 8, 8]: the mean colours of the dabs of ``stroked``."""
     rgba = stroked(x)
     known = (rgba[:, 3:] + 1) / 2
     return low(x * known, 8) / low(known, 8)
@@ -79,7 +75,7 @@ def tasks(features) -> list[zscg.Task]:
     bicubic = lambda x, s: F.interpolate(low(x, s), size=x.shape[2:], mode='bicubic').clamp(-1, 1)  # noqa: E731
 
     def filled(x: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """The hidden part in the mean colour of the known."""
+        """The picture with its hidden part in the mean colour of the known part."""
         mean = (x * known).sum((2, 3), keepdim=True) / known.sum()
         return torch.where(known > 0, x, mean)
 
@@ -115,14 +111,15 @@ SEEDS = 4  # pictures of each portrait on the sheet of tasks
 
 
 def together(net: Network, originals: torch.Tensor) -> list[dict]:
-    """Two conditions at once: the left half's pixels and the whole at 8x8, by ranks and by distances (Appendix B)."""
+    """Figures of two conditions at once, the left half and the whole at 8x8, summed by ranks and by distances
+    (Appendix B)."""
     known = box_mask(originals, 0.0, 1.0, 0.5, 1.0)
     both = [guides.inpaint(originals, known), guides.superres(low(originals, 8))]
     ways = {'inpaint alone': Guidance(both[:1]), 'SR8 alone': Guidance(both[1:]), 'both, ranks': Guidance(both),
             'both, distances': Guidance(both, combine=by_distance)}  # fmt: skip
     rows = []
     for name, guidance in ways.items():
-        images = zscg.as_saved(net.sample(len(originals), guide=guidance)[0])
+        images = as_saved(net.sample(len(originals), guide=guidance)[0])
         figures = [zscg.finished(guide, images).mean().item() for guide in both]
         rows.append({'task': 'left half + SR8', 'way': name, 'to the half': figures[0], 'to 8x8': figures[1],
                      'psnr': zscg.psnr(images, originals, peak=2.0).mean().item()})  # fmt: skip
@@ -130,15 +127,17 @@ def together(net: Network, originals: torch.Tensor) -> list[dict]:
 
 
 def balance(net: Network, originals: torch.Tensor, seeds: int = 1) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """Two conditions that contradict each other, by their weights (Fig. 16): the upper half of one face, and 8x8 pixels
-    of the next. Rows of figures, and the images [B * seeds, C, H, W] of each weight."""
+    """Two contradicting conditions by their weights (Fig. 16): the upper half of a face, and 8x8 pixels of the next.
+
+    Returns (rows of figures, {weights: images [B * seeds, C, H, W]}).
+    """
     below = box_mask(originals, 0.5, 1.0, 0.0, 1.0)
     others = originals.roll(-1, 0)
     rows, made = [], {}
     for weight in (1.0, 0.75, 0.5, 0.25, 0.0):
         both = [guides.inpaint(originals, below, weight), guides.superres(low(others, 8), 1 - weight)]
         guidance = Guidance([guide for guide in both if guide.weight])
-        images = zscg.as_saved(net.sample(len(originals) * seeds, guide=guidance)[0])
+        images = as_saved(net.sample(len(originals) * seeds, guide=guidance)[0])
         way = f'weights {weight:.2f} and {1 - weight:.2f}'
         figures = [zscg.finished(guide, images).mean().item() for guide in both]
         rows.append({'task': "one's upper half + another's SR8", 'way': way,
@@ -148,7 +147,7 @@ def balance(net: Network, originals: torch.Tensor, seeds: int = 1) -> tuple[list
 
 
 TEXTS = ('a smiling woman', 'an old man with a beard', 'a child', 'a person with red hair', 'a person with glasses')
-PLACES = {  # Fig. 16: what a text is asked for, and the box (top, bottom, left, right) that it gets to itself
+PLACES = {  # Fig. 16: a text, and the box (top, bottom, left, right) that is left to it
     'wearing sunglasses': (0.38, 0.6, 0.15, 0.85),
     'wearing a hat': (0.0, 0.5, 0.0, 1.0),
     'happy person': (0.5, 1.0, 0.0, 1.0),
@@ -156,25 +155,25 @@ PLACES = {  # Fig. 16: what a text is asked for, and the box (top, bottom, left,
 
 
 def clip_guides(model: str) -> Callable[[str], guides.Guide]:
-    """Text -> guide by the ``open_clip`` model 'NAME,TAG or FILE', which is loaded once."""
+    """A function from a text to its guide, by the ``open_clip`` model 'NAME,TAG or FILE'. Raises ValueError."""
     name, _, pretrained = model.partition(',')
     if not pretrained:
-        raise click.ClickException(f'--clip={model}: which weights? Give {name},TAG or {name},FILE')
+        raise ValueError(f'--clip={model} names no weights: give {name},TAG or {name},FILE')
     try:
         clip, tokenizer = guide_arguments.clip_model(name, pretrained)
     except ValueError as error:
-        raise click.ClickException(f'--clip={model}: {error}') from error
+        raise ValueError(f'--clip={model}: {error}') from error
     return lambda text: guide_arguments.clip_guide(text, clip, tokenizer)
 
 
 def by_texts(
     net: Network, guide_of: Callable[[str], guides.Guide], pool: torch.Tensor, seeds: int
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """Fig. 15: faces of each text, [seeds, C, H, W]; their distance to it against unguided ones and the best of all."""
+    """Fig. 15: (rows of distances to each text of guided, unguided and the best unguided faces, {text: faces})."""
     rows, made = [], {}
     for text in TEXTS:
         guide = guide_of(text)
-        made[text] = zscg.as_saved(net.sample(seeds, guide=guide)[0])
+        made[text] = as_saved(net.sample(seeds, guide=guide)[0])
         of_pool = torch.cat([zscg.finished(guide, part) for part in pool.split(64)])
         rows.append({'text': text, 'guided': zscg.finished(guide, made[text]).mean().item(),
                      'unguided': of_pool.mean().item(), f'best of {len(pool)}': of_pool.min().item()})  # fmt: skip
@@ -184,14 +183,14 @@ def by_texts(
 def text_in_a_place(
     net: Network, guide_of: Callable[[str], guides.Guide], face: torch.Tensor
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """Fig. 16: a face [1, C, H, W] with a box left to a text, by the weights of the two."""
+    """Fig. 16: a face [1, C, H, W] with a box left to a text, by their weights: (rows of figures, {text: images})."""
     rows, made = [], {}
     for text, box in PLACES.items():
         known = box_mask(face, *box)
         drawn = [face * known]
         for weight in (0.9, 0.7, 0.5, 0.3):
             both = [guide_of(text)._replace(weight=1 - weight), guides.inpaint(face, known, weight)]
-            drawn.append(zscg.as_saved(net.sample(1, guide=Guidance(both))[0]))
+            drawn.append(as_saved(net.sample(1, guide=Guidance(both))[0]))
             figures = [zscg.finished(guide, drawn[-1]).item() for guide in both]
             rows.append({'text in a place': text, 'weight of the face': weight,
                          'to the text': figures[0], 'to the rest': figures[1]})  # fmt: skip
@@ -199,32 +198,32 @@ def text_in_a_place(
     return rows, made
 
 
-def drawn_tasks(net: Network, portraits: torch.Tensor, every: Sequence[zscg.Task]) -> zscg.Sheet:
-    """Fig. 2: a row per task; of each portrait what is known of it, and pictures of several seeds (top 2)."""
+def drawn_tasks(net: Network, shown: torch.Tensor, every: Sequence[zscg.Task]) -> zscg.Sheet:
+    """Fig. 2: a row per task; for each portrait what is known of it, and images of several seeds (top 2)."""
     rows = {}
     for task in every:
-        known = zscg.pixels_of(task.condition(portraits), portraits)
-        images = zscg.as_saved(net.sample(len(portraits) * SEEDS, guide=task.guide(portraits))[0])
+        known = zscg.pixels_of(task.condition(shown), shown)
+        images = as_saved(net.sample(len(shown) * SEEDS, guide=task.guide(shown))[0])
         each = zip(known, images.split(SEEDS), strict=True)
         rows[task.name] = torch.cat([torch.cat([k[None], some]) for k, some in each])
-    return zscg.Sheet(rows)
+    return rows
 
 
-@click.command(help=script_help(__file__), context_settings={'show_default': True})
-@click.option('--network', help='Snapshot of an unconditional face network')
-@click.option('--train-data', default='datasets/faces64-train.zip', help='What to train preset faces64-cpu on without')
-@click.option('--data', required=True, help='Held-out faces of its resolution, zip or folder')
-@click.option('--portraits', default=zscg.PORTRAITS, show_default='assets/faces', help='What the sheets show')
-@click.option('--outdir', default='out/zscg_faces')
-@click.option('--num', type=int, default=24, help='Held-out faces')
-@click.option('--pool', type=int, help='Unguided samples to choose from  [default: as many as guide calls]')
-@click.option('--clip', metavar='MODEL,TAG|FILE', help='Also Figs 15 and 16, by this model of open_clip')
-@click.option('--task', 'only', multiple=True, help='Only these tasks')
-def main(network, train_data, data, portraits, outdir, num, pool, clip, only):
+@script(__file__)
+@click.option('--network', required=True, metavar='FILE|URL', help='Snapshot of an unconditional face network')
+@click.option('--data', required=True, metavar='ZIP|DIR', help='Held-out faces of its resolution')
+@click.option('--portraits', 'portrait_folder', metavar='ZIP|DIR', default=PORTRAITS, show_default='assets/faces',
+              help='Faces of the sheets')
+@click.option('--outdir', metavar='DIR', default='out/zscg_faces', help='Folder for tables and pictures')
+@click.option('--num', type=click.IntRange(min=1), default=24, help='Held-out faces')
+@click.option('--pool', type=click.IntRange(min=1),
+              help='Unguided samples to choose from  [default: as many as the guide judges candidates]')
+@click.option('--clip', metavar='MODEL,TAG|FILE', help='Also make Figs 15 and 16, by this model of open_clip')
+@click.option('--task', 'only', multiple=True, metavar='NAME', help='Only this task; may be repeated')
+def main(network, data, portrait_folder, outdir, num, pool, clip, only):
     guide_of = clip_guides(clip) if clip else None
-    network = network or zscg.trained('faces64-cpu', train_data, os.path.join(outdir, 'faces-network'))
     net, lpips = Network.from_pretrained(network), load_lpips()
-    originals, shown = zscg.pictures(data, num, net), zscg.portraits(portraits, net)
+    originals, shown = pictures(data, net, range(num)), portraits(portrait_folder, net)
     calls = sum(net.num_nodes)
     drawn = zscg.unguided(net, pool or calls, seed=10**6, batch=16)
     measure = lpips if min(net.img_resolution) >= 31 else None
@@ -234,13 +233,13 @@ def main(network, train_data, data, portraits, outdir, num, pool, clip, only):
     for task in every:
         start = time.perf_counter()
         figures, _ = zscg.compare(net, task, originals, drawn, ways, measure)
-        print(f'{task.name}, {time.perf_counter() - start:.0f} s: {figures[0]}', flush=True)
+        click.echo(f'{task.name}, {time.perf_counter() - start:.0f} s: {figures[0]}')
         rows += figures
     sheets = {'tasks': drawn_tasks(net, shown, every)}
     for task in every:
         if task.name == 'SR8':
             compared = zscg.ways(net, task, shown, ways) | {'unguided': drawn[: len(shown)]}
-            compared['bicubic'] = zscg.as_saved(task.baseline(shown))
+            compared['bicubic'] = as_saved(task.baseline(shown))
             best = zscg.best_of(lambda i, task=task: task.guide(shown[i : i + 1]), drawn, len(shown))
             sheets['SR8'] = zscg.compared(task, shown, compared | {f'best of {len(drawn)}': best})
     if not only:
@@ -248,16 +247,16 @@ def main(network, train_data, data, portraits, outdir, num, pool, clip, only):
         figures, _ = balance(net, originals)
         rows += figures
         _, made = balance(net, shown, SEEDS)
-        sheets['balance'] = zscg.Sheet(made)
+        sheets['balance'] = made
     if guide_of is not None:
         figures, made = by_texts(net, guide_of, drawn, SEEDS)
-        rows, sheets['texts'] = rows + figures, zscg.Sheet(made)
+        rows, sheets['texts'] = rows + figures, made
         figures, made = text_in_a_place(net, guide_of, shown[:1])
-        rows, sheets['places'] = rows + figures, zscg.Sheet(made)
+        rows, sheets['places'] = rows + figures, made
     facts = {'network': zscg.in_words(net, network),
              'faces': f'{num} of {os.path.basename(data)}, held out; the sheets show {len(shown)} portraits',
              'guide calls per image': calls, 'pool': len(drawn), 'psnr': 'dB, to the original',
-             'consistency': 'the distance that the guide measures of the finished image; a unit of its own per task',
+             'consistency': 'distance of the finished image by the guide, in a unit that depends on the task',
              }  # fmt: skip
     zscg.write(outdir, 'zscg-faces', facts, rows, sheets)
 

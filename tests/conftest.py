@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 
 import click
@@ -51,6 +52,11 @@ def invoke(command: click.Command, *args, expect: int = 0) -> str:
     result = CliRunner().invoke(command, [str(a) for a in args])
     assert result.exit_code == expect, result.output + repr(result.exception)
     return result.output
+
+
+def unpadded(text: str) -> str:
+    """Text whose Markdown tables have one space around each cell."""
+    return re.sub(' +', ' ', text)
 
 
 def final(run_dir, kind: str = 'training-state') -> dict[str, torch.Tensor]:

@@ -18,8 +18,8 @@ from PIL import Image
 import ddn_networks
 import fid
 from dnnlib.images import to_uint8
+from dnnlib.util import file_sha256
 from metrics import distances
-from metrics.detectors import file_sha256
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
 from torch_utils import persistence
@@ -215,7 +215,7 @@ def test_bad_inputs_end_in_one_clear_line(room, tmp_path):
     ]
     for options, expected in cases:
         assert expected in run(room, 'calc', *options, fails=True)
-    assert 'text.pth is no file of weights' in run(tmp_path, 'calc', *a, *ref, fails=True, detector='text.pth')
+    assert 'text.pth is not a file of weights' in run(tmp_path, 'calc', *a, *ref, fails=True, detector='text.pth')
     assert 'another detector' in run(tmp_path, 'calc', *a, *ref, fails=True, detector='other.pth')
     assert 'no such' in run(tmp_path, 'calc', *a, *ref, fails=True, detector='nowhere.pth')
     for num in (1, 3):

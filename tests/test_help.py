@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [
     f'{path.parent.name}.{path.stem}'
     for path in sorted([*ROOT.glob('experiments/*.py'), *ROOT.glob('benchmarks/*.py')])
-    if '@click.command' in path.read_text()
+    if '@click.command' in path.read_text() or '@script(' in path.read_text()
 ]
 
 

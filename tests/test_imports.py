@@ -1,12 +1,14 @@
-"""Who may import whom: the directions between the rooms, read from the imports of every file."""
+"""Who may import and start whom: the directions between the rooms, read from the source of every Python file."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {'cli', 'ddn_networks', 'dnnlib', 'metrics', 'torch_utils', 'training'}
+ROOMS = ('ddn_networks', 'dnnlib', 'torch_utils', 'training', 'metrics', 'cli')
+PACKAGES = {*ROOMS, 'experiments', 'benchmarks'}
 
 # What a room may import of ours, beside itself.
 ALLOWED = {
@@ -16,6 +18,8 @@ ALLOWED = {
     'training': ('ddn_networks', 'dnnlib', 'torch_utils'),
     'metrics': ('ddn_networks', 'dnnlib', 'torch_utils'),
     'cli': ('ddn_networks', 'dnnlib', 'torch_utils', 'training', 'metrics'),
+    'experiments': ROOMS,
+    'benchmarks': (*ROOMS, 'experiments'),
 }
 NOT_IN_THE_MODEL = ('click', 'torch.distributed')
 PEERS = ('sddn', 'discrete_distribution_network', 'distribution_playground')
@@ -23,12 +27,25 @@ PICKLES = ('pickle', 'cPickle', 'cloudpickle', 'dill', 'joblib')
 # Files that may import pickle, with the reason.
 MAY_PICKLE: dict[str, str] = {
     'dataset_tool.py': "CIFAR-10's archive is made of pickles; its unpickler knows plain data only",
-    'metrics/detectors.py': 'for the name of the error that torch.load(weights_only=True) raises; loads nothing itself',
+}
+STARTS = ('subprocess', 'runpy', 'torch.distributed.run', 'torch.distributed.launch', 'torch.distributed.launcher')
+# Files that may start other programs, with the reason; never a script of ours.
+MAY_START: dict[str, str] = {
+    'torch_utils/misc.py': 'asks git for the revision',
+    'experiments/ablation.py': 'until training can be called',
+}
+# Files that may change where Python looks for modules, with the reason.
+MAY_EXTEND_PATH: dict[str, str] = {
+    'cli/guide_arguments.py': "a user's guide may import its neighbours",
 }
 
 
 def imports(source: str, package: str = '') -> list[str]:
-    """Dotted names that a file imports, wherever in it: `from a import b` is a.b; relative ones become absolute."""
+    """Dotted names that a file imports, wherever in it: `from a import b` is a.b; relative ones become absolute.
+
+    Also modules that `import_module` gets by name, functions of `os` that start programs, and `sys.path` where its
+    methods are called.
+    """
     names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -39,6 +56,14 @@ def imports(source: str, package: str = '') -> list[str]:
                 parents = package.split('.')[: len(package.split('.')) - node.level + 1]
                 base = '.'.join([*parents, *filter(None, [base])])
             names += [f'{base}.{alias.name}' for alias in node.names]
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called.endswith(('import_module', '__import__')):
+                names += [str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+            elif called.startswith('sys.path.'):
+                names.append('sys.path')
+            elif re.fullmatch(r'os\.(system|popen|exec\w+|spawn\w+|posix_spawn\w*)', called):
+                names.append(called)
     return names
 
 
@@ -52,15 +77,20 @@ def violations(path: str, names: list[str], scripts: set[str]) -> list[str]:
     found = []
     for name in names:
         ours = name.split('.')[0] in PACKAGES
-        allowed = ALLOWED.get(room)
-        if allowed is not None and ours and not any(under(name, a) for a in (room, *allowed)):
+        allowed = ALLOWED.get(room, ROOMS)
+        if room != 'tests' and ours and not any(under(name, a) for a in (room, *allowed)):
             found.append(f'{path} imports {name}')
         if room != 'tests' and under(name, 'tests'):
             found.append(f'{path} imports {name}')
         if room == 'ddn_networks' and any(under(name, n) for n in NOT_IN_THE_MODEL):
             found.append(f'{path} imports {name}: the model knows no command line and no ranks')
-        if room not in ('tests', 'benchmarks') and name.split('.')[0] in scripts:
+        if room != 'tests' and any(under(name, script) for script in scripts):
             found.append(f'{path} imports the script {name}')
+        starts = name.startswith('os.') and name != 'os.path' or any(under(name, n) for n in STARTS)
+        if room != 'tests' and starts and path not in MAY_START:
+            found.append(f'{path} uses {name}: what two scripts need is a function in a room')
+        if name == 'sys.path' and path not in MAY_EXTEND_PATH:
+            found.append(f'{path} changes sys.path')
         if room != 'benchmarks' and any(under(name, p) for p in PEERS):
             found.append(f'{path} imports the peer {name}, which is measured in benchmarks/ only')
         if room != 'tests' and any(under(name, p) for p in PICKLES) and path not in MAY_PICKLE:
@@ -75,18 +105,22 @@ def files() -> list[Path]:
 
 
 def test_directions():
-    scripts = {p.stem for p in ROOT.glob('*.py') if '__main__' in p.read_text(encoding='utf-8')}
+    sources = {path.relative_to(ROOT): path.read_text(encoding='utf-8') for path in files()}
+    scripts = {'.'.join(path.with_suffix('').parts) for path, source in sources.items() if "== '__main__'" in source}
+    assert {'train', 'fid', 'experiments.toy_density', 'benchmarks.ddl'} <= scripts
     found = []
-    for path in files():
-        relative = path.relative_to(ROOT)
-        names = imports(path.read_text(encoding='utf-8'), '.'.join(relative.parent.parts))
-        found += violations(relative.as_posix(), names, scripts)
+    for path, source in sources.items():
+        found += violations(path.as_posix(), imports(source, '.'.join(path.parent.parts)), scripts)
     assert not found, '\n'.join(found)
 
 
 def test_every_package_is_read():
     assert PACKAGES <= {p.relative_to(ROOT).parts[0] for p in files()}
-    assert all(reason for reason in MAY_PICKLE.values())
+    for exceptions in (MAY_PICKLE, MAY_START, MAY_EXTEND_PATH):
+        assert all(reason and (ROOT / path).is_file() for path, reason in exceptions.items())
+
+
+SCRIPTS = {'train', 'generate', 'fid', 'dataset_tool', 'experiments.digit_quality'}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +143,20 @@ def test_every_package_is_read():
         ('training/loss.py', 'import train'),
         ('generate.py', 'import fid'),
         ('experiments/tree.py', 'from train import main'),
+        ('experiments/tree.py', 'from experiments import digit_quality'),
+        ('experiments/tree.py', 'from . import digit_quality'),
+        ('experiments/tree.py', 'from benchmarks import common'),
+        ('experiments/tree.py', 'import importlib\nimportlib.import_module("train")'),
+        ('experiments/tree.py', 'import subprocess'),
+        ('experiments/tree.py', 'from torch.distributed import run'),
+        ('experiments/tree.py', 'import os\nos.system("python train.py")'),
+        ('experiments/tree.py', 'import os\nos.execvp("python", ["python", "train.py"])'),
+        ('benchmarks/ddl.py', 'import generate'),
+        ('benchmarks/ddl.py', 'from runpy import run_path'),
+        ('benchmarks/ddl.py', 'from experiments.digit_quality import main'),
+        ('tests/test_ddl.py', 'import sys\nsys.path.insert(0, "experiments")'),
+        ('cli/jobs.py', 'from experiments import common'),
+        ('generate.py', 'from experiments import common'),
         ('tests/test_ddl.py', 'import sddn'),
         ('training/dataset.py', 'import pickle'),
         ('metrics/fid.py', 'from pickle import loads'),
@@ -116,7 +164,7 @@ def test_every_package_is_read():
 )
 def test_a_wrong_import_is_found(path, source):
     package = '.'.join(path.split('/')[:-1])
-    assert violations(path, imports(source, package), {'train', 'generate', 'fid', 'dataset_tool'})
+    assert violations(path, imports(source, package), SCRIPTS)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +173,9 @@ def test_a_wrong_import_is_found(path, source):
         ('ddn_networks/ddl.py', 'import torch\nfrom . import samplers\nfrom ddn_networks import codes'),
         ('training/loop.py', 'from ddn_networks import DDN\nfrom torch_utils import distributed\nimport dnnlib'),
         ('benchmarks/ddl.py', 'import sddn'),
-        ('tests/test_generate.py', 'import generate'),
+        ('benchmarks/ddl.py', 'from experiments import points\nfrom benchmarks import generate_data'),
+        ('experiments/tree.py', 'from experiments import common\nimport os\nos.path.join("a", "b")'),
+        ('tests/test_generate.py', 'import generate\nimport subprocess\nfrom experiments import digit_quality'),
         ('tests/test_persistence.py', 'import pickle'),
         ('cli/jobs.py', 'from training.dataset import ImageFolderDataset'),
         ('torch_utils/misc.py', 'from torch_utils import distributed\nimport torch.distributed'),
@@ -133,4 +183,4 @@ def test_a_wrong_import_is_found(path, source):
 )
 def test_a_right_import_is_not(path, source):
     package = '.'.join(path.split('/')[:-1])
-    assert not violations(path, imports(source, package), {'train', 'generate', 'fid', 'dataset_tool'})
+    assert not violations(path, imports(source, package), SCRIPTS)

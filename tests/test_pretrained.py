@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +11,8 @@ from PIL import Image
 
 import generate
 from ddn_networks import DDN, Network, RecurrentDDN, samplers
+from experiments import keep_network, recurrent_depth
 from torch_utils import persistence
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'experiments'))
-import keep_network
-import recurrent_depth
 
 NAMES = sorted(path.stem for path in persistence.PRETRAINED.glob('*.safetensors'))
 
@@ -57,7 +52,7 @@ def run_folder(folder, net, emas) -> None:
     options = {**keep_network.PRESETS['mnist-cpu'], 'chain_dropout': 0.25, 'precision': 'bf16'}
     stored = {'options': options, 'loop': loop, 'preset': 'mnist-cpu', 'torch': '2.x'}
     (folder / 'training_options.json').write_text(json.dumps(stored))
-    (folder / 'stats.jsonl').write_text('{"seconds": 1.0}\n{"seconds": 2.5}\n')
+    (folder / 'stats.jsonl').write_text('{"nimg": 320, "seconds": 1.0}\n{"nimg": 640, "seconds": 2.5}\n')
 
 
 @pytest.mark.parametrize('dtype, bytes_each', [('float16', 2), ('float32', 4)])

@@ -3,9 +3,9 @@
 import json
 import re
 import sys
-from pathlib import Path
+import zipfile
+from types import SimpleNamespace
 
-import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,14 +15,13 @@ from PIL import Image
 from cli import guide_arguments
 from ddn_networks import DDN, black_boxes, guides
 from ddn_networks.guided_sampling import Guidance
+from dnnlib.sheets import draw_sheet
+from experiments import common, conditional, zscg, zscg_cifar_classes, zscg_faces
+from metrics.detectors import load_resnet
+from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
+from metrics.resnet import CifarResNet
 from torch_utils import persistence
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'experiments'))
-
-import zscg
-import zscg_cifar_classes
-import zscg_faces
 
 
 def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -73,9 +72,9 @@ def test_compare_measures_each_way(net):
         assert row['lpips'] == pytest.approx((images - originals).abs().mean().item(), rel=1e-4)
     assert rows[1]['consistency'] < rows[2]['consistency']
     sheet = zscg.compared(task, originals, made, shown=3)
-    assert list(sheet.rows)[:3] == ['original', 'known', 'top 2']
-    assert all(images.shape == (3, 3, 32, 32) for images in sheet.rows.values())
-    page = sheet.draw()
+    assert list(sheet)[:3] == ['original', 'known', 'top 2']
+    assert all(images.shape == (3, 3, 32, 32) for images in sheet.values())
+    page = draw_sheet(list(sheet.values()), names=list(sheet))
     assert page.height == 2 * (7 * 33 + 1) and page.width > 2 * (3 * 33 + 1)
 
 
@@ -87,15 +86,18 @@ def test_dabs_are_the_colours_under_the_strokes():
     torch.testing.assert_close(zscg_faces.dabs(x)[:, :, 0, 0], by_hand)
 
 
-def random_resnet(path: Path, depth: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    state = zscg_cifar_classes.CifarResNet(depth).state_dict()
-    torch.save({'state_dict': {f'module.{name}': value for name, value in state.items()}}, path)
+@pytest.fixture
+def resnets(tmp_path, monkeypatch):
+    """Random classifiers in files like the published ones."""
+    for depth in (20, 56):
+        torch.manual_seed(depth)
+        state = {f'module.{name}': value for name, value in CifarResNet(depth).state_dict().items()}
+        torch.save({'state_dict': state, 'best_prec1': 91.7}, tmp_path / f'{depth}.th')
+        monkeypatch.setenv(f'DDN_RESNET{depth}', str(tmp_path / f'{depth}.th'))
 
 
-def test_best_each_takes_the_likeliest_of_its_part(tmp_path):
-    random_resnet(tmp_path / 'a.th', 20, 1)
-    judge = zscg_cifar_classes.load_resnet(str(tmp_path / 'a.th'), 20)
+def test_best_each_takes_the_likeliest_of_its_part(resnets):
+    judge = load_resnet(20)
     pool = uniform(9, 3, 32, 32)
     best = zscg_cifar_classes.best_each(judge, pool, 3)
     likely = judge(pool).softmax(1)
@@ -105,10 +107,8 @@ def test_best_each_takes_the_likeliest_of_its_part(tmp_path):
             assert torch.equal(best[c * 3 + part], pool[chosen])
 
 
-def test_cifar_classes_run(net, tmp_path):
-    random_resnet(tmp_path / 'akamaster_resnet20-12fca82f.th', 20, 1)
-    random_resnet(tmp_path / 'akamaster_resnet56-4bfd9763.th', 56, 2)
-    args = [f'--network={net[1]}', f'--weights={tmp_path}', f'--outdir={tmp_path / "out"}', '--per-class=2']
+def test_cifar_classes_run(net, tmp_path, resnets):
+    args = [f'--network={net[1]}', f'--outdir={tmp_path / "out"}', '--per-class=1']
     outcome = CliRunner().invoke(zscg_cifar_classes.main, args, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     rows = json.loads((tmp_path / 'out' / 'zscg-cifar-classes.json').read_text())['rows']
@@ -183,7 +183,7 @@ def test_clip_that_does_not_load_is_one_line(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / 'open_clip.py').write_text('raise ImportError("no such thing")')
     words = '--clip=ViT-B-32,openai: clip needs open_clip, which did not load (no such thing): pip install'
-    with pytest.raises(click.ClickException, match=re.escape(words)):
+    with pytest.raises(ValueError, match=re.escape(words)):
         zscg_faces.clip_guides('ViT-B-32,openai')
 
 
@@ -193,15 +193,49 @@ def test_clip_guides_load_a_model_of_open_clip(tmp_path):
     images = uniform(2, 3, 16, 16)
     expected = guide_arguments.clip_guide('a child', clip, open_clip.get_tokenizer('ddn-tiny-faces'))
     torch.testing.assert_close(zscg.finished(found, images), zscg.finished(expected, images))
-    with pytest.raises(click.ClickException, match='--clip=ddn-tiny-faces,no-tag'):
+    with pytest.raises(ValueError, match='--clip=ddn-tiny-faces,no-tag'):
         zscg_faces.clip_guides('ddn-tiny-faces,no-tag')
 
 
 def test_what_is_missing_is_named(net, tmp_path):
-    with pytest.raises(Exception, match='no such data to train on; give --network'):
-        zscg.trained('faces64-cpu', str(tmp_path / 'none.zip'), str(tmp_path))
     data = write_zip(tmp_path / 'a.zip', 3, (1, 8, 8), labels=False)
-    with pytest.raises(Exception, match='holds 3 images, 4 are needed'):
-        zscg.pictures(data, 4, net[0])
-    with pytest.raises(Exception, match=r'holds images \[1, 8, 8\], the network makes \[3, 32, 32\]'):
-        zscg.pictures(data, 3, net[0])
+    for choose in (lambda: common.pictures(data, net[0], range(4)), lambda: common.spread(data, 4)):
+        with pytest.raises(ValueError, match='holds 3 images, 4 are needed'):
+            choose()
+    with pytest.raises(ValueError, match="is 8x8 with 1 channels, the network's images are 32x32 with 3"):
+        common.pictures(data, net[0])
+    with pytest.raises(ValueError, match='has no class labels'):
+        common.class_labels(data, [0])
+
+
+def test_pictures_spread_evenly_with_their_classes(net, tmp_path):
+    data = write_zip(tmp_path / 'a.zip', 12, (3, 32, 32))
+    chosen = common.spread(data, 4)
+    assert chosen == [0, 3, 6, 9] and common.class_labels(data, chosen).tolist() == [0, 0, 0, 0]
+    assert torch.equal(common.pictures(data, net[0], chosen), common.pictures(data, net[0])[::3])
+
+
+@pytest.mark.parametrize('task', ['mnist', 'color', 'edge'])
+def test_conditional_networks_are_compared(tmp_path, task, monkeypatch):
+    torch.manual_seed(0)
+    channels, of = (1, ['onehot:10']) if task == 'mnist' else (3, [task])
+    paths = []
+    for name, kwargs in (('conditional', {'conditions': of}), ('plain', {})):
+        paths.append(str(tmp_path / f'{name}.safetensors'))
+        net = DDN(32, channels, [12, 12], [1, 1], [4, 4], **kwargs).eval()
+        persistence.save_network(paths[-1], net, {}, {'cur_nimg': 7})
+    monkeypatch.setattr(conditional, 'load_lpips', lambda: LPIPS().eval())
+    monkeypatch.setattr(conditional, 'load_detector', lambda name: SimpleNamespace(net=LeNet()))
+    data = write_zip(tmp_path / 'data.zip', 20, (channels, 32, 32), labels=False)
+    with zipfile.ZipFile(data, 'a') as archive:
+        labels = [[name, i // 2] for i, name in enumerate(sorted(archive.namelist()))]
+        archive.writestr('dataset.json', json.dumps({'labels': labels}))
+    args = [task, f'--network={paths[0]}', f'--unconditional={paths[1]}', f'--data={data}', f'--outdir={tmp_path}']
+    args += ['--num=2', '--samples=2', '--per-class=2', '--few=2', '--note=machine=a test']
+    outcome = CliRunner().invoke(conditional.main, args, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    written = json.loads((tmp_path / f'conditional-{task}.json').read_text())
+    ways = {row['way'] for row in written['rows'] if 'way' in row}
+    assert {'conditional', 'conditional and guided, top 2', 'guided, top 2', 'guided, top 1', 'neither'} <= ways
+    assert written['facts']['machine'] == 'a test' and '7 images seen' in written['facts']['conditional']
+    assert len(list(tmp_path.glob(f'conditional-{task}-*.png'))) == 2

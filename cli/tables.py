@@ -1,0 +1,42 @@
+"""Tables of results: Markdown to read, and JSON beside it with every digit."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dnnlib.util import atomic_write
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], form: str = '.4g') -> str:
+    """Rows as a Markdown table. The keys of the first row are the columns; the first column is text, the others are
+    aligned as numbers. Floats are formatted by ``form``; what a row lacks, or None, is '-'."""
+    columns = list(rows[0])
+    cells = [columns, *([_cell(row.get(column), form) for column in columns] for row in rows)]
+    width = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    rule = ['-' * width[0], *('-' * (w - 1) + ':' for w in width[1:])]
+    padded = ([text.ljust(w) for text, w in zip(line, width, strict=True)] for line in (cells[0], rule, *cells[1:]))
+    return '\n'.join(f'| {" | ".join(line)} |' for line in padded)
+
+
+def _cell(value: Any, form: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return '-' if value is None else str(value)
+    if isinstance(value, int):
+        return f'{value:,}'
+    return f'{value:,.0f}' if form.endswith('g') and abs(value) >= 1000 else f'{value:{form}}'
+
+
+def write_results(path: str | os.PathLike, text: str, facts: Any) -> None:
+    """Write ``path``.md and ``path``.json, each whole or not at all, in a folder that is made if there is none."""
+    os.makedirs(Path(path).parent, exist_ok=True)
+    with atomic_write(f'{path}.md', 'w') as file:
+        file.write(text.rstrip() + '\n')
+    write_json(f'{path}.json', facts)
+
+
+def write_json(path: str | os.PathLike, facts: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_write(path, 'w') as file:
+        file.write(json.dumps(facts, indent=1) + '\n')

@@ -1,0 +1,67 @@
+"""What the experiments share: pictures of an archive as a network takes them, snapshots of a run."""
+
+import os
+import re
+from collections.abc import Sequence
+
+import torch
+
+from ddn_networks import Network, pixel_maps
+from dnnlib.archives import ImageArchive
+from dnnlib.images import to_float, to_uint8
+from dnnlib.labels import read_labels
+
+PORTRAITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'assets', 'faces')
+
+
+def pictures(path: str, net: Network, chosen: Sequence[int] | None = None) -> torch.Tensor:
+    """[N, C, H, W] in [-1, 1] of the chosen images (None: all) of a zip or folder of images of the network's shape.
+
+    Raises ValueError where there are too few, or one has another shape.
+    """
+    archive = ImageArchive(path)
+    chosen = range(len(archive)) if chosen is None else chosen
+    if max(chosen) >= len(archive):
+        raise ValueError(f'{path} holds {len(archive)} images, {max(chosen) + 1} are needed')
+    return to_float(torch.from_numpy(archive.images(chosen, (net.img_channels, *net.img_resolution))))
+
+
+def spread(path: str, num: int) -> list[int]:
+    """``num`` places evenly over an archive: where it is in the order of its classes, as many of each class.
+
+    Raises ValueError where it holds fewer.
+    """
+    held = len(ImageArchive(path))
+    if num > held:
+        raise ValueError(f'{path} holds {held} images, {num} are needed')
+    return [i * held // num for i in range(num)]
+
+
+def class_labels(path: str, chosen: Sequence[int]) -> torch.Tensor:
+    """[N] int64: classes of the chosen images of an archive. Raises ValueError where it has no class labels."""
+    labels = read_labels(ImageArchive(path))
+    if labels is None or labels.values.ndim != 1:
+        raise ValueError(f'{path} has no class labels')
+    return torch.from_numpy(labels.values)[list(chosen)]
+
+
+def portraits(path: str, net: Network) -> torch.Tensor:
+    """[n, C, H, W] of all pictures of a folder, fitted to the network: for sheets, which show only what may be
+    published."""
+    archive = ImageArchive(path)
+    images = [to_float(torch.from_numpy(archive.image(i)))[None] for i in range(len(archive))]
+    fitted = [pixel_maps.to_channels(pixel_maps.fit(x, net.img_resolution), net.img_channels) for x in images]
+    return torch.cat(fitted)
+
+
+def as_saved(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1], rounded to 8 bits as a PNG would hold them."""
+    return to_float(to_uint8(images))
+
+
+def snapshots(run: str | os.PathLike) -> list[str]:
+    """The network snapshots of a run folder, oldest first. Raises ValueError where there are none."""
+    names = sorted(n for n in os.listdir(run) if re.fullmatch(r'network-snapshot-\d+\.safetensors', n))
+    if not names:
+        raise ValueError(f'{run} holds no network-snapshot-*.safetensors')
+    return [os.path.join(run, name) for name in names]
