@@ -1,220 +1,59 @@
 """Turn any source of images into a dataset for training: EDM's format, a zip (or folder) of images of one size.
 
+\b
     00000/img00000000.png ... 00001/img00010000.png, and dataset.json {"labels": [["00000/img00000000.png", 6], ...]}
 
-A source is a small class with `__len__`, `title` (for messages), `header`, `image`, `file` and `labels`; `convert` asks
-it for one image after the other.
+\b
+--source may be
+  DIR or FILE.zip               images of any type, searched recursively
+  cifar-10-python.tar.gz        CIFAR-10
+  *-images-idx3-ubyte[.gz]      MNIST and the like, padded from 28x28 to 32x32
+  *_lmdb                        LSUN (needs: pip install lmdb)
+
+Labels come from the source's dataset.json, else from the names of its top-level folders. Width and height are free.
+docs/datasets.md says which files are read, and how.
+
+--resolution alone stretches images to that size. With --transform=center-crop they are cut to its proportions first;
+center-crop-wide adds black bars to that, so WxH becomes WxW.
+
+\b
+--format=png            lossless, what EDM reads
+--format=webp-lossless  lossless and smaller; RGB only
+--format=keep           files that need no change are copied, so a folder of JPEGs does not grow; the others are PNG
+
+--skip-images and --max-images cut one source in two, after --shuffle if that is given (a source with a folder per class
+is in the order of its classes):
+
+\b
+  python dataset_tool.py --source=photos --dest=train.zip --shuffle --skip-images=1000
+  python dataset_tool.py --source=photos --dest=test.zip --shuffle --max-images=1000
 """
 
 import contextlib
 import errno
-import gzip
 import io
 import json
-import os
-import pickle
 import re
 import secrets
 import shutil
-import struct
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import click
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dnnlib.archives import ImageArchive
-from dnnlib.downloads import error_line, is_url, local_path
-from dnnlib.images import BadImageError, ImageHeader, open_image, read_header, to_image, with_channels
-from dnnlib.labels import Labels, read_labels
-from dnnlib.util import atomic_write, format_bytes, redacted
+from cli.options import one_line_errors, script_help
+from dnnlib.images import BadImageError, ImageHeader, with_channels
+from dnnlib.readers import printable
+from dnnlib.sources import Source, open_source
+from dnnlib.util import atomic_write, format_bytes
 
-IDX_NAME = re.compile(r'images([-.])idx3-ubyte(\.gz)?$')
-SHOWN = 20  # broken files named in the summary
-
-# -------------------------------------------------------------------------------------------------------------- sources
-
-
-class Source(Protocol):
-    labels: Labels | None
-
-    def __len__(self) -> int: ...
-    def title(self, index: int) -> str: ...  # what to call the image in messages
-    def header(self, index: int) -> ImageHeader: ...  # raises BadImageError
-    def image(self, index: int) -> Image.Image: ...  # mode L, RGB, RGBA; raises BadImageError
-    def file(self, index: int) -> tuple[bytes, str] | None: ...  # content and extension, if it comes as a file
-
-
-class ArchiveSource:
-    """A folder or zip of image files."""
-
-    def __init__(self, path: Path):
-        self.archive = ImageArchive(path)
-        self.labels = read_labels(self.archive)
-
-    def __len__(self) -> int:
-        return len(self.archive)
-
-    def title(self, index: int) -> str:
-        return self.archive.name(index)
-
-    def header(self, index: int) -> ImageHeader:
-        return self.archive.header(index)
-
-    def image(self, index: int) -> Image.Image:
-        return open_image(self.archive.read(index), self.archive.title(index))
-
-    def file(self, index: int) -> tuple[bytes, str]:
-        return self.archive.read(index), os.path.splitext(self.archive.name(index))[1].lower()
-
-
-class ArraySource:
-    """Images that are held in memory: uint8 [N, C, H, W]."""
-
-    def __init__(self, images: np.ndarray, labels: Labels | None):
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def title(self, index: int) -> str:
-        return f'image {index}'
-
-    def header(self, index: int) -> ImageHeader:
-        channels, height, width = self.images.shape[1:]
-        return ImageHeader(width, height, channels, plain=True)
-
-    def image(self, index: int) -> Image.Image:
-        return to_image(self.images[index])
-
-    def file(self, index: int) -> None:
-        return None
-
-
-class LmdbSource:
-    """An LSUN database: image files under arbitrary keys, no labels."""
-
-    labels = None
-
-    def __init__(self, path: Path):
-        try:
-            import lmdb
-        except ImportError:
-            raise ValueError(f'{path}: reading an lmdb needs the package lmdb: pip install lmdb') from None
-        try:
-            self.transaction = lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_readers=1).begin()
-            with self.transaction.cursor() as cursor:
-                self.keys = list(cursor.iternext(keys=True, values=False))
-        except lmdb.Error as error:
-            raise ValueError(f'{path}: not an lmdb that can be read ({error})') from error
-        if not self.keys:
-            raise ValueError(f'{path}: the lmdb is empty')
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def title(self, index: int) -> str:
-        return f"key {self.keys[index].decode('ascii', 'replace')}"
-
-    def header(self, index: int) -> ImageHeader:
-        return read_header(self.file(index)[0], self.title(index))
-
-    def image(self, index: int) -> Image.Image:
-        return open_image(self.file(index)[0], self.title(index))
-
-    def file(self, index: int) -> tuple[bytes, str]:
-        return bytes(self.transaction.get(self.keys[index])), '.webp'
-
-
-def open_source(path_or_url: str, split: str) -> Source:
-    """Find out what kind of source it is, by its name. Raises ValueError, OSError."""
-    path = local_path(path_or_url)
-    if path.is_dir():
-        return LmdbSource(path) if path.name.endswith('_lmdb') or (path / 'data.mdb').is_file() else ArchiveSource(path)
-    if IDX_NAME.search(path.name):
-        return read_idx(path_or_url)
-    if path.name.endswith(('.tar.gz', '.tgz', '.tar')):
-        return read_cifar10(path, split)
-    return ArchiveSource(path)
-
-
-def read_idx(path_or_url: str) -> ArraySource:
-    """MNIST and its kin: digits of 28x28 get a border of 2 zeros, as in EDM; labels from the file beside it, if any."""
-    images = _read_idx_array(local_path(path_or_url), 3)[:, None]  # [N, 1, H, W]
-    if images.shape[2:] == (28, 28):
-        images = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))  # [N, 1, 32, 32]
-    beside = IDX_NAME.sub(r'labels\1idx1-ubyte\2', str(path_or_url))
-    if not is_url(beside) and not Path(beside).exists():
-        click.echo(f'No labels: there is no {beside}')
-        return ArraySource(images, None)
-    values = _read_idx_array(local_path(beside), 1).astype(np.int64)
-    if len(values) != len(images):
-        raise ValueError(f'{beside}: {len(values)} labels for {len(images)} images')
-    return ArraySource(images, Labels(values, None))
-
-
-def _read_idx_array(path: Path, rank: int) -> np.ndarray:
-    try:
-        with open(path, 'rb') as file:
-            data = file.read()
-        data = gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data
-        start = 4 + 4 * rank
-        if data[:4] != bytes([0, 0, 8, rank]):
-            raise ValueError('wrong first bytes')
-        shape = struct.unpack(f'>{rank}I', data[4:start])
-        if len(data) - start != np.prod(shape, dtype=np.int64) or shape[0] == 0:
-            raise ValueError(f'{len(data) - start} bytes do not hold an array of {shape}')
-        return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
-    except (ValueError, EOFError, struct.error, gzip.BadGzipFile, gzip.zlib.error) as error:
-        raise ValueError(f'{path}: not a whole idx file of bytes ({error})') from error
-
-
-def read_cifar10(path: Path, split: str) -> ArraySource:
-    """The 50,000 training (or 10,000 test) images of cifar-10-python.tar.gz, with their classes."""
-    parts = ['test_batch'] if split == 'test' else [f'data_batch_{i}' for i in range(1, 6)]
-    try:
-        with tarfile.open(path) as archive:
-            batches = [_read_cifar_part(archive, name) for name in [*parts, 'batches.meta']]
-        meta = batches.pop()
-        images = np.concatenate([np.asarray(b[b'data'], dtype=np.uint8) for b in batches]).reshape(-1, 3, 32, 32)
-        values = np.concatenate([np.asarray(b[b'labels'], dtype=np.int64) for b in batches])
-        names = [name.decode() for name in meta[b'label_names']]
-    except (tarfile.TarError, EOFError, KeyError, ValueError, TypeError, AttributeError, gzip.zlib.error) as error:
-        reason = (str(error).splitlines() or ['truncated'])[0].rstrip(':')
-        raise ValueError(f'{path}: not a whole cifar-10-python.tar.gz ({reason})') from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(f'{path}: {error}') from error
-    if len(values) != len(images):
-        raise ValueError(f'{path}: {len(values)} labels for {len(images)} images')
-    return ArraySource(images, Labels(values, names))
-
-
-def _read_cifar_part(archive: tarfile.TarFile, name: str) -> dict:
-    with archive.extractfile(f'cifar-10-batches-py/{name}') as file:
-        return _ArrayUnpickler(file, encoding='bytes').load()
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads dicts, lists, strings and NumPy arrays; a pickle that asks for anything else is refused, not run."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) in {('numpy', 'ndarray'), ('numpy', 'dtype')}:
-            return getattr(np, name)
-        if module in ('numpy.core.multiarray', 'numpy._core.multiarray') and name == '_reconstruct':
-            return np.empty(0).__reduce__()[0]
-        if (module, name) == ('_codecs', 'encode'):  # how Python 3 writes bytes in old protocols
-            return _encode
-        raise pickle.UnpicklingError(f'the file asks to load {module}.{name}: not a file of plain arrays, refused')
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    return text.encode('latin1' if encoding in ('latin1', b'latin1') else 'ascii')
-
+SHOWN = 20  # broken files, or classes, that are named
+MAX_SIDE, MAX_PIXELS = 16_384, 1 << 26  # of --resolution; 2^26 is 8192x8192
 
 # --------------------------------------------------------------------------------------------------------------- pixels
 
@@ -303,7 +142,7 @@ def require_free(dest: Path, source: str) -> None:
 # -------------------------------------------------------------------------------------------------------------- convert
 
 
-class Plan(NamedTuple):
+class Target(NamedTuple):
     """What every image becomes."""
 
     channels: int  # 1, 3 or 4
@@ -365,26 +204,28 @@ def require_one_size(source: Source, headers: dict[int, ImageHeader]) -> None:
             )
 
 
-def convert(source: Source, index: int, plan: Plan) -> tuple[bytes, str]:
+def convert(source: Source, index: int, target: Target) -> tuple[bytes, str]:
     """One image as it will be written: content and extension. Raises BadImageError."""
     image = source.image(index)  # decoded also when its file is kept: a truncated one must not get through
-    size = plan.resolution or image.size
-    same = image.size == size and (plan.transform != 'center-crop-wide' or size[0] == size[1])
-    if plan.format == 'keep' and same:
+    size = target.resolution or image.size
+    same = image.size == size and (target.transform != 'center-crop-wide' or size[0] == size[1])
+    if target.format == 'keep' and same:
         file, header = source.file(index), source.header(index)
-        if file is not None and header.plain and header.channels == plan.channels:
+        if file is not None and header.plain and header.channels == target.channels:
             return file
-    image = TRANSFORMS[plan.transform](with_channels(image, plan.channels), *size)
-    extension = '.webp' if plan.format == 'webp-lossless' else '.png'
+    image = TRANSFORMS[target.transform](with_channels(image, target.channels), *size)
+    extension = '.webp' if target.format == 'webp-lossless' else '.png'
     return encode(image, extension), extension
 
 
-def write_all(source: Source, chosen: Sequence[int], plan: Plan, broken: Broken, write: Callable) -> tuple[int, int]:
+def write_all(
+    source: Source, chosen: Sequence[int], target: Target, broken: Broken, write: Callable[[str, bytes], None]
+) -> tuple[int, int]:
     """Write the images and dataset.json; returns how many images and bytes."""
     kept, names, total = [], [], 0
     for index in tqdm(chosen, desc='Writing', unit='img', disable=None):
         try:
-            data, extension = convert(source, index, plan)
+            data, extension = convert(source, index, target)
         except BadImageError as error:
             broken.add(error)
             continue
@@ -412,13 +253,48 @@ def parse_resolution(_ctx, _param, value: str | None) -> tuple[int, int] | None:
     """WxH -> (W, H)"""
     if value is None:
         return None
-    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', value)
+    match = re.fullmatch(r'0*([1-9]\d{0,9})x0*([1-9]\d{0,9})', value, re.ASCII)
     if not match:
-        raise click.BadParameter(f'{value!r} is not WIDTHxHEIGHT, such as 64x64 or 96x64')
+        raise click.BadParameter(f'{value[:40]!r} is not WIDTHxHEIGHT, such as 64x64 or 96x64')
     return int(match[1]), int(match[2])
 
 
-@click.command(context_settings={'show_default': True, 'max_content_width': 120})
+def check_size(resolution: tuple[int, int] | None, transform: str | None) -> None:
+    """Refuse sizes that no image can have, before any work."""
+    if resolution is None:
+        if transform is not None:
+            raise click.UsageError(f'--transform={transform} needs --resolution=WxH')
+        return
+    width, height = resolution
+    if transform == 'center-crop-wide':
+        if width < height:
+            raise click.UsageError(f'center-crop-wide pads the height: {width}x{height} is not wide')
+        height = width
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        limit = f'{MAX_SIDE} pixels a side and {MAX_PIXELS:,} in all'
+        raise click.UsageError(f'--resolution={resolution[0]}x{resolution[1]} is too large: give at most {limit}')
+
+
+def plan(
+    source: Source, chosen: Sequence[int], broken: Broken, channels: str, **kwargs
+) -> tuple[Target, Sequence[int]]:
+    """What the images become, and which of them: those with a readable header, where headers had to be read."""
+    target = Target(0 if channels == 'auto' else int(channels), **kwargs)
+    if channels == 'auto' or target.resolution is None:
+        headers = survey(source, chosen, broken)
+        if not headers:
+            raise ValueError(f'none of the {len(chosen)} images can be read; the first: {broken.reasons[0]}')
+        chosen = list(headers)
+        if channels == 'auto':
+            target = target._replace(channels=common_channels(headers))
+        if target.resolution is None:
+            require_one_size(source, headers)
+    if target.format == 'webp-lossless' and target.channels != 3:
+        raise ValueError('WebP keeps RGB only: use --format=png for grey or RGBA images, or --channels=3')
+    return target, chosen
+
+
+@click.command(help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 120})
 @click.option('--source', required=True, metavar='PATH|URL', help='Where the images come from')
 @click.option('--dest', required=True, metavar='ZIP|DIR', type=click.Path(path_type=Path), help='What to write')
 @click.option('--max-images', metavar='N', type=click.IntRange(min=1), help='Take at most N images')
@@ -430,78 +306,38 @@ def parse_resolution(_ctx, _param, value: str | None) -> tuple[int, int] | None:
 @click.option('--format', 'format_', type=click.Choice(['png', 'webp-lossless', 'keep']), default='png', help='Files')
 @click.option('--split', type=click.Choice(['train', 'test']), default='train', help="Part of CIFAR-10's own archive")
 @click.option('--on-error', type=click.Choice(['skip', 'fail']), default='skip', help='What to do about broken files')
+@one_line_errors()
 def main(source, dest, max_images, skip_images, shuffle, transform, resolution, channels, format_, split, on_error):
-    """Turn any source of images into a dataset for training: a zip (or folder) of images of one size, with labels.
-
-    \b
-    --source may be
-      DIR or FILE.zip               images of any type, searched recursively
-      cifar-10-python.tar.gz        CIFAR-10
-      *-images-idx3-ubyte[.gz]      MNIST and its kin, padded from 28x28 to 32x32
-      *_lmdb                        LSUN (needs: pip install lmdb)
-
-    Labels come from the source's dataset.json, else from the names of its top-level folders. Width and height are free.
-
-    --resolution alone stretches images to that size. With --transform=center-crop they are cut to its proportions
-    first; center-crop-wide adds black bars to that, so WxH becomes WxW.
-
-    \b
-    --format=png            lossless, what EDM reads
-    --format=webp-lossless  lossless and smaller; RGB only
-    --format=keep           files that need no change are copied, so a folder of JPEGs does not grow; the others are PNG
-
-    --skip-images and --max-images cut one source in two, after --shuffle if that is given (a source with a folder per
-    class is in the order of its classes):
-
-    \b
-      dataset_tool.py --source=photos --dest=train.zip --shuffle --skip-images=1000
-      dataset_tool.py --source=photos --dest=test.zip --shuffle --max-images=1000
-    """
-    if transform is not None and resolution is None:
-        raise click.UsageError(f'--transform={transform} needs --resolution=WxH')
-    if transform == 'center-crop-wide' and resolution[0] < resolution[1]:
-        raise click.UsageError(f'center-crop-wide pads the height: {resolution[0]}x{resolution[1]} is not wide')
-    broken = Broken([], stop=on_error == 'fail')
-    try:
-        require_free(dest, source)
-        images = open_source(source, split)
-        chosen = choose(len(images), skip_images, max_images, shuffle)
-        if channels == 'auto' or resolution is None:
-            headers = survey(images, chosen, broken)
-            if not headers:
-                raise ValueError(f'none of the {len(chosen)} images can be read; the first: {broken.reasons[0]}')
-            chosen = list(headers)
-        plan = Plan(common_channels(headers) if channels == 'auto' else int(channels), resolution, transform, format_)
-        if resolution is None:
-            require_one_size(images, headers)
-        if format_ == 'webp-lossless' and plan.channels != 3:
-            raise ValueError('WebP keeps RGB only: use --format=png for grey or RGBA images, or --channels=3')
-        with open_dest(dest) as write:
-            count, size = write_all(images, chosen, plan, broken, write)
-    except BrokenPipeError:
-        raise  # whoever read the output has gone: click ends quietly
-    except OSError as error:
-        place = f': {error.filename}' if error.filename else ''
-        raise click.ClickException(redacted(f'{error.strerror or error}{place}')) from error
-    except ValueError as error:
-        raise click.ClickException(error_line(error)) from error
-    click.echo(summary(images, plan, count, size, dest))
+    check_size(resolution, transform)
+    require_free(dest, source)
+    images, broken = open_source(source, split), Broken([], stop=on_error == 'fail')
+    for note in images.notes:
+        click.echo(note)
+    chosen = choose(len(images), skip_images, max_images, shuffle)
+    target, chosen = plan(images, chosen, broken, channels, resolution=resolution, transform=transform, format=format_)
+    with open_dest(dest) as write:
+        count, size = write_all(images, chosen, target, broken, write)
+    click.echo(summary(images, target, count, size, dest))
     if broken.reasons:
         more = len(broken.reasons) - SHOWN
         lines = [f'Left out {len(broken.reasons)} broken file(s):', *broken.reasons[:SHOWN]]
         click.echo('\n  '.join(lines + ([f'... and {more} more'] if more > 0 else [])))
 
 
-def summary(source: Source, plan: Plan, count: int, size: int, dest: Path) -> str:
-    kind = {1: 'grey', 3: 'RGB', 4: 'RGBA'}[plan.channels]
+def summary(source: Source, target: Target, count: int, size: int, dest: Path) -> str:
+    kind = {1: 'grey', 3: 'RGB', 4: 'RGBA'}[target.channels]
     labels = source.labels
     if labels is None:
         words = 'without labels'
     elif labels.values.ndim == 2:
         words = f'with label vectors of length {labels.values.shape[1]}'
     else:
-        words = f'with labels of {len(labels.class_names or np.unique(labels.values))} classes'
-    return f'Wrote {dest}: {count} {kind} images {words}, {format_bytes(size)}'
+        names = labels.class_names or []
+        words = f'with labels of {len(names or np.unique(labels.values))} classes'
+        if names:
+            shown = [f'{i} {printable(name)}' for i, name in enumerate(names[:SHOWN])]
+            words += f' ({", ".join(shown + ["..."] * (len(names) > SHOWN))})'
+    return f'Wrote {printable(dest)}: {count} {kind} images {words}, {format_bytes(size)}'
 
 
 if __name__ == '__main__':

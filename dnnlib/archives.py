@@ -220,7 +220,7 @@ class _Contents:
 
     def notes(self, images: list[str], sheets: list[str]) -> list[str]:
         """What was passed over, for the user: a line for files, one for sheets, one for folders without images."""
-        lines, others = [], self.others.most_common()
+        lines, others = [], sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
         if others:
             words = [f'{count} {printable(ending)[:20]}' for ending, count in others[:8]] + ['...'] * (len(others) > 8)
             lines.append(f'Passed over {self.others.total()} file(s) that are not images: {", ".join(words)}')

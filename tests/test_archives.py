@@ -297,10 +297,10 @@ def test_a_file_that_is_empty_or_too_large_is_named(tmp_path, monkeypatch):
 def test_what_is_passed_over_is_said(tmp_path, packed):
     others = {'a/x.HEIC': b'', 'a/y.heic': b'', 'b/z.jxl': b'', 'b/noending': b'', 'notes/deep/x.txt': b'', '.h/x': b''}
     archive = ImageArchive(make_archive(tmp_path / 'a', FILES | others, packed))
-    assert archive.notes[0].startswith('Passed over 5 file(s) that are not images: 2 .heic, 1 ')
-    assert archive.notes[1:] == ['No images in 1 folder(s): notes']
-    for words in ('2 .heic', '1 .jxl', '1 without an ending', '1 .txt'):
-        assert words in archive.notes[0]
+    assert archive.notes == [
+        'Passed over 5 file(s) that are not images: 2 .heic, 1 .jxl, 1 .txt, 1 without an ending',
+        'No images in 1 folder(s): notes',
+    ]
     assert ImageArchive(make_archive(tmp_path / 'b', FILES, packed)).notes == []
     error = refusal(make_archive(tmp_path / 'c', {'a/x.heic': b''}, packed))
     assert 'no images in this' in error and 'passed over 1 file(s) that are not images: 1 .heic' in error

@@ -10,7 +10,9 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import dataset_tool
+from dnnlib import sources
 from dnnlib.archives import ImageArchive
 from dnnlib.images import to_array
 from dnnlib.labels import read_labels
@@ -101,10 +104,10 @@ def test_label_vectors_and_no_labels(tmp_path):
 
 
 def test_more_than_a_thousand_images_are_sharded_and_make_no_classes(tmp_path):
-    source = dataset_tool.ArraySource(np.zeros([1001, 1, 1, 1], dtype=np.uint8), None)
+    source = sources.ArraySource(np.zeros([1001, 1, 1, 1], dtype=np.uint8), None)
     files = {}
-    plan = dataset_tool.Plan(1, None, None, 'png')
-    dataset_tool.write_all(source, range(1001), plan, dataset_tool.Broken([], True), files.__setitem__)
+    target = dataset_tool.Target(1, None, None, 'png')
+    dataset_tool.write_all(source, range(1001), target, dataset_tool.Broken([], True), files.__setitem__)
     assert '00000/img00000999.png' in files and '00001/img00001000.png' in files
 
 
@@ -305,7 +308,7 @@ def test_pickles_of_python_2_load():
         b'\x05(K\x01K\x01K\x02\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff'
         b'\xffK\x00tb\x89U\x02\x07\xfftbs.'
     )
-    content = dataset_tool._ArrayUnpickler(io.BytesIO(old), encoding='bytes').load()
+    content = sources._ArrayUnpickler(io.BytesIO(old), encoding='bytes').load()
     assert content[b'data'].tolist() == [[7, 255]]
 
 
@@ -342,10 +345,92 @@ def test_lmdb(tmp_path):
     assert np.array_equal(written(tmp_path / 'out.zip')[1], noise(8, 12, 3, seed=2)[:, 2:10])
 
 
+def test_an_lmdb_that_is_truncated(tmp_path):
+    lmdb = pytest.importorskip('lmdb')
+    folder = tmp_path / 'church_lmdb'
+    with lmdb.open(str(folder)) as database, database.begin(write=True) as transaction:
+        transaction.put(b'key', bytes(50_000))
+    os.truncate(folder / 'data.mdb', 20_000)
+    assert 'not an lmdb that can be read (data.mdb is truncated)' in run(folder, tmp_path / 'out.zip', ok=False)
+
+
 def test_lmdb_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'lmdb', None)
     (tmp_path / 'church_lmdb').mkdir()
     assert 'pip install lmdb' in run(tmp_path / 'church_lmdb', tmp_path / 'out.zip', ok=False)
+
+
+@pytest.mark.parametrize('ending', ['', '.gz'])
+@pytest.mark.parametrize(
+    'shape, words',
+    [
+        ((2**32 - 1, 2**32 - 1, 2**32 - 1), 'do not hold an array'),
+        ((2**20, 2**10, 2**10), 'do not hold an array'),
+        ((0, 28, 28), 'do not hold an array'),
+        ((1, 28, 0), 'do not hold an array'),
+        ((3, 28, 28), 'array of'),
+    ],
+)
+def test_idx_files_that_claim_more_or_less_than_they_hold(tmp_path, ending, shape, words):
+    data = bytes([0, 0, 8, 3]) + struct.pack('>3I', *shape) + bytes(2 * 28 * 28)
+    source = tmp_path / f'a-images-idx3-ubyte{ending}'
+    source.write_bytes(gzip.compress(data) if ending else data)
+    assert words in run(source, tmp_path / 'out.zip', ok=False)
+
+
+def test_an_idx_file_that_unpacks_to_more_than_it_claims_is_not_unpacked(tmp_path):
+    content = bytes([0, 0, 8, 3]) + struct.pack('>3I', 1, 2, 2) + bytes(50 << 20)
+    (tmp_path / 'a-images-idx3-ubyte.gz').write_bytes(gzip.compress(content))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match='5 bytes are not an array of .1, 2, 2.'):
+        sources.read_idx(str(tmp_path / 'a-images-idx3-ubyte.gz'))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    'part, words',
+    [
+        ([1, 2], 'test_batch holds no dict'),
+        ({b'data': noise(3, 3072)}, "'labels'"),
+        ({b'data': noise(3, 3072), b'labels': [0, 1]}, '2 labels for 3 images'),
+        ({b'data': noise(3, 3072), b'labels': 5}, 'not iterable'),
+        ({b'data': noise(3, 3072), b'labels': [0, 1, 10]}, 'not all from 0 to 9'),
+        ({b'data': noise(3, 3072), b'labels': [0, 1, -1]}, 'not all from 0 to 9'),
+        ({b'data': noise(3, 3072), b'labels': [0, 1, 2**63]}, 'not all from 0 to 9'),
+        ({b'data': noise(3, 3072), b'labels': [0, 1, 1.5]}, 'not all from 0 to 9'),
+        ({b'data': noise(3, 3072), b'labels': [0, 1, True]}, 'not all from 0 to 9'),
+        ({b'data': noise(3, 3072).astype(float), b'labels': [0, 1, 2]}, r'not bytes of'),
+        ({b'data': noise(3, 3071), b'labels': [0, 1, 2]}, 'not bytes of'),
+        ({b'data': [[0] * 3072] * 3, b'labels': [0, 1, 2]}, 'not bytes of'),
+    ],
+)
+def test_cifar_files_of_other_content(tmp_path, part, words):
+    source = write_cifar(tmp_path / 'cifar-10-python.tar.gz', test_batch=part)
+    error = run(source, tmp_path / 'out.zip', '--split=test', ok=False)
+    assert 'cifar-10-python.tar.gz: not a whole cifar-10-python.tar.gz (' in error and words in error
+
+
+def test_a_cifar_file_that_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'MAX_CIFAR', 1000)
+    source = write_cifar(tmp_path / 'cifar-10-python.tar.gz')
+    assert 'it unpacks to more than 1000 bytes' in run(source, tmp_path / 'out.zip', ok=False)
+
+
+def test_a_pickle_that_claims_much_takes_no_memory(tmp_path):
+    for opcode in (b'\x8e' + struct.pack('<Q', 2**60), b'B' + struct.pack('<I', 2**32 - 1)):
+        with tarfile.open(tmp_path / 'cifar-10-python.tar.gz', 'w:gz') as archive:
+            entry = tarfile.TarInfo('cifar-10-batches-py/test_batch')
+            entry.size = len(opcode) + 2
+            archive.addfile(entry, io.BytesIO(b'\x80\4' + opcode))
+        error = run(tmp_path / 'cifar-10-python.tar.gz', tmp_path / 'out.zip', '--split=test', ok=False)
+        assert 'not a whole cifar-10' in error
+
+
+@pytest.mark.parametrize('name', ['a.zip', 'a-images-idx3-ubyte', 'cifar-10-python.tar.gz'])
+def test_pipes_are_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert 'not a regular file' in run(tmp_path / name, tmp_path / 'out.zip', ok=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -397,11 +482,78 @@ def test_labels_that_do_not_match(photos, tmp_path):
     assert 'no label for 3 of 4 images' in run(photos, tmp_path / 'out.zip', ok=False)
 
 
+def test_what_is_passed_over_is_said(photos, tmp_path):
+    (photos / 'a' / '7.heic').write_bytes(b'')
+    (photos / 'a' / '8').write_bytes(b'')
+    output = run(photos, tmp_path / 'out.zip')
+    assert 'Passed over 2 file(s) that are not images: 1 .heic, 1 without an ending' in output
+    assert 'with labels of 2 classes (0 a, 1 b)' in output
+
+
+def test_grids_of_samples_are_left_out(tmp_path):
+    for name in ('000000', '000001'):
+        save(tmp_path / f'in/{name}.png', noise(4, 4, 3))
+    save(tmp_path / 'in/grid.png', noise(10, 20, 3))
+    output = run(tmp_path / 'in', tmp_path / 'out.zip')
+    assert 'Passed over grid.png: a sheet' in output and len(written(tmp_path / 'out.zip')) == 2
+
+
+def test_a_tiff_without_a_range_is_left_out_and_not_black(tmp_path):
+    save(tmp_path / 'in/a.tif', Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)))
+    save(tmp_path / 'in/b.png', noise(16, 16))
+    output = run(tmp_path / 'in', tmp_path / 'out.zip')
+    assert '1 grey images' in output and 'a.tif: signed 32-bit grey has no known range' in output
+
+
+def test_an_orientation_after_the_pixels_cannot_mix_sizes(tmp_path):
+    exif = b'II*\0\x08\0\0\0\x01\0\x12\1\3\0\1\0\0\0\6\0\0\0' + bytes(4)
+    chunk = struct.pack('>I', len(exif)) + b'eXIf' + exif + struct.pack('>I', zlib.crc32(b'eXIf' + exif))
+    for i in range(2):
+        data = save(tmp_path / f'in/{i}.png', noise(4, 6, 3)).read_bytes()
+        (tmp_path / f'in/{i}.png').write_bytes(data[:-12] + (chunk if i else b'') + data[-12:])
+    assert '1.png is 4x6, but 0.png is 6x4' in run(tmp_path / 'in', tmp_path / 'out.zip', ok=False)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8:strict', 'ascii:strict'])
+def test_names_that_no_terminal_shows_are_printed(tmp_path, encoding):
+    (tmp_path / 'in').mkdir()
+    for name, content in ((b'\xff.png', b'x'), ('é\n.png'.encode(), b'x'), (b'\xff.\xfe', b'')):
+        (tmp_path / 'in' / os.fsdecode(name)).write_bytes(content)
+    for c in (b'\xc3\xa9', b'\xff'):
+        save(tmp_path / 'in' / os.fsdecode(c) / 'a.png', noise(4, 4))
+    dest = tmp_path / os.fsdecode(b'\xff.zip')
+    done = subprocess.run(
+        [sys.executable, ROOT / 'dataset_tool.py', f'--source={tmp_path / "in"}', f'--dest={dest}'],
+        capture_output=True, env=os.environ | {'PYTHONIOENCODING': encoding},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr.splitlines()[1:] == [] and len(written(dest)) == 2
+    assert b'Left out 2 broken file(s)' in done.stdout and rb'\udcff.png' in done.stdout and rb'\n.png' in done.stdout
+
+
+@pytest.mark.parametrize('option', ['-OO', '-O'])
+def test_help_without_docstrings(option):
+    done = subprocess.run([sys.executable, option, ROOT / 'dataset_tool.py', '--help'], capture_output=True, text=True)
+    assert done.returncode == 0 and '--source=photos --dest=train.zip' in done.stdout
+
+
+def test_it_runs_without_torch(photos, tmp_path):
+    code = 'import sys; sys.modules["torch"] = None; import dataset_tool; dataset_tool.main()'
+    command = [sys.executable, '-c', code, f'--source={photos}', f'--dest={tmp_path / "out.zip"}']
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize(
     'options, words',
     [
         (['--resolution=64'], "'64' is not WIDTHxHEIGHT"),
         (['--resolution=0x4'], 'is not WIDTHxHEIGHT'),
+        (['--resolution=200000x200000'], '--resolution=200000x200000 is too large: give at most 16384 pixels a side'),
+        (['--resolution=1x16385'], 'is too large'),
+        (['--resolution=8193x8192'], 'is too large'),
+        (['--resolution=8193x1', '--transform=center-crop-wide'], 'is too large'),
+        ([f'--resolution={"9" * 5000}x9'], 'is not WIDTHxHEIGHT'),
+        (['--resolution=\u0664x4'], 'is not WIDTHxHEIGHT'),
+        ([f'--skip-images={10**30}'], 'leaves nothing'),
         (['--transform=center-crop'], '--transform=center-crop needs --resolution'),
         (['--transform=center-crop-wide', '--resolution=4x8'], '4x8 is not wide'),
         (['--skip-images=4'], '--skip-images=4 leaves nothing: the source has 4 images'),

@@ -26,7 +26,7 @@ PEERS = ('sddn', 'discrete_distribution_network', 'distribution_playground')
 PICKLES = ('pickle', 'cPickle', 'cloudpickle', 'dill', 'joblib')
 # Files that may import pickle, with the reason.
 MAY_PICKLE: dict[str, str] = {
-    'dataset_tool.py': "CIFAR-10's archive is made of pickles; its unpickler knows plain data only",
+    'dnnlib/sources.py': "CIFAR-10's archive is made of pickles; its unpickler knows plain data only",
 }
 STARTS = ('subprocess', 'runpy', 'torch.distributed.run', 'torch.distributed.launch', 'torch.distributed.launcher')
 # Files that may start other programs, with the reason; never a script of ours.
