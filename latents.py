@@ -39,7 +39,7 @@ from tqdm import tqdm
 from cli.code_files import CodeFile, read_code_file, write_code_file
 from cli.condition_arguments import ConditionArguments
 from cli.networks import load_network
-from cli.options import Ints, Numbers, one_line_errors, script_help
+from cli.options import BATCH, BEAM, Ints, Numbers, one_line_errors, script_help
 from ddn_networks import Network, codes
 from dnnlib.archives import ImageArchive
 from dnnlib.downloads import lasting_path
@@ -202,8 +202,8 @@ def main() -> None:
 @click.option('--dest', metavar='NPZ', required=True, help='Where to write codes, names and labels')
 @click.option('--bits', metavar='FILE', help='Write the codes as strings of bits too, one image per line')
 @click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='The first ones only')
-@click.option('--batch', metavar='INT', type=click.IntRange(min=1), default=128, help='Images at once')
-@click.option('--beam', metavar='INT', type=click.IntRange(min=1), default=1, help='Partial images kept in the search')
+@click.option('--batch', metavar='INT', type=BATCH, default=128, help='Images at a time')
+@click.option('--beam', metavar='INT', type=BEAM, default=1, help='Partial images kept in the search')
 @one_line
 def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> None:
     """The latents of all images of a dataset: at each layer the number of the candidate nearest to the image.
@@ -358,8 +358,8 @@ def _full_size(images: torch.Tensor, H: int, W: int) -> np.ndarray:
 def _majority(labels: np.ndarray | None, rows: np.ndarray) -> str:
     if labels is None or not len(rows):
         return '-'
-    counts = np.bincount(labels[rows])
-    return f'{counts.argmax()} ({counts.max() / len(rows):.0%})'
+    classes, counts = np.unique(labels[rows], return_counts=True)
+    return f'{classes[counts.argmax()]} ({counts.max() / len(rows):.0%})'
 
 
 @main.command('nearest')
@@ -422,7 +422,8 @@ def cluster_command(codes_file, data, sheet, depth, clusters, shown, dest) -> No
         click.echo(f'{name:>12}  {counts[g]:>7}  {_majority(file.labels, inside.numpy())}')
     click.echo(f'{len(prefixes)} groups at depth {depth}, the largest holds {counts[0] / len(table):.1%}')
     if file.labels is not None:
-        pure = sum(np.bincount(file.labels[(at == g).numpy()]).max() for g in range(len(prefixes))) / len(table)
+        inside = [file.labels[(at == g).numpy()] for g in range(len(prefixes))]
+        pure = sum(np.unique(labels, return_counts=True)[1].max() for labels in inside) / len(table)
         click.echo(f'purity {pure:.1%}')
     if dest:
         with atomic_write(dest) as f:
@@ -468,7 +469,7 @@ def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -
 @main.command('walk')
 @options(*NET, 'codes', 'data', 'sheet')
 @click.option('--rows', metavar='LIST', type=Ints(), default='0,1', help='Rows of codes: from each to the next')
-@click.option('--frames', metavar='INT', type=click.IntRange(min=2), default=12, help='Most pictures in a row')
+@click.option('--frames', metavar='INT', type=click.IntRange(2, 1024), default=12, help='Most pictures in a row')
 @one_line
 def walk_command(codes_file, data, sheet, rows, frames, **net_options) -> None:
     """From one image to the next, one layer that differs at a time: two rows a pair.

@@ -1,20 +1,24 @@
-"""Latents on disk: codes [N, L] as .npz, .npy or text, and with them, in .npz, what they are the codes of."""
+"""Latents on disk: codes [N, L] as .npz, .npy or text, and in .npz what they are the codes of."""
 
+import io
 import warnings
-import zipfile
-import zlib
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from dnnlib import readers
 from dnnlib.downloads import local_path
+from dnnlib.readers import printable
 from dnnlib.util import atomic_write
+
+MAX_TEXT = 256 << 20  # bytes of a text file
 
 
 class CodeFile(NamedTuple):
     """codes: [N, L] int64. names: of the images, [N], or None. labels: class numbers [N] int64, or None. num_nodes: K
-    of each layer, [L], or None. data: path of the images, or None. vectors: labels of D numbers, [N, D] float32, or
-    None."""
+    of each layer, [L] int64, or None. data: path of the images, or None. vectors: labels of D numbers, [N, D] float32,
+    or None."""
 
     codes: np.ndarray
     names: np.ndarray | None = None
@@ -25,37 +29,63 @@ class CodeFile(NamedTuple):
 
 
 def read_code_file(path: str) -> CodeFile:
-    """What ``write_code_file`` wrote, or codes alone; ValueError in one line where there are none."""
-    more = {}
-    try:
-        if path.endswith('.npz'):
-            with open(local_path(path), 'rb') as f, np.load(f, allow_pickle=False) as archive:
-                codes = archive['codes']
-                more = {key: archive[key] for key in CodeFile._fields[1:] if key in archive}
-        elif path.endswith('.npy'):
-            codes = np.load(local_path(path), allow_pickle=False)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # that it is empty, which is an error below
-                codes = np.loadtxt(local_path(path), dtype=np.int64, ndmin=2)
-    except KeyError:
-        raise ValueError(f"{path} has no array named 'codes'") from None
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f'{path} holds no codes (integers, one image per line): {e}') from None
-    if not np.issubdtype(codes.dtype, np.integer):
-        raise ValueError(f'{path} holds {codes.dtype}, not integers')
+    """What ``write_code_file`` wrote, or codes alone.
+
+    Raises:
+        OSError: no such file, or a download that fails.
+        ValueError: a file that cannot be read, without codes, or with arrays that do not belong to them.
+    """
+    local = local_path(path)
+    if path.endswith('.npz'):
+        arrays = readers.read_npz(local, CodeFile._fields)
+    elif path.endswith('.npy'):
+        arrays = {'codes': readers.read_npy(local)}
+    else:
+        arrays = {'codes': _read_text(local)}
+    name = printable(path)
+    if 'codes' not in arrays:
+        raise ValueError(f"{name} has no array named 'codes'")
+    codes = arrays['codes']
+    if codes.dtype.kind not in 'iu':
+        raise ValueError(f'{name} holds {codes.dtype}, not integers')
     if codes.ndim != 2 or not codes.size:
-        raise ValueError(f'{path} holds no codes: its integers are {list(codes.shape)}, not [images, layers]')
-    for key, kinds, ndim, words in (('labels', 'iu', 1, 'class numbers [N]'), ('vectors', 'f', 2, 'vectors [N, D]')):
-        values = more.get(key)
-        if values is None:
-            continue
-        if values.dtype.kind not in kinds or values.ndim != ndim or len(values) != len(codes):
-            found = f'{values.dtype} {list(values.shape)}'
-            raise ValueError(f"{path}: the array '{key}' is {found}, not {words} of its {len(codes)} codes")
-    if 'data' in more:
-        more['data'] = str(more['data'])
-    return CodeFile(codes.astype(np.int64), **more)
+        raise ValueError(f'{name} holds no codes: its integers are {list(codes.shape)}, not [images, layers]')
+    found = {key: _checked(name, key, array, codes.shape) for key, array in arrays.items()}
+    return CodeFile(**found)
+
+
+def _checked(name: str, key: str, array: np.ndarray, shape: tuple[int, int]) -> np.ndarray | str:
+    """An array of a file with codes of ``shape`` (N, L), in the type that ``CodeFile`` has. Raises ValueError."""
+    N, L = shape
+    kinds, axes, words = {
+        'codes': ('iu', (N, L), 'codes [N, L]'),
+        'names': ('U', (N,), 'names [N]'),
+        'labels': ('iu', (N,), 'class numbers [N]'),
+        'num_nodes': ('iu', (L,), 'numbers of nodes [L]'),
+        'data': ('U', (), 'the path of the images'),
+        'vectors': ('f', (N, *array.shape[1:2]), 'vectors [N, D]'),
+    }[key]
+    if array.dtype.kind not in kinds or array.shape != axes:
+        found = f'{array.dtype} {list(array.shape)}'
+        raise ValueError(f"{name}: the array '{key}' is {found}, not {words} of its {N} codes")
+    if kinds == 'U':
+        return str(array) if key == 'data' else array
+    if kinds == 'f':
+        array = array.astype(np.float64)
+        if not (np.abs(array) <= np.finfo(np.float32).max).all():
+            raise ValueError(f"{name}: the array '{key}' holds NaN, or numbers too large")
+        return array.astype(np.float32)
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) <= np.iinfo(np.int64).max:
+        raise ValueError(f"{name}: the array '{key}' holds {array.min()} to {array.max()}; they start at 0")
+    return array.astype(np.int64)
+
+
+def _read_text(path: Path) -> np.ndarray:
+    data = readers.read_bytes(path, MAX_TEXT)
+    with readers.one_line(f'{path} holds no codes: it should be text, the integers of an image in each line'):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # that it is empty, which the caller finds
+            return np.loadtxt(io.StringIO(data.decode()), dtype=np.int64, ndmin=2)
 
 
 def write_code_file(path: str, file: CodeFile) -> None:

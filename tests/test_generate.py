@@ -197,9 +197,11 @@ def test_bad_input_is_one_line(network, tmp_path):
     (tmp_path / 'zip.npz').write_bytes(b'PK\3\4 cut')
     np.save(tmp_path / 'flat.npy', np.zeros(5, int))
     (tmp_path / 'npy.npz').write_bytes((tmp_path / 'flat.npy').read_bytes())
-    for name in ('empty.txt', 'empty.npz', 'empty.npy', 'zip.npz', 'npy.npz', 'flat.npy'):
+    for name, words in (('empty.txt', 'holds no codes'), ('empty.npz', 'is not an .npz file'),
+                        ('empty.npy', 'is not a .npy file'), ('zip.npz', 'is not an .npz file'),
+                        ('npy.npz', 'is not an .npz file'), ('flat.npy', 'holds no codes')):  # fmt: skip
         (tmp_path / name).touch()
-        assert f'{name} holds no codes' in error(net, f'--codes={tmp_path / name}')
+        assert f'{name} {words}' in error(net, f'--codes={tmp_path / name}')
     larger = write_zip(tmp_path / 'larger.zip', 1, (1, 16, 16))
     assert '16x16' in error(net, f'--reconstruct={larger}')
     data = pathlib.Path(network).read_bytes()
