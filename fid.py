@@ -224,7 +224,7 @@ def main() -> None:
     pass
 
 
-@main.command()
+@main.command(help=script_help(__file__, 'calc'))
 @click.option('--images', help='Folder or zip of images', metavar='PATH|ZIP')
 @click.option('--network', help='Generate the images with this snapshot, without writing any', metavar='FILE|URL')
 @click.option('--ema', help='Which averaged weights of the snapshot  [default: the first]', metavar='LABEL|none')
@@ -257,7 +257,7 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
     report('calc', numbers, notes + more, about | how, json_path)
 
 
-@main.command()
+@main.command(help=script_help(__file__, 'ref'))
 @click.option('--data', help='Folder or zip of images', metavar='PATH|ZIP', required=True)
 @click.option('--dest', help='File to write', metavar='NPZ', required=True)
 @click.option('--num', help='How many images  [default: all]', metavar='INT', type=click.IntRange(2))
@@ -279,7 +279,7 @@ def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) ->
     report('ref', numbers, notes, about, json_path)
 
 
-@main.command()
+@main.command(help=script_help(__file__, 'selftest'))
 @click.option('--data', help='Folder or zip of images', metavar='PATH|ZIP', required=True)
 @click.option('--num', help='How many images of it  [default: all]', metavar='INT', type=click.IntRange(4))
 @shared_options
@@ -297,7 +297,7 @@ def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
     report('selftest', numbers, notes, {'images': whole.describe()} | how, json_path)
 
 
-@main.command()
+@main.command(help=script_help(__file__, 'reconstruct'))
 @click.option('--network', help='Snapshot', metavar='FILE|URL', required=True)
 @click.option('--ema', help='Which averaged weights of the snapshot  [default: the first]', metavar='LABEL|none')
 @click.option('--data', help='Folder or zip of the images that it was trained on', metavar='PATH|ZIP', required=True)
@@ -361,7 +361,7 @@ def find_lpips(sources: list, device: torch.device) -> tuple[LPIPS | None, list[
         return None, [f'no LPIPS: {error}']
 
 
-@main.command()
+@main.command(help=script_help(__file__, 'neighbours'))
 @click.option('--images', help='Folder or zip of samples', metavar='PATH|ZIP')
 @click.option('--network', help='Draw the samples from this snapshot', metavar='FILE|URL')
 @click.option('--ema', help='Which averaged weights of the snapshot  [default: the first]', metavar='LABEL|none')

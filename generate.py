@@ -41,14 +41,16 @@ from cli.options import (
     BATCH,
     BEAM,
     Classes,
+    GroupedCommand,
     Ints,
     Layers,
     Numbers,
     Text,
     network_options,
     one_line_errors,
+    option_group,
     script_help,
-)  # fmt: skip
+)
 from ddn_networks import Network, generate
 from ddn_networks.generate import Batch
 from dnnlib.archives import ImageArchive
@@ -280,34 +282,47 @@ def check_options(ctx: click.Context) -> None:
         raise click.ClickException('--top-k, --temperature and --beam each say how to choose: give one')
 
 
-@click.command(help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
+@click.command(
+    cls=GroupedCommand, help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110}
+)
 @network_options
-@click.option('--outdir', metavar='DIR', required=True, help='Folder for the images')
-@click.option('--seeds', metavar='LIST', type=Ints(), default='0-63', help='Seeds, such as 0-63 or 1,5,9-12')
-@click.option('--codes', metavar='FILE', help='Decode these latents instead: .npz, .npy or text, [N, L]')
-@click.option('--reconstruct', metavar='ZIP|DIR', help='Encode and decode these images instead')
-@click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='Reconstruct only the first images')
-@click.option('--class', 'classes', metavar='LIST', type=Classes(),
-              help="Class to generate: 3, 0-4 or 'all'  [default: seed mod N; --reconstruct: the image's own; needed "
-              "for --codes and --guide]")  # fmt: skip
-@click.option('--label', metavar='LIST', type=Numbers(), help='Label vector of the condition: 0.5,-1')
-@click.option('--condition-image', metavar='[KIND:]PATH', multiple=True,
-              help='Picture, folder or zip for the condition')  # fmt: skip
-@click.option('--guide', metavar='SPEC', type=Text(guide_help), multiple=True,
-              help="Guide the choices by this condition; 'help' lists all")  # fmt: skip
-@click.option('--top-k', metavar='INT', type=click.IntRange(min=1), default=2, help='Guides: one of the k best')
-@click.option('--temperature', metavar='FLOAT', type=float, help='Guides: sample by exp(-distance / t) instead')
-@click.option('--beam', metavar='INT', type=BEAM, default=1, help='Guides: partial images kept per image')
-@click.option('--combine', type=click.Choice(['ranks', 'distances']), default='ranks',
-              help='Guides: what is summed over several')  # fmt: skip
-@click.option('--guide-every', metavar='N', type=click.IntRange(min=1), default=1, help='Guides: ask every n-th layer')
-@click.option('--guide-layers', metavar='A-B', type=Layers(), help='Guides: ask these layers only')
-@click.option('--save-codes', metavar='FILE', help='Write the latents of all images: .npz, .npy or text')
-@click.option('--grid', metavar='FILE', help='Write one picture of the first 1024 images too (.png)')
-@click.option('--columns', metavar='INT', type=click.IntRange(1, GRID_MAX),
-              help=f'Images in a row of the grid  [default: {COLUMNS}; with several classes a row each]')  # fmt: skip
-@click.option('--subdirs', is_flag=True, help='A subfolder for every 1000 seeds')
-@click.option('--batch', metavar='INT', type=BATCH, default=64, help='Images at a time')
+@option_group(
+    'Images to generate',
+    click.option('--seeds', metavar='LIST', type=Ints(), default='0-63', help='Seeds, such as 0-63 or 1,5,9-12'),
+    click.option('--codes', metavar='FILE', help='Decode these latents instead: .npz, .npy or text, [N, L]'),
+    click.option('--reconstruct', metavar='ZIP|DIR', help='Encode and decode these images instead'),
+    click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='Reconstruct only the first images'),
+    click.option('--batch', metavar='INT', type=BATCH, default=64, help='Images at a time'),
+)
+@option_group(
+    'Condition of a network that was trained with one',
+    click.option('--class', 'classes', metavar='LIST', type=Classes(),
+                 help="Class to generate: 3, 0-4 or 'all'  [default: seed mod N; --reconstruct: the image's own; "
+                 "needed for --codes and --guide]"),
+    click.option('--label', metavar='LIST', type=Numbers(), help='Label vector: 0.5,-1'),
+    click.option('--condition-image', metavar='[KIND:]PATH', multiple=True, help='Picture, folder or zip'),
+)  # fmt: skip
+@option_group(
+    'Guides (conditions that the network was not trained for)',
+    click.option('--guide', metavar='SPEC', type=Text(guide_help), multiple=True,
+                 help="Guide the choices by this condition; 'help' lists all"),
+    click.option('--top-k', metavar='INT', type=click.IntRange(min=1), default=2, help='Choose one of the k best'),
+    click.option('--temperature', metavar='FLOAT', type=float, help='Sample by exp(-distance / t) instead'),
+    click.option('--beam', metavar='INT', type=BEAM, default=1, help='Keep so many partial images instead'),
+    click.option('--combine', type=click.Choice(['ranks', 'distances']), default='ranks',
+                 help='What is summed over several guides'),
+    click.option('--guide-every', metavar='N', type=click.IntRange(min=1), default=1, help='Guide every n-th layer'),
+    click.option('--guide-layers', metavar='A-B', type=Layers(), help='Guide these layers only  [default: all]'),
+)  # fmt: skip
+@option_group(
+    'Output',
+    click.option('--outdir', metavar='DIR', required=True, help='Folder for the images'),
+    click.option('--subdirs', is_flag=True, help='A subfolder for every 1000 seeds'),
+    click.option('--save-codes', metavar='FILE', help='Also write all latents: .npz, .npy or text'),
+    click.option('--grid', metavar='FILE', help=f'Also write one picture of the first {GRID_MAX} images (.png)'),
+    click.option('--columns', metavar='INT', type=click.IntRange(1, GRID_MAX),
+                 help=f'Images in a row of the grid  [default: {COLUMNS}; with several classes a row each]'),
+)  # fmt: skip
 @click.pass_context
 def main(
     ctx, network, outdir, seeds, codes, reconstruct, max_images, classes, label, condition_image, guide, top_k,

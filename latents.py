@@ -1,18 +1,18 @@
-"""Look into the latents of a Discrete Distribution Network: L integers an image, a path through a tree with K branches.
+"""Encode images into latents of a Discrete Distribution Network, L integers each, and explore their tree.
 
 \b
-  # the latents of a dataset, with names and labels; everything below reads such a file
+  # the latents of a dataset, with names and labels; the commands below read this file
   python latents.py encode --network=NET --data=datasets/mnist.zip --dest=codes.npz
   python latents.py decode --network=NET --codes=codes.npz --outdir=out
 \b
-  # a node of the tree: its image, its children, how many images are under each, and some of them
+  # a node of the tree: its image, its children, the number of images under each, and some of them
   python latents.py tree --network=NET --codes=codes.npz --node=3,1 --sheet=node.png
 \b
-  # which images are like images 0 to 7? which groups do the first two layers make?
+  # the images most like images 0 to 7; the groups that the first two layers make
   python latents.py nearest --codes=codes.npz --rows=0-7 --sheet=nearest.png
   python latents.py cluster --codes=codes.npz --depth=2 --sheet=clusters.png
 \b
-  # coarse layers of some images with fine layers of others; from one image to another, a layer at a time
+  # coarse layers of some images with fine layers of others; from one image to another, one layer at a time
   python latents.py swap --network=NET --codes=codes.npz --coarse=0-7 --fine=8-15 --layers=4 --sheet=swap.png
   python latents.py walk --network=NET --codes=codes.npz --rows=0,5,9 --sheet=walk.png
 \b
@@ -20,7 +20,7 @@
   python latents.py encode --network=NET --data=face.zip --dest=codes.npz --bits=bits.txt
   python latents.py decode --network=NET --bits=1101001110 --outdir=out
 
-Each command has a --help. NET is a network-snapshot-*.safetensors of any kind of network, as a path or URL.
+Each command has a --help. NET is a network-snapshot-*.safetensors, as a path or URL, or a run folder.
 """
 
 import cli.environment  # noqa: F401  # before torch is loaded
@@ -28,7 +28,6 @@ import cli.environment  # noqa: F401  # before torch is loaded
 # isort: split
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 import click
@@ -36,64 +35,48 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cli.code_files import CodeFile, read_code_file, write_code_file
+from cli.code_files import MAX_TEXT, CodeFile, read_code_file, write_code_file
 from cli.condition_arguments import ConditionArguments
 from cli.networks import load_network
-from cli.options import BATCH, BEAM, Ints, Numbers, one_line_errors, script_help
-from ddn_networks import Network, codes
+from cli.options import (
+    BATCH,
+    BEAM,
+    GroupedCommand,
+    Ints,
+    Numbers,
+    network_options,
+    one_line_errors,
+    option_group,
+    script_help,
+)  # fmt: skip
+from cli.originals import Originals, RowConditions
+from ddn_networks import Network, codes, generate
+from ddn_networks.generate import Condition
+from dnnlib import readers
 from dnnlib.archives import ImageArchive
 from dnnlib.downloads import lasting_path
 from dnnlib.images import keep_originals, png_names, save_image, to_float, to_uint8
 from dnnlib.labels import read_labels
+from dnnlib.readers import printable
 from dnnlib.sheets import Tile, draw_sheet, in_rows, save_png
 from dnnlib.util import atomic_write, require_writable
 from torch_utils import distributed as dist
 from torch_utils import misc
 
 COLUMNS = 16  # of a sheet of images
+SHEET_MAX = 1024  # images of a sheet of all
 
 
-# ------------------------------------------------------------------------------------------------------- what they need
+# ------------------------------------------------------------------------------------------------------ what they share
 
 
 def open_network(
     network: str, ema: str | None, device: str | None, steps: int | None, class_: int | None,
     label: Sequence[float] | None, condition_image: Sequence[str],
 ) -> tuple[Network, ConditionArguments]:  # fmt: skip
-    """The network that the options ``NET`` name, and what they give for its condition."""
+    """The network of ``net_options``, and what they give for its condition."""
     net = load_network(network, ema, dist.device_for_rank(device), steps)
     return net, ConditionArguments(net, None if class_ is None else [class_], label, condition_image)
-
-
-class Conditions:
-    """What a network is told beside the codes of rows of a file, [B, c, H, W], or None for nothing: what the command
-    line says, and where that leaves something open, each row's own label and picture."""
-
-    def __init__(self, given: ConditionArguments, file: CodeFile, data: str | None):
-        several = any(len(pictures) > 1 for pictures in given.pictures.values())
-        given.require_for(len(file.codes), of=_first_of(file, data) if several else None)
-        labels = file.labels if file.vectors is None else file.vectors
-        self.given, self.labels = given, None if labels is None else torch.from_numpy(labels)
-        self.originals = Originals(file, data) if given.needs_originals else None
-
-    def __call__(self, rows: Sequence[int]) -> torch.Tensor | None:
-        rows = list(rows)
-        images = torch.empty(len(rows), 0)  # only their number counts
-        if self.originals is not None:
-            images = to_float(torch.from_numpy(np.stack([self.originals[row] for row in rows])))
-        return self.given.of_images(images, None if self.labels is None else self.labels[rows], rows)
-
-
-def _first_of(file: CodeFile, data: str | None) -> int | None:
-    """How many images there are, where the codes are those of the first of them; None where that cannot be seen."""
-    path = data or file.data
-    if path is None:
-        return None
-    try:
-        names = ImageArchive(path).names()
-    except (ValueError, OSError):  # they have gone since
-        return None
-    return len(names) if file.names is None or file.names.tolist() == names[: len(file.names)] else None
 
 
 def load_codes(path: str, net: Network | None = None) -> tuple[CodeFile, torch.Tensor]:
@@ -104,48 +87,30 @@ def load_codes(path: str, net: Network | None = None) -> tuple[CodeFile, torch.T
 
 
 def rows_of(table: torch.Tensor, rows: Sequence[int], path: str, option: str) -> torch.Tensor:
-    """``table[rows]``, or a ValueError that says what the option may be."""
+    """``table[rows]``. ValueError with the option for a row that is not there."""
     wrong = [row for row in rows if row >= len(table)]
     if wrong:
         raise ValueError(f'{option}: {path} holds rows 0 to {len(table) - 1}, not {wrong[0]}')
     return table[list(rows)]
 
 
-class Originals:
-    """The images that codes are the codes of: from --data, or the archive that the file of codes names."""
-
-    def __init__(self, file: CodeFile, data: str | None):
-        path = data or file.data
-        if path is None:
-            raise ValueError('this file of codes does not say of which images: give --data')
-        self.archive = ImageArchive(path)
-        known = {name: i for i, name in enumerate(self.archive.names())}
-        names = list(self.archive.names())[: len(file.codes)] if file.names is None else file.names.tolist()
-        missing = [name for name in names if name not in known]
-        if missing or len(names) != len(file.codes):
-            raise ValueError(f'{path} does not hold {missing[0] if missing else "as many images as there are codes"}')
-        self.places = [known[name] for name in names]
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.archive.image(self.places[row])
-
-
-def decode(
-    net: Network, table: torch.Tensor, condition: Callable[[Sequence[int]], torch.Tensor | None], batch: int = 64
-) -> np.ndarray:
+def decode(net: Network, table: torch.Tensor, condition: Condition) -> np.ndarray:
     """uint8 [N, C, H, W], with progress; ``condition`` of some rows of the table."""
-    parts = torch.arange(len(table)).split(batch)
-    bar = tqdm(parts, desc='decode', unit='batch', delay=2, leave=False)
-    return np.concatenate([to_uint8(net.decode(table[part], condition(part.tolist()))).cpu().numpy() for part in bar])
+    with tqdm(total=len(table), desc='decode', unit='img', delay=2, leave=False) as bar:
+        parts = []
+        for batch in generate.decodings(net, table, condition=condition):
+            parts.append(to_uint8(batch.images).cpu().numpy())
+            bar.update(len(batch.images))
+    return np.concatenate(parts)
 
 
 def write_sheet(rows: Sequence[Sequence], path: str, columns: int = 0) -> None:
     save_png(draw_sheet(rows, columns), path)
-    click.echo(f'Sheet: {path}')
+    click.echo(printable(f'Sheet: {path}'))
 
 
-def one_line(command):
-    """Errors of input as one line; a file that cannot be written is one before the work."""
+def one_line(command: Callable) -> Callable:
+    """Report user errors in one line, and a file that cannot be written before the work."""
 
     @functools.wraps(command)
     def wrapped(**options):
@@ -158,34 +123,23 @@ def one_line(command):
     return wrapped
 
 
-def options(*names: str):
-    """The options that several commands share, by name."""
-    known = {
-        'network': click.option('--network', metavar='FILE|URL', required=True, help='Network snapshot'),
-        'ema': click.option('--ema', metavar='LABEL', help="Averaged weights, or 'none'  [default: the first]"),
-        'device': click.option('--device', help='cuda, mps or cpu  [default: the best there is]'),
-        'codes': click.option('--codes', 'codes_file', metavar='FILE', required=True, help='From `latents.py encode`'),
-        'data': click.option('--data', metavar='ZIP|DIR', help='Their images  [default: what the file of codes names]'),
-        'sheet': click.option('--sheet', metavar='FILE', required=True, help='Picture to write (.png)'),
-        'steps': click.option('--steps', metavar='INT', type=click.IntRange(min=1),
-                              help='L, if recurrent  [default: as trained]'),
-        'class': click.option('--class', 'class_', metavar='INT', type=click.IntRange(min=0),
-                              help="Told to the network  [default: each image's own label]"),
-        'label': click.option('--label', metavar='LIST', type=Numbers(),
-                              help='Told to a network of vector labels: 0.5,-1'),
-        'condition_image': click.option('--condition-image', metavar='[KIND:]PATH', multiple=True,
-                                        help='Picture told to it  [default: what is made of each image]'),
-    }  # fmt: skip
-
-    def decorate(command):
-        for name in reversed(names):
-            command = known[name](command)
-        return command
-
-    return decorate
+def net_options(command: Callable) -> Callable:
+    """Arguments of ``open_network``."""
+    condition = option_group(
+        'Condition',
+        click.option('--class', 'class_', metavar='INT', type=click.IntRange(min=0),
+                     help="Class  [default: each image's own label]"),
+        click.option('--label', metavar='LIST', type=Numbers(),
+                     help="Label vector: 0.5,-1  [default: each image's own]"),
+        click.option('--condition-image', metavar='[KIND:]PATH', multiple=True,
+                     help='Picture, folder or zip  [default: each image itself]'),
+    )  # fmt: skip
+    return network_options(condition(command))
 
 
-NET = ('network', 'ema', 'device', 'steps', 'class', 'label', 'condition_image')
+CODES = click.option('--codes', 'codes_file', metavar='FILE', required=True, help='Codes from `latents.py encode`')
+DATA = click.option('--data', metavar='ZIP|DIR', help='Their images  [default: the archive that the file names]')
+SHEET = click.option('--sheet', metavar='FILE', required=True, help='Picture to write (.png)')
 
 
 @click.group(help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
@@ -193,23 +147,31 @@ def main() -> None:
     pass
 
 
+def command(name: str) -> Callable:
+    """A command whose help is the docstring of the function NAME_command."""
+    return main.command(name, cls=GroupedCommand, help=script_help(__file__, f'{name}_command'))
+
+
 # ----------------------------------------------------------------------------------------------------- codes and images
 
 
-@main.command('encode')
-@options(*NET)
-@click.option('--data', metavar='ZIP|DIR', required=True, help='Images of the shape that the network makes')
-@click.option('--dest', metavar='NPZ', required=True, help='Where to write codes, names and labels')
-@click.option('--bits', metavar='FILE', help='Write the codes as strings of bits too, one image per line')
-@click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='The first ones only')
-@click.option('--batch', metavar='INT', type=BATCH, default=128, help='Images at a time')
-@click.option('--beam', metavar='INT', type=BEAM, default=1, help='Partial images kept in the search')
+@command('encode')
+@net_options
+@option_group(
+    'Images and codes',
+    click.option('--data', metavar='ZIP|DIR', required=True, help='Images of the network\'s shape'),
+    click.option('--dest', metavar='NPZ', required=True, help='File to write: codes, names and labels'),
+    click.option('--bits', metavar='FILE', help='Also write the codes as strings of bits, one image per line'),
+    click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='Encode only the first images'),
+    click.option('--batch', metavar='INT', type=BATCH, default=128, help='Images at a time'),
+    click.option('--beam', metavar='INT', type=BEAM, default=1, help='Partial images kept in the search'),
+)
 @one_line
 def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> None:
-    """The latents of all images of a dataset: at each layer the number of the candidate nearest to the image.
+    """Encode all images of a dataset: at each layer the number of the candidate nearest to the image.
 
-    What is nearest now need not lead to what is nearest in the end: --beam follows several partial images at once and
-    finds better latents, in as many times the time (less where the images of a batch share their first choices).
+    Greedy choices need not end nearest; --beam=N tracks N partial images: better latents at about N times the cost, or
+    less where the images of a batch share their first choices.
 
     The file holds codes [N, L], names, labels (or vectors) if the dataset has any, and K of each layer; NumPy reads it.
     """
@@ -223,19 +185,21 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
     labels = read_labels(archive)
     count = min(len(archive), max_images or len(archive))
     given.require_for(count, of=len(archive))
-    shape = (net.img_channels, *net.img_resolution)
+
+    def read(rows: Sequence[int]) -> torch.Tensor:
+        images = torch.from_numpy(archive.images(rows, (net.img_channels, *net.img_resolution)))
+        return to_float(images).to(net.device)
+
+    def condition(rows: Sequence[int], images: torch.Tensor) -> torch.Tensor | None:
+        return given.of_images(images, None if labels is None else torch.from_numpy(labels.values[list(rows)]), rows)
+
     found, error = [], 0.0
     with tqdm(total=count, desc='encode', unit='img') as bar:
-        for start in range(0, count, batch):
-            rows = range(start, min(start + batch, count))
-            images = to_float(torch.from_numpy(archive.images(rows, shape))).to(net.device)
-            of_batch = None if labels is None else torch.from_numpy(labels.values[rows.start : rows.stop])
-            condition = given.of_images(images, of_batch, rows)
-            output = net.reconstruct(images, condition, beam, share_prefixes=True)
-            found.append(output.codes)
-            error += (output.images.clamp(-1, 1) - images).square().mean().item() * len(rows)
-            bar.update(len(rows))
-    table = torch.cat(found).cpu()
+        for b in generate.reconstructions(net, count, read, batch, condition, beam=beam, share_prefixes=True):
+            found.append(b.codes.cpu())
+            error += (b.images.clamp(-1, 1) - b.originals).square().mean().item() * len(b.images)
+            bar.update(len(b.images))
+    table = torch.cat(found)
     file = CodeFile(
         table.numpy(),
         np.array(archive.names()[:count]),
@@ -246,78 +210,88 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
         file = file._replace(**{'labels' if labels.values.ndim == 1 else 'vectors': labels.values[:count]})
     write_code_file(dest, file)
     if bits:
-        texts = codes.to_bits(table, net.num_nodes)
         with atomic_write(bits, 'w') as f:
-            f.write('\n'.join(texts) + '\n')
+            f.write('\n'.join(codes.to_bits(table, net.num_nodes)) + '\n')
     distinct = len(table.unique(dim=0))
-    click.echo(
+    click.echo(printable(
         f'{count} images, {net.num_bits:g} bits each, {distinct} distinct latents, '
         f'PSNR {misc.psnr(error / count):.2f} dB: {dest}'
-    )
+    ))  # fmt: skip
 
 
-@main.command('decode')
-@options(*NET)
-@click.option('--codes', 'codes_file', metavar='FILE', help='Codes: .npz, .npy or text')
-@click.option('--bits', metavar='STRING|FILE', multiple=True, help='Or strings of 0 and 1, or a file of them')
-@options('data')
-@click.option('--outdir', metavar='DIR', required=True, help='Where to write the images')
-@click.option('--sheet', metavar='FILE', help='One picture of the first 1024 too (.png)')
+@command('decode')
+@net_options
+@option_group(
+    'Images and codes',
+    click.option('--codes', 'codes_file', metavar='FILE', help='Codes: .npz, .npy or text'),
+    click.option('--bits', metavar='STRING|FILE', multiple=True, help='Instead: strings of 0 and 1, or a file of them'),
+    DATA,
+    click.option('--outdir', metavar='DIR', required=True, help='Folder for the images'),
+    click.option('--sheet', metavar='FILE', help=f'Also write one picture of the first {SHEET_MAX} images (.png)'),
+)
 @one_line
 def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None:
-    """The images that latents name, under the names that the file of codes has for them."""
+    """Draw the images that latents name, under the names that the file of codes has for them."""
     net, given = open_network(**net_options)
     if bool(codes_file) == bool(bits):
-        raise ValueError('--codes and --bits each say what to draw: give one')
-    file = CodeFile(np.zeros((0, net.num_layers)))
+        raise ValueError('--codes and --bits each give latents: give one')
     if codes_file:
         file, table = load_codes(codes_file, net)
     else:
-        texts = []
-        for text in bits:
-            if os.path.isfile(text):
-                strings = pathlib.Path(text).read_text(errors='replace').split()
-            else:
-                strings = [text] if set(text) <= {'0', '1'} else []
-            if not strings:
-                raise ValueError(f'--bits={text}: neither a string of 0 and 1 nor a file of such strings')
-            texts += strings
-        table = codes.from_bits(texts, net.num_nodes)
-        file = file._replace(codes=table.numpy())
+        table = codes.from_bits(bit_strings(bits), net.num_nodes)
+        file = CodeFile(table.numpy())
     names = [f'{i:06d}.png' for i in range(len(table))]
     if file.names is not None:
         names = png_names(file.names.tolist())
         originals = set(names) & set(file.names.tolist())
         for source in filter(None, (data, file.data)):
             keep_originals(sorted(originals), outdir, source)
-    images_at = [os.path.join(outdir, name) for name in names]
     require_writable('--outdir', os.path.join(outdir, os.path.basename(names[0])))
     if sheet:
-        require_writable('--sheet', sheet, images_at)
-    images = decode(net, table, Conditions(given, file, data))
+        require_writable('--sheet', sheet, [os.path.join(outdir, name) for name in names])
+    images = decode(net, table, RowConditions(given, file, data))
     for name, image in zip(names, images, strict=True):
         save_image(image, outdir, name)
-    click.echo(f'{len(images)} images: {outdir}')
+    click.echo(printable(f'{len(images)} images: {outdir}'))
     if sheet:
-        write_sheet(in_rows(images[:1024], COLUMNS), sheet, COLUMNS)
+        write_sheet(in_rows(images[:SHEET_MAX], COLUMNS), sheet, COLUMNS)
+
+
+def bit_strings(texts: Sequence[str]) -> list[str]:
+    """Strings of 0 and 1, and those in files. Raises ValueError."""
+    found = []
+    for text in texts:
+        strings = [text] if text and set(text) <= {'0', '1'} else []
+        if os.path.isfile(text):
+            strings = readers.read_bytes(text, MAX_TEXT).decode(errors='replace').split()
+        if not strings:
+            raise ValueError(f'--bits={text}: neither a string of 0 and 1 nor a file of such strings')
+        found += strings
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- the tree
 
 
-@main.command('tree')
-@options(*NET, 'codes', 'data', 'sheet')
-@click.option('--node', metavar='CODES', type=Ints(), help='Its codes from the root on: 3,1  [default: the root]')
-@click.option('--shown', metavar='INT', type=click.IntRange(min=0), default=32, help='Images under it to show')
-@click.option('--children', metavar='INT', type=click.IntRange(min=1), default=64, help='Show the fullest of them')
+@command('tree')
+@net_options
+@option_group(
+    'Images and codes',
+    CODES,
+    DATA,
+    SHEET,
+    click.option('--node', metavar='CODES', type=Ints(), help='Codes from the root to it: 3,1  [default: the root]'),
+    click.option('--shown', metavar='INT', type=click.IntRange(min=0), default=32, help='Images under it to show'),
+    click.option('--children', metavar='INT', type=click.IntRange(min=1), default=64, help='Fullest children to show'),
+)
 @one_line
 def tree_command(codes_file, data, sheet, node, shown, children, **net_options) -> None:
-    """A node of the tree: the image that stands for it, its children with the number of images under each, and images.
+    """Show a node of the tree: its image, its children with the number of images under each, and images under it.
 
-    The sheet has the node, its children from the fullest on, and images under it. The root stands for nothing: its
-    picture is the mean of its children. The same numbers are printed as a table.
+    The children come fullest first; the same numbers are printed as a table. The root has no image of its own: the mean
+    of its children stands for it.
 
-    A conditional network has a tree for each condition: with --class, of images of that class.
+    A conditional network has a tree for each condition: with --class, that of the images of this class.
     """
     net, given = open_network(**net_options)
     node = node or []
@@ -362,18 +336,23 @@ def _majority(labels: np.ndarray | None, rows: np.ndarray) -> str:
     return f'{classes[counts.argmax()]} ({counts.max() / len(rows):.0%})'
 
 
-@main.command('nearest')
-@options('codes', 'data', 'sheet')
-@click.option('--rows', metavar='LIST', type=Ints(), default='0-7', help='Which images to ask for')
-@click.option('--query-codes', metavar='FILE', help='They are of this file of codes  [default: of --codes itself]')
-@click.option('--query-data', metavar='ZIP|DIR', help='Their images  [default: what that file names]')
-@click.option('--num', metavar='INT', type=click.IntRange(min=1), default=12, help='Neighbours of each')
+@command('nearest')
+@option_group(
+    'Images and codes',
+    CODES,
+    DATA,
+    SHEET,
+    click.option('--rows', metavar='LIST', type=Ints(), default='0-7', help='Rows of codes: the images to compare'),
+    click.option('--query-codes', metavar='FILE', help='File of those rows  [default: --codes]'),
+    click.option('--query-data', metavar='ZIP|DIR', help='Their images  [default: the archive that the file names]'),
+    click.option('--num', metavar='INT', type=click.IntRange(min=1), default=12, help='Neighbours of each image'),
+)
 @one_line
 def nearest_command(codes_file, data, sheet, rows, query_codes, query_data, num) -> None:
-    """Images whose latents are nearest: two rows for each image asked for, itself first.
+    """Find the images with the nearest latents: two rows for each image, which comes first.
 
     Upper row: the longest common prefix, that is, the deepest node of the tree that both are under. Lower row: the
-    fewest layers that differ (Hamming distance). Captions say how many layers, and the row of the file.
+    fewest layers that differ (Hamming distance). Captions give the number of layers, and the row of the file.
     """
     file, table = load_codes(codes_file)
     query_file, query_table = load_codes(query_codes) if query_codes else (file, table)
@@ -396,17 +375,22 @@ def nearest_command(codes_file, data, sheet, rows, query_codes, query_data, num)
     write_sheet(lines, sheet)
 
 
-@main.command('cluster')
-@options('codes', 'data', 'sheet')
-@click.option('--depth', metavar='INT', type=click.IntRange(min=1), default=1, help='Layers that must agree')
-@click.option('--clusters', metavar='INT', type=click.IntRange(min=1), default=32, help='Show the fullest of them')
-@click.option('--shown', metavar='INT', type=click.IntRange(min=1), default=12, help='Images of each')
-@click.option('--dest', metavar='NPZ', help='Write arrays cluster [N], prefixes, counts')
+@command('cluster')
+@option_group(
+    'Images and codes',
+    CODES,
+    DATA,
+    SHEET,
+    click.option('--depth', metavar='INT', type=click.IntRange(min=1), default=1, help='Layers that must agree'),
+    click.option('--clusters', metavar='INT', type=click.IntRange(min=1), default=32, help='Fullest groups to show'),
+    click.option('--shown', metavar='INT', type=click.IntRange(min=1), default=12, help='Images of each group'),
+    click.option('--dest', metavar='NPZ', help='Also write arrays cluster [N], prefixes and counts'),
+)
 @one_line
 def cluster_command(codes_file, data, sheet, depth, clusters, shown, dest) -> None:
-    """Groups of images that agree in the first layers: the nodes of the tree at a depth, one row each, fullest first.
+    """Group the images that agree in the first layers: nodes of the tree at a depth, one row each, fullest first.
 
-    With class labels, says how pure they are: the share of images that are of their group's commonest class.
+    With class labels, also prints their purity: the share of images of their group's commonest class.
     """
     file, table = load_codes(codes_file)
     if depth > table.shape[1]:
@@ -434,17 +418,23 @@ def cluster_command(codes_file, data, sheet, depth, clusters, shown, dest) -> No
 # -------------------------------------------------------------------------------------------------------------- editing
 
 
-@main.command('swap')
-@options(*NET, 'codes', 'data', 'sheet')
-@click.option('--coarse', metavar='LIST', type=Ints(), default='0-7', help='Rows of codes: images that give the plan')
-@click.option('--fine', metavar='LIST', type=Ints(), default='8-15', help='Rows of codes: images that give the rest')
-@click.option('--layers', metavar='INT', type=click.IntRange(min=0), help='Layers of the first  [default: half]')
+@command('swap')
+@net_options
+@option_group(
+    'Images and codes',
+    CODES,
+    DATA,
+    SHEET,
+    click.option('--coarse', metavar='LIST', type=Ints(), default='0-7', help='Rows of codes: for the coarse layers'),
+    click.option('--fine', metavar='LIST', type=Ints(), default='8-15', help='Rows of codes: for the fine layers'),
+    click.option('--layers', metavar='INT', type=click.IntRange(min=0), help='Coarse layers  [default: half]'),
+)
 @one_line
 def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -> None:
-    """A grid of the coarse layers of some images (first column) with the fine layers of others (first row).
+    """Mix the coarse layers of some images (first column) with the fine layers of others (first row), as a grid.
 
-    Coarse layers say what it is and where; fine layers are choices made for another picture, and mean something
-    different under each. A conditional network is told what belongs to the image of the coarse layers.
+    Coarse layers decide what is shown and where; the fine layers' choices were made for another picture and mean
+    something different under each. A conditional network gets the condition of the image of the coarse layers.
     """
     net, given = open_network(**net_options)
     file, table = load_codes(codes_file, net)
@@ -453,11 +443,10 @@ def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -
         raise ValueError(f'--layers={layers}: this network has {net.num_layers} layers')
     a, b = rows_of(table, coarse, codes_file, '--coarse'), rows_of(table, fine, codes_file, '--fine')
     mixed = codes.swap(a, b, layers)  # [A, B, L]
-    told_rows = [*coarse, *fine, *(row for row in coarse for _ in fine)]
-    condition = Conditions(given, file, data)
-    images = decode(
-        net, torch.cat([a, b, mixed.flatten(0, 1)]), lambda part: condition([told_rows[i] for i in part])
-    )
+    rows_of_condition = [*coarse, *fine, *(row for row in coarse for _ in fine)]
+    condition = RowConditions(given, file, data)
+    table = torch.cat([a, b, mixed.flatten(0, 1)])
+    images = decode(net, table, lambda part: condition([rows_of_condition[i] for i in part]))
     firsts, tops, grid = np.split(images, [len(a), len(a) + len(b)])
     blank = Tile(np.full_like(firsts[0], 255), f'{layers}|{net.num_layers - layers}')
     rows = [[blank, *(Tile(p, f'fine #{r}') for p, r in zip(tops, fine, strict=True))]]
@@ -466,23 +455,29 @@ def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -
     write_sheet(rows, sheet)
 
 
-@main.command('walk')
-@options(*NET, 'codes', 'data', 'sheet')
-@click.option('--rows', metavar='LIST', type=Ints(), default='0,1', help='Rows of codes: from each to the next')
-@click.option('--frames', metavar='INT', type=click.IntRange(2, 1024), default=12, help='Most pictures in a row')
+@command('walk')
+@net_options
+@option_group(
+    'Images and codes',
+    CODES,
+    DATA,
+    SHEET,
+    click.option('--rows', metavar='LIST', type=Ints(), default='0,1', help='Rows of codes: from each to the next'),
+    click.option('--frames', metavar='INT', type=click.IntRange(2, 1024), default=12, help='Most pictures in a row'),
+)
 @one_line
 def walk_command(codes_file, data, sheet, rows, frames, **net_options) -> None:
-    """From one image to the next, one layer that differs at a time: two rows a pair.
+    """Walk from one image to the next, one layer that differs at a time: two rows a pair.
 
-    Upper row: the finest layer changes first, so the picture keeps its plan to the end. Lower row: the coarsest first.
-    Captions say how many layers have changed. What a conditional network is told changes with them, little by little.
+    Upper row: the finest layer changes first, so the picture keeps its layout. Lower row: the coarsest first.
+    Captions give the number of layers changed. The condition of a conditional network changes gradually with them.
     """
     net, given = open_network(**net_options)
     file, table = load_codes(codes_file, net)
     if len(rows) < 2:
         raise ValueError('--rows: a walk needs two images or more')
     stops = rows_of(table, rows, codes_file, '--rows')
-    condition = Conditions(given, file, data)
+    condition = RowConditions(given, file, data)
     lines = []
     for first in range(len(rows) - 1):
         ends = condition(rows[first : first + 2])  # [2, c, H, W] or None
@@ -490,7 +485,7 @@ def walk_command(codes_file, data, sheet, rows, frames, **net_options) -> None:
             steps = codes.path(stops[first], stops[first + 1], coarse_first)
             layers = len(steps) - 1
             if not layers and ends is not None and not torch.equal(*ends):
-                steps = steps.expand(frames, -1)  # only what it is told changes
+                steps = steps.expand(frames, -1)  # only the condition changes
             kept = np.unique(np.linspace(0, len(steps) - 1, frames).round().astype(int))
             far = torch.from_numpy(kept / max(1, len(steps) - 1)).float().view(-1, 1, 1, 1).to(net.device)
 

@@ -1,11 +1,15 @@
-"""Environment variables that must be set before torch is loaded: import this module first.
+"""What must be set before torch is loaded and before anything is printed: import this module first.
 
 Threads of OpenMP that wait for each other spin by default. Beside any other busy process they spin instead of that
 process running, and training becomes many times slower (benchmarks/waiting_threads.py). Here they sleep, unless the
 user has set how threads wait.
+
+Names of files need not be text that a terminal can show: what it cannot is printed as an escape.
 """
 
+import io
 import os
+import sys
 
 # GNU's OpenMP (PyTorch's wheels) reads the first; LLVM's and Intel's (conda, macOS) the last, which is in milliseconds.
 WAITING = {'OMP_WAIT_POLICY': 'passive', 'KMP_BLOCKTIME': '0'}
@@ -13,3 +17,7 @@ BY_THE_USER = {*WAITING, 'GOMP_SPINCOUNT', 'KMP_LIBRARY'}
 
 if not BY_THE_USER & os.environ.keys():
     os.environ.update(WAITING)
+
+for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors='backslashreplace')

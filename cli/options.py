@@ -167,19 +167,15 @@ class Text(click.ParamType):
 # Options that several scripts have.
 
 
-def network_options(command: Callable) -> Callable:
-    """--network, --ema, --steps, --device: arguments of ``cli.networks.load_network``."""
-    for option in reversed((
-        click.option('--network', metavar='FILE|URL', required=True, help='Snapshot, run folder or shipped name'),
-        click.option('--ema', metavar='LABEL', help="Averaged weights by half-life, or 'none' for the raw ones  "
-                                                    '[default: the first]'),
-        click.option('--steps', metavar='INT', type=click.IntRange(1, 10_000),
-                     help='Layers of a recurrent network  [default: as trained]'),
-        click.option('--device', metavar='NAME', help='cuda, mps or cpu  [default: the best available]'),
-    )):  # fmt: skip
-        command = option(command)
-    return command
-
-
+# --network, --ema, --steps, --device: arguments of ``cli.networks.load_network``.
+network_options = option_group(
+    'Network',
+    click.option('--network', metavar='FILE|URL', required=True, help='Snapshot, run folder or shipped name'),
+    click.option('--ema', metavar='LABEL',
+                 help="Averaged weights by half-life, or 'none' for the raw ones  [default: the first]"),
+    click.option('--steps', metavar='INT', type=click.IntRange(1, 10_000),
+                 help='Layers of a recurrent network  [default: as trained]'),
+    click.option('--device', metavar='NAME', help='cuda, mps or cpu  [default: the best available]'),
+)  # fmt: skip
 BATCH = click.IntRange(1, 65_536)
 BEAM = click.IntRange(1, 4096)

@@ -65,3 +65,11 @@ def test_every_script_lets_waiting_threads_sleep():
 )
 def test_what_the_user_has_set_stays(name, value):
     assert at_the_load_of_torch(['train'], **{name: value}) == {'train': {name: value}}
+
+
+@pytest.mark.parametrize('encoding', ['ascii:strict', 'utf-8:strict', 'latin-1:strict'])
+def test_any_name_can_be_printed(encoding):
+    script = r"import cli.environment, sys; print('\udcff \xff \u2603'); print('\udcff \xff \u2603', file=sys.stderr)"
+    env = {**os.environ, 'PYTHONIOENCODING': encoding}
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, env=env, capture_output=True)
+    assert done.returncode == 0 and rb'\udcff' in done.stdout and rb'\udcff' in done.stderr

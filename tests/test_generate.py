@@ -1,19 +1,25 @@
 """generate.py as its users run it."""
 
 import errno
+import io
 import os
 import pathlib
+import subprocess
+import sys
 import zipfile
 
+import click
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import write_zip
+from conftest import invoke, write_zip
 from PIL import Image
 
 import ddn_networks
 import generate
+import latents
+from ddn_networks.blocks import ResBlock
 from torch_utils import persistence
 
 
@@ -211,3 +217,96 @@ def test_bad_input_is_one_line(network, tmp_path):
     assert 'pickle' in error(f'--network={tmp_path / "pickle.safetensors"}')
     (tmp_path / 'file').write_text('in the way')
     assert 'file' in run(net, f'--outdir={tmp_path / "file"}', '--seeds=0', expect=1)
+
+
+# What a command visits.
+
+
+def visited(function) -> set[str]:
+    """The functions of guides, conditions and their pictures that ``function`` calls, as 'room/file.py:name'."""
+    root, seen = pathlib.Path(generate.__file__).parent, set()
+    files = {*(f'cli/{name}.py' for name in ('guide_arguments', 'condition_arguments', 'pictures')),
+             *(f'ddn_networks/{name}.py' for name in (
+                 'guides', 'guided_sampling', 'black_boxes', 'pixel_maps', 'conditions', 'search'))}
+
+    def see(frame, event, argument):
+        if event == 'call':
+            path = os.path.relpath(frame.f_code.co_filename, root)
+            if path in files:
+                seen.add(f'{path}:{frame.f_code.co_name}')
+
+    sys.setprofile(see)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+def test_a_plain_seed_visits_no_guide_and_no_condition(network, tmp_path):
+    seen = visited(lambda: run(f'--network={network}', f'--outdir={tmp_path / "a"}', '--seeds=0-3',
+                               f'--grid={tmp_path}/grid.png', f'--save-codes={tmp_path}/c.txt'))  # fmt: skip
+    plain = {'pixel_maps.py:upsample', *(f'conditions.py:{name}' for name in (
+        '__init__', 'channels', 'check', 'condition_channels', '__len__', '<genexpr>', '<listcomp>'))}  # fmt: skip
+    assert {name.partition('/')[2] for name in seen} <= plain  # the network's own: it has an empty set of conditions
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / 'black.png')
+    seen = visited(lambda: run(f'--network={network}', f'--outdir={tmp_path / "b"}', '--seeds=0-3',
+                               f'--guide=l2:{tmp_path}/black.png'))  # fmt: skip
+    assert 'cli/guide_arguments.py:parse' in seen and not [name for name in seen if name.startswith('cli/condition')]
+
+
+def test_a_plain_seed_imports_no_guide_arguments(network, tmp_path):
+    script = f"""if True:
+        import sys
+        sys.argv = ['generate.py', '--network={network}', '--outdir={tmp_path}', '--seeds=0', '--device=cpu']
+        import generate
+        generate.main(standalone_mode=False)
+        loaded = {{'cli.guide_arguments', 'cli.condition_arguments', 'cli.pictures', 'ddn_networks.black_boxes'}}
+        assert not loaded & set(sys.modules), loaded & set(sys.modules)
+    """
+    done = subprocess.run([sys.executable, '-c', script], cwd=os.path.dirname(generate.__file__), text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_pass_draws_the_images_it_chose(network, tmp_path, monkeypatch):
+    """Guided, reconstructed and decoded images: as many calls of blocks as the network has layers, for each batch."""
+    calls = []
+    forward = ResBlock.forward
+    monkeypatch.setattr(ResBlock, 'forward', lambda self, *args: calls.append(1) or forward(self, *args))
+    data = write_zip(tmp_path / 'data.zip', 4, (1, 8, 8))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / 'black.png')
+    layers = ddn_networks.Network.from_pretrained(network).num_layers
+    for args in (['--seeds=0-3'], [f'--reconstruct={data}'], ['--seeds=0-3', f'--guide=l2:{tmp_path}/black.png'],
+                 ['--seeds=0-3', f'--guide=l2:{tmp_path}/black.png', '--beam=2']):  # fmt: skip
+        for batch in (4, 2):
+            calls.clear()
+            run(f'--network={network}', f'--outdir={tmp_path / "out"}', *args, f'--batch={batch}')
+            assert len(calls) == layers * 4 // batch, args
+    calls.clear()
+    invoke(latents.main, 'encode', f'--network={network}', f'--data={data}', f'--dest={tmp_path}/c.npz', '--device=cpu')
+    assert len(calls) == layers
+
+
+def test_names_that_are_not_unicode_on_a_strict_terminal(network, tmp_path, monkeypatch):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b'/\xff\xe4')
+    os.mkdir(odd)
+    for i in range(2):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(os.fsdecode(os.fsencode(odd) + b'/%d\xff.png' % i))
+    common = [f'--network={network}', '--device=cpu']
+    for command, args, words in (
+        (generate.main, [*common, f'--outdir={odd}/a', f'--reconstruct={odd}', f'--grid={odd}/g.png'], 'images from'),
+        (generate.main, [*common, f'--outdir={odd}/b', f'--guide=l2:{odd}'], 'images from'),
+        (latents.main, ['encode', *common, f'--data={odd}/a', f'--dest={odd}/c.npz'], 'distinct latents'),
+        (latents.main, ['decode', *common, f'--codes={odd}/c.npz', f'--outdir={odd}/d'], '2 images'),
+        (latents.main, ['nearest', f'--codes={odd}/c.npz', '--rows=0', f'--sheet={odd}/s.png'], 'Sheet'),
+    ):
+        output = io.TextIOWrapper(io.BytesIO(), 'utf-8', 'strict')
+        monkeypatch.setattr(sys, 'stdout', output)
+        command(args, standalone_mode=False)
+        output.flush()
+        assert words.encode() in output.buffer.getvalue()
+    for args in ([f'--codes={odd}/none\udcff.npz'], [f'--guide=l2:{odd}/none'], [f'--reconstruct={odd}/none']):
+        with pytest.raises(click.ClickException) as error:
+            generate.main([*common, f'--outdir={odd}/e', *args], standalone_mode=False)
+        error.value.format_message().encode('utf-8', 'strict')

@@ -37,3 +37,16 @@ def test_help_has_the_examples_and_the_defaults(name):
 @pytest.mark.parametrize('name', fid.main.commands)
 def test_commands_of_fid_tell_their_defaults(name):
     assert_defaults_are_told(fid.main.commands[name], fid.main.make_context('fid.py', [], resilient_parsing=True))
+
+
+@pytest.mark.parametrize('name', [*(path.stem for path in sorted(ROOT.glob('*.py'))), *SCRIPTS])
+def test_help_without_docstrings(name):
+    """Compiled as by ``python -OO``, which keeps no docstrings, a script and its commands say what they do."""
+    path = ROOT / f'{name.replace(".", "/")}.py'
+    code = compile(path.read_text(), path, 'exec', optimize=2)
+    scope = {'__name__': name, '__file__': str(path)}
+    exec(code, scope)
+    main = scope['main']
+    for command in [main, *getattr(main, 'commands', {}).values()]:
+        result = CliRunner().invoke(command, ['--help'])
+        assert result.exit_code == 0 and len((command.help or '').split()) > 4, (name, command.name, result.output)

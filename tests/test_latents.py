@@ -18,6 +18,7 @@ from PIL import Image
 
 import latents
 from cli.code_files import CodeFile, read_code_file, write_code_file, write_codes
+from cli.originals import Originals
 from ddn_networks import DDN, RecurrentDDN, codes
 from dnnlib.images import to_image, to_uint8
 from dnnlib.sheets import CAPTION, save_png
@@ -204,7 +205,7 @@ def test_encode_keeps_codes_names_and_labels(folder):
     assert file.codes.shape == (20, 3) and file.codes.dtype == np.int64 and file.num_nodes.tolist() == [8] * 3
     assert file.names.tolist() == [f'00000/img{i:08d}.png' for i in range(20)]
     assert file.labels.tolist() == [i % 3 for i in range(20)] and file.data == str(folder / 'data.zip')
-    pictures = latents.Originals(file, None)
+    pictures = Originals(file, None)
     net = RecurrentDDN.from_pretrained(str(folder / 'net.safetensors'))
     images = torch.stack([torch.from_numpy(pictures[i]) for i in range(20)]) / 127.5 - 1
     assert torch.equal(net.encode(images), torch.from_numpy(file.codes))
