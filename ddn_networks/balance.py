@@ -24,6 +24,7 @@ class UsageCounter:
     Args:
         weights: the [K, C, F] parameters whose rows are nodes (``net.node_weights``).
         ddl_of_layer: which weight each layer uses, [L]; by default layer l uses weight l.
+        num_cells: codes of each layer, [L]; by default one.
         reduce_fn: adds a tensor over ranks in place, returning nothing; None for one rank.
         dtype: of the counts; float64 stays exact under any number of halvings, float32 is for devices without it.
 
@@ -41,19 +42,21 @@ class UsageCounter:
         ddl_of_layer: Sequence[int] | None = None,
         reduce_fn: Callable[[torch.Tensor], None] | None = None,
         dtype: torch.dtype = torch.float64,
+        num_cells: Sequence[int] | None = None,
     ):
         device = weights[0].device
         self.weights = list(weights)
         self.reduce_fn = reduce_fn
         self.num_nodes = torch.tensor([len(w) for w in weights], device=device)  # [W]
-        ddl_of_layer = list(range(len(weights)) if ddl_of_layer is None else ddl_of_layer)
-        self.ddl_of_layer = torch.tensor(ddl_of_layer, device=device)  # [L]
+        self.ddl_of_layer = list(range(len(weights)) if ddl_of_layer is None else ddl_of_layer)
+        num_cells = [1] * len(self.ddl_of_layer) if num_cells is None else num_cells
+        ddl_of_code = [ddl for ddl, n in zip(self.ddl_of_layer, num_cells, strict=True) for _ in range(n)]
+        self.ddl_of_code = torch.tensor(ddl_of_code, device=device)  # [D]
         K = max(len(w) for w in weights)
         self.exists = torch.arange(K, device=device) < self.num_nodes[:, None]  # [W, K]
         self.counts = torch.zeros(len(weights), K, dtype=dtype, device=device)
         self.seen = torch.zeros_like(self.counts)  # matches since the last step
         self.num_splits = torch.zeros(len(weights), dtype=torch.int64, device=device)
-        self.uses = ddl_of_layer
 
     def observe(
         self,
@@ -62,13 +65,14 @@ class UsageCounter:
         distances: Sequence[torch.Tensor] | None = None,
         evidence: Sequence[Any] | None = None,
     ) -> None:
-        """Count codes [B, L], but not where ``dropped`` [B, L] says that chance made the choice.
+        """Count codes [B, D], but not where ``dropped`` [B, D] says that chance made the choice.
 
-        ``distances``: L tensors [B, K], the criterion of the choices; only ``LossFreeBalancing`` reads them.
+        ``distances``: L tensors [B, K] or [B, K, n], the criterion of the choices; only ``LossFreeBalancing`` reads
+        them.
         ``evidence``: L entries, ``Choice.evidence``; only ``PrefixBalancing`` reads them.
         """
         hits = torch.ones_like(codes, dtype=self.seen.dtype) if dropped is None else (~dropped).to(self.seen.dtype)
-        self.seen.index_put_((self.ddl_of_layer.expand_as(codes), codes), hits, accumulate=True)
+        self.seen.index_put_((self.ddl_of_code.expand_as(codes), codes), hits, accumulate=True)
 
     def follow(self, copies: Sequence[torch.Tensor]) -> None:
         """Move the rows of ``copies`` (of an EMA; one per weight, of its shape) with those of the weights."""
@@ -138,11 +142,12 @@ class LossFreeBalancing(UsageCounter):
         ddl_of_layer: Sequence[int] | None = None,
         reduce_fn: Callable[[torch.Tensor], None] | None = None,
         dtype: torch.dtype = torch.float64,
+        num_cells: Sequence[int] | None = None,
         rate: float = 0.001,
         memory: float = 100.0,
         limit: float = 10.0,
     ):
-        super().__init__(weights, ddl_of_layer, reduce_fn, dtype)
+        super().__init__(weights, ddl_of_layer, reduce_fn, dtype, num_cells)
         if rate < 0 or memory < 1 or limit <= 0:
             raise ValueError(
                 'balancing by a bias needs rate >= 0, memory >= 1 and limit > 0, not '
@@ -154,7 +159,7 @@ class LossFreeBalancing(UsageCounter):
         self.unit = torch.zeros(W, 2, dtype=dtype, device=self.counts.device)  # decayed sum of spreads and their number
         self.units = torch.zeros_like(self.counts)  # [W, K] biases in units
         self.scaled = torch.zeros(W, K, device=self.counts.device)  # [W, K] float32, biases as distances
-        self.bias = [self.scaled[w, : len(weights[w])] for w in self.uses]  # views, [K] per layer
+        self.bias = [self.scaled[w, : len(weights[w])] for w in self.ddl_of_layer]  # views, [K] per layer
 
     def penalty(self, candidates: Candidates, layer: int, distances: torch.Tensor) -> samplers.Penalty:
         """The bias of the layer's nodes, [K]."""
@@ -167,14 +172,15 @@ class LossFreeBalancing(UsageCounter):
         distances: Sequence[torch.Tensor] | None = None,
         evidence: Sequence[Any] | None = None,
     ) -> None:
-        """Count codes [B, L], and measure how much ``distances`` (L times [B, K]) differ between the nodes."""
+        """Count codes [B, D], and measure how much ``distances`` (L times [B, K] or [B, K, n]) differ between the
+        nodes."""
         if distances is None:
             raise ValueError('balancing by a bias has to observe the distances too (forward with keep=True)')
         super().observe(codes, dropped)
-        spreads = torch.stack([d.detach().std(1) for d in distances], 1).to(self.seen.dtype)  # [B, L]
+        spreads = torch.cat([d.detach().std(1).view(len(d), -1) for d in distances], 1).to(self.seen.dtype)  # [B, D]
         finite, K = spreads.isfinite(), self.counts.shape[1]  # or one overflow would stay in the unit
-        self.seen[:, K].index_add_(0, self.ddl_of_layer, spreads.where(finite, 0).sum(0))
-        self.seen[:, K + 1].index_add_(0, self.ddl_of_layer, finite.sum(0, dtype=self.seen.dtype))
+        self.seen[:, K].index_add_(0, self.ddl_of_code, spreads.where(finite, 0).sum(0))
+        self.seen[:, K + 1].index_add_(0, self.ddl_of_code, finite.sum(0, dtype=self.seen.dtype))
 
     @torch.no_grad()
     def step_(self, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from ddn_networks import closed_forms
+from ddn_networks.cells import WHOLE, Grid, checked_grid, from_cells, to_cells
 from ddn_networks.closed_forms import full_precision
 
 
@@ -34,6 +35,10 @@ class Candidates:
         base: [B, C, H, W] the image each candidate is added to, or None for zero.
         rows: where images share candidates (``shared_prefixes``), features and base have U rows and rows [B] int64 maps
             each image to its row. Everything else is as if each image had its own.
+        grid: cells that the question is asked for (``cells``); with more than one, distances and codes are per cell.
+
+    Raises:
+        ValueError: shapes that do not fit, a grid that does not divide the pixels.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Candidates:
         features: torch.Tensor,
         base: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
+        grid: Grid = WHOLE,
     ):
         if weight.ndim != 3 or features.ndim != 4 or weight.shape[2] != features.shape[1]:
             raise ValueError(
@@ -53,6 +59,7 @@ class Candidates:
             raise ValueError(f'the base of these candidates must be {shape}, not {tuple(base.shape)}')
         self.weight = weight
         self.rows = rows
+        self.grid = grid if grid == WHOLE else checked_grid(grid, features.shape[2:])
         self._features, self._base = features, base  # [B or U, ...]
         self.shape = shape if rows is None else (len(rows), *shape[1:])  # (B, C, H, W) of one candidate per image
 
@@ -76,6 +83,11 @@ class Candidates:
         return self.weight.shape[0]
 
     @property
+    def num_cells(self) -> int:
+        """n, the number of answers that a sampler gives per image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
     def device(self) -> torch.device:
         return self.weight.device
 
@@ -93,7 +105,7 @@ class Candidates:
         """
         with full_precision(self.weight):
             base = None if self.base is None else fn(self.base.to(self.dtype))
-            return Candidates(self.weight, fn(self.features.to(self.dtype)), base)
+            return Candidates(self.weight, fn(self.features.to(self.dtype)), base, grid=self.grid)
 
     def channels(self, matrix: torch.Tensor) -> 'Candidates':
         """The candidates after a linear map over image channels, [C', C]: T(W F + b) = (T W) F + T b."""
@@ -101,10 +113,11 @@ class Candidates:
         with full_precision(self.weight):
             weight = matrix @ self.weight.to(self.dtype)  # [K, C', F]
             base = None if self.base is None else torch.einsum('dc,bchw->bdhw', matrix, self.base.to(self.dtype))
-        return Candidates(weight, self.features, base)
+        return Candidates(weight, self.features, base, grid=self.grid)
 
     def distances(self, to: torch.Tensor) -> torch.Tensor:
-        """Mean squared error over C, H, W of every candidate against ``to`` [B, C, H, W] (Eq. 1): [B, K], no gradient.
+        """Mean squared error of every candidate against ``to`` [B, C, H, W] (Eq. 1), no gradient: over the image,
+        [B, K], or with several cells over each cell, [B, K, n].
 
         Exact up to rounding. Candidates are rendered only where that costs less (small N against F).
         """
@@ -113,6 +126,8 @@ class Candidates:
         B, C, H, W = self.shape
         with torch.no_grad(), full_precision(self.weight):
             weight = self.weight.detach().to(self.dtype)
+            if self.num_cells > 1:
+                return self._cell_distances(weight, to.to(self.dtype))
             if self.rows is not None and self._shared_pays():
                 return self._shared_distances(weight, to.to(self.dtype))
             features = self.features.detach().to(self.dtype).flatten(2)  # [B, F, N]
@@ -121,6 +136,14 @@ class Candidates:
             error = error.flatten(2)  # [B, C, N]
             total = closed_forms.distances(weight, features, error)
             return total.clamp_(min=0) / (C * H * W)  # the Gram forms round below zero
+
+    def _cell_distances(self, weight: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+        """``distances`` with the cells of the images as images: [B, K, n]."""
+        features = to_cells(self.features.detach().to(self.dtype), self.grid).flatten(2)  # [B n, F, h w]
+        error = to_cells(-to if self.base is None else self.base.detach().to(self.dtype) - to, self.grid).flatten(2)
+        total = closed_forms.cell_distances(weight, features, error)  # [B n, K]
+        total = total.clamp_(min=0) / error[0].numel()
+        return total.unflatten(0, (-1, self.num_cells)).transpose(1, 2)
 
     def _shared_pays(self) -> bool:
         """Whether B images times U K candidates cost less than B images times K of their own."""
@@ -146,10 +169,12 @@ class Candidates:
         return (torch.cat(total, 1) + target.square().sum(1, keepdim=True)).clamp(min=0) / target.shape[1]
 
     def render(self, codes: torch.Tensor) -> torch.Tensor:
-        """One candidate per image: codes [B] int64 -> [B, C, H, W], with gradient to weight, features and base."""
+        """One candidate per image or cell: codes [B] or [B, n] int64 -> [B, C, H, W], with gradient to weight, features
+        and base."""
         with full_precision(self.weight):
-            features = self.features.to(self.dtype)
-            image = (self.weight[codes].to(self.dtype) @ features.flatten(2)).unflatten(2, self.shape[2:])
+            features = to_cells(self.features.to(self.dtype), self.grid)
+            image = self.weight[codes.flatten()].to(self.dtype) @ features.flatten(2)
+            image = from_cells(image.unflatten(2, features.shape[2:]), self.grid)
             return image if self.base is None else image + self.base
 
     def chunks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:

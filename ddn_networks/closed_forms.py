@@ -14,6 +14,8 @@ import contextlib
 import torch
 from torch.autograd.function import once_differentiable
 
+from ddn_networks.cells import WHOLE, Grid, from_cells, to_cells
+
 
 def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     """A context without autocast: distances decide a discrete choice, so they stay in full precision."""
@@ -109,6 +111,33 @@ def distances(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor)
     return METHODS[cheapest_method(len(error), *weight.shape, error.shape[2])](weight, features, error)
 
 
+def cell_distances(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """``distances`` for rows that are cells: many, of few pixels each. Arguments as there, with B n rows.
+
+    With so many rows the products of Gram matrices cost most; they are symmetric, so half of their entries will do.
+    """
+    (K, C, F), (rows, _, N) = weight.shape, features.shape
+    found = costs(rows, K, C, F, N)
+    half = F * (F + 1) // 2
+    found['half_gram'] = rows * F * N * (F + C) + rows * K * (C * F + half) + (rows + K) * half * TRAFFIC
+    method = min(found, key=found.__getitem__)
+    return (METHODS | {'half_gram': _by_half_gram})[method](weight, features, error)
+
+
+def _by_half_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """<W_k^T W_k, F F^T> as a sum over the upper triangles, the entries above the diagonal counted twice."""
+    F = features.shape[1]
+    i, j = torch.triu_indices(F, F, device=weight.device)
+    at = i * F + j
+    twice = torch.where(i == j, 1.0, 2.0).to(weight)
+    total = _cross(weight, features, error)
+    nodes = torch.bmm(weight.mT, weight).flatten(1)[:, at] * twice  # [K, half]
+    size = slice_size(weight, F * F)
+    for f, part in zip(features.split(size), total.split(size), strict=True):
+        part.addmm_(torch.bmm(f, f.mT).flatten(1)[:, at], nodes.t())
+    return total
+
+
 # The selected image, in two memory layouts: a channel a plane, or (channels last) a pixel a row of channels.
 
 
@@ -120,21 +149,50 @@ def select(
     base: torch.Tensor | None,
     leak_choice: bool,
     next_input: bool,
+    grid: Grid = WHOLE,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The image [B, C, H, W] = W_code x + base of the chosen nodes, their leak (W_code on the second half of x), and x
     with both added to its first and last channels, for the next block.
 
     Args:
         x: [B, F or 2F, H, W] features. full: the same in float32 or wider.
-        weight: [K, C, F]. codes: [B] int64. base: [B, C, H, W] or None for zero.
+        weight: [K, C, F]. codes: [B n] int64, by cell of ``grid``. base: [B, C, H, W] or None for zero.
         leak_choice: x has two halves; otherwise the leak is None.
         next_input: also make x with both added; without gradients that is x itself, changed in place.
     """
     with full_precision(x):
+        if grid != WHOLE:
+            return _select_cells(x, full, weight, codes, base, leak_choice, next_input, grid)
         if torch.is_grad_enabled():
             return _Selected.apply(x, full.detach(), weight, codes, base, leak_choice, next_input)
         image, leak = _rendered(full, _kernel(full, weight, codes, leak_choice), base, leak_choice)
         return image, leak, _add_choice_(x, image, leak) if next_input else None
+
+
+def _select_cells(
+    x: torch.Tensor,
+    full: torch.Tensor,
+    weight: torch.Tensor,
+    codes: torch.Tensor,
+    base: torch.Tensor | None,
+    leak_choice: bool,
+    next_input: bool,
+    grid: Grid,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """``select`` with the cells as images, put together afterwards."""
+    of_x = to_cells(x, grid)  # [B n, F or 2F, h, w]
+    cells = of_x.detach() if full is x else to_cells(full, grid)
+    if torch.is_grad_enabled():
+        image, leak, _ = _Selected.apply(of_x, cells, weight, codes, None, leak_choice, False)
+    else:
+        image, leak = _rendered(cells, _kernel(cells, weight, codes, leak_choice), None, leak_choice)
+    image = from_cells(image, grid)
+    image = image if base is None else image + base
+    leak = None if leak is None else from_cells(leak, grid)
+    fed = None
+    if next_input:
+        fed = _add_choice_(x.clone() if torch.is_grad_enabled() else x, image, leak)
+    return image, leak, fed
 
 
 def _are_rows(features: torch.Tensor) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ddn_networks import shared_prefixes
 from ddn_networks.candidates import Candidates
+from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.closed_forms import select
 from ddn_networks.samplers import Choice, Sampler
 from ddn_networks.shared_prefixes import Sharing
@@ -23,7 +24,7 @@ class Selection(NamedTuple):
         where images of the same choices share them.
     leak: [B or U, C, H, W] the chosen node's kernel on the second half of the features, or None without Leak Choice.
     continues: [B or U] int64, the row of the features that each row of ``partial`` continues, or None for its own.
-    codes: [B, l + 1] int64, the choices so far with this one, in the order of the rows after it.
+    codes: [B, d + n] int64, the choices so far with the n of this layer, in the order of the rows after it.
     sharing: which rows of ``partial`` belong to which images of the batch, or None for one each.
     next_input: [B or U, F or 2F, H, W] the features with ``partial`` added to the first channels and ``leak`` to the
         last, the input of the next block of a ``DDN``; None unless asked for.
@@ -52,15 +53,23 @@ class DDL(nn.Module):
         img_channels: C of the images.
         leak_choice: candidates read the first half of the features, and the chosen node's kernel on the second half
             leaks the choice to the next block (Section 3.3). Otherwise candidates read all of them.
+        grid: cells of the layer, each of which chooses a node of its own (``cells``).
     """
 
-    def __init__(self, in_channels: int, num_nodes: int, img_channels: int, leak_choice: bool = True):
+    def __init__(
+        self,
+        in_channels: int,
+        num_nodes: int,
+        img_channels: int,
+        leak_choice: bool = True,
+        grid: Grid = WHOLE,
+    ):
         super().__init__()
         if num_nodes < 2:
             raise ValueError(f'a discrete distribution needs at least 2 nodes, not {num_nodes}')
         if leak_choice and in_channels % 2:
             raise ValueError(f'Leak Choice halves the {in_channels} channels of a block: their number must be even')
-        self.leak_choice = leak_choice
+        self.leak_choice, self.grid = leak_choice, grid
         features = in_channels // 2 if leak_choice else in_channels
         self.weight = nn.Parameter(torch.empty(num_nodes, img_channels, features))  # [K, C, F]
         nn.init.xavier_uniform_(self.weight.data.view(num_nodes * img_channels, features, 1, 1))
@@ -76,20 +85,24 @@ class DDL(nn.Module):
         next_input: bool = False,
     ) -> Selection:
         """Ask ``sampler`` about the candidates on the features x [B, F or 2F, H, W] and render the one it names.
-        ``codes`` [B, layer]: the choices of the layers before, None for the first. ``sharing``: x and ``base`` are of
+        ``codes`` [B, d]: the choices of the layers before, None for the first. ``sharing``: x and ``base`` are of
         U distinct partial images; it maps the images of the batch to them. ``next_input``: also make
         ``Selection.next_input``; without gradients that is x itself, changed in place."""
         weight = self.weight
         # One float32 copy of the features for candidates and selected image; under autocast each would make its own.
         full = x.to(torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32))
         rows = None if sharing is None else sharing.rows
-        candidates = Candidates(weight, full[:, : weight.shape[2]], base, rows)
+        if rows is not None and self.grid != WHOLE:  # cells make images differ: what they shared ends here
+            x, full = (y.index_select(0, rows) for y in (x, full))
+            base = None if base is None else base.index_select(0, rows)
+            sharing = rows = None
+        candidates = Candidates(weight, full[:, : weight.shape[2]], base, rows, self.grid)
         if codes is None:
             codes = torch.empty(candidates.shape[0], 0, dtype=torch.int64, device=x.device)
         choice = sampler(candidates, layer, codes)
         chosen, continues = choice.codes, choice.parents  # beam search: images continue other rows of the batch
         codes = codes if continues is None else codes.index_select(0, continues)
-        codes = torch.cat([codes, chosen[:, None]], 1)  # [B, layer + 1]
+        codes = torch.cat([codes, chosen.view(len(chosen), candidates.num_cells)], 1)  # [B, d + n]
         if sharing is not None:
             sharing = shared_prefixes.split(sharing, choice, len(weight))
             chosen = chosen[sharing.first]
@@ -98,5 +111,7 @@ class DDL(nn.Module):
             x = x.index_select(0, continues)
             full = x.to(full.dtype)  # itself, where it is that already
             base = None if base is None else base.index_select(0, continues)
-        image, leak, fed = select(x, full, weight, chosen, base, self.leak_choice, next_input)
+        image, leak, fed = select(
+            x, full, weight, chosen.flatten(), base, self.leak_choice, next_input, self.grid
+        )
         return Selection(choice, image, leak, codes, continues, sharing, fed)

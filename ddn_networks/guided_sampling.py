@@ -103,7 +103,7 @@ class Guidance(NamedTuple):
 class Randomness(NamedTuple):
     """All randomness of a batch, drawn up front: a row depends on its seed alone.
 
-    codes: [B, L] int64, the unguided choice. choice, ties: [B, L] float32 in [0, 1).
+    codes: [B, D] int64, the unguided choice. choice, ties: [B, D] float32 in [0, 1).
     """
 
     codes: torch.Tensor
@@ -113,9 +113,9 @@ class Randomness(NamedTuple):
 
 def chance_table(num_nodes: list[int], seeds: Sequence[int]) -> Randomness:
     """The randomness of each seed; its codes are those of ``samplers.uniform_codes``."""
-    L = len(num_nodes)
-    draws = [torch.rand(3, L, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
-    draws = torch.stack(draws, 1) if draws else torch.zeros(3, 0, L)  # [3, B, L]
+    D = len(num_nodes)
+    draws = [torch.rand(3, D, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+    draws = torch.stack(draws, 1) if draws else torch.zeros(3, 0, D)  # [3, B, D]
     draws = draws.float().clamp(max=1 - 2**-24)  # rounding could give 1
     return Randomness(samplers.uniform_codes(num_nodes, list(seeds)), draws[1], draws[2])
 
@@ -198,7 +198,7 @@ def sample(
     b = guidance.beam
     if condition is not None and len(condition) > 1:
         condition = condition.repeat_interleave(b, 0)
-    chance = chance_table(net.num_nodes, seeds)
+    chance = chance_table(net.code_nodes, seeds)
     chosen = sampler(guidance, chance, net.img_resolution)
     output = net(chosen, len(seeds) * b, condition, share_prefixes=share_prefixes)
     return output._replace(images=output.images[::b], codes=output.codes[::b])

@@ -1,8 +1,9 @@
 """The base class of all DDNs: L questions of "which of these K?", answered by a latent.
 
-Legend: B images, L layers, K nodes, C image channels, H x W pixels.
+Legend: B images, L layers, K nodes, D codes of a latent (L without cells), C image channels, H x W pixels.
 """
 
+import itertools
 import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -11,26 +12,33 @@ import torch
 from torch import nn
 
 from ddn_networks import guided_sampling, samplers, search, shared_prefixes, snapshots
+from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.conditions import ConditionSet, Images, Labels
 from ddn_networks.ddl import Selection
 
 
 class LayerSpec(NamedTuple):
-    """One layer of the network: its resolution, feature channels and number of nodes."""
+    """One layer of the network: its resolution, feature channels, number of nodes, and grid of cells that choose."""
 
     size: tuple[int, int]
     channels: int
     num_nodes: int
+    grid: Grid = WHOLE
+
+    @property
+    def num_cells(self) -> int:
+        """n, the number of codes of the layer."""
+        return self.grid[0] * self.grid[1]
 
 
 class Output(NamedTuple):
     """A forward pass.
 
     images: [B, C, H, W] the last layer's selected images.
-    codes: [B, L] int64, the latent.
+    codes: [B, D] int64, the latent.
     selected: L tensors [B, C, h, w], the selected image of every layer (x*_l of Eq. 2); empty unless asked for.
-    distances: L tensors [B, K] or None, what the sampler chose by; empty unless asked for.
-    dropped: [B, L] bool, choices that chance made (Chain Dropout), or None where the sampler made none.
+    distances: L tensors [B, K] or [B, K, n], or None, the sampler's criterion; empty unless asked for.
+    dropped: [B, D] bool, choices that chance made (Chain Dropout), or None where the sampler made none.
     evidence: L entries, what the sampler's penalty was computed from (``Choice.evidence``); empty unless asked for.
 
     With a beam, row b of every tensor belongs to the branch that ends in ``images[b]``.
@@ -92,8 +100,24 @@ class Network(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """L, the number of integers that name an image."""
+        """L, the number of questions that the network asks."""
         return len(self.specs)
+
+    @property
+    def num_codes(self) -> int:
+        """D, the number of integers that name an image: one per cell of each layer, L if no layer has cells."""
+        return sum(spec.num_cells for spec in self.specs)
+
+    @property
+    def code_slices(self) -> list[slice]:
+        """The columns of a latent [B, D] that belong to each layer, cells row by row."""
+        ends = list(itertools.accumulate(spec.num_cells for spec in self.specs))
+        return [slice(end - spec.num_cells, end) for spec, end in zip(self.specs, ends, strict=True)]
+
+    @property
+    def code_nodes(self) -> list[int]:
+        """K of each of the D codes."""
+        return [spec.num_nodes for spec in self.specs for _ in range(spec.num_cells)]
 
     @property
     def num_nodes(self) -> list[int]:
@@ -102,8 +126,8 @@ class Network(nn.Module):
 
     @property
     def num_bits(self) -> float:
-        """Information of a latent, sum of log2 K over the layers (Section 3.2, "Efficient Data Compression")."""
-        return float(torch.tensor(self.num_nodes, dtype=torch.float64).log2().sum())
+        """Information of a latent, sum of log2 K over its codes (Section 3.2, "Efficient Data Compression")."""
+        return float(torch.tensor(self.code_nodes, dtype=torch.float64).log2().sum())
 
     @property
     def node_weights(self) -> list[nn.Parameter]:
@@ -171,7 +195,7 @@ class Network(nn.Module):
             dropped.append(choice.dropped)
             if keep:
                 selected.append(selection.image)
-        dropped = torch.stack(dropped, 1) if all(d is not None for d in dropped) else None
+        dropped = torch.cat([d.view(len(d), -1) for d in dropped], 1) if all(d is not None for d in dropped) else None
         return Output(selection.image, selection.codes, selected, distances, dropped, evidence)
 
     # Three lines of Python.
@@ -189,7 +213,7 @@ class Network(nn.Module):
         ``guide``, a ``guides.Guide``, several, or a ``guided_sampling.Guidance``. A conditional network takes a
         ``condition`` (``make_condition``) of one row for all, or one row per image, which then also says how many.
 
-        Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, L] int64. A seed names
+        Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, D] int64. A seed names
         one image, at any batch size.
         """
         if seeds is None:
@@ -201,7 +225,7 @@ class Network(nn.Module):
         if guide is not None:
             output = guided_sampling.sample(self, guide, seeds, condition)
             return output.images, output.codes
-        codes = samplers.uniform_codes(self.num_nodes, seeds).to(self.device)
+        codes = samplers.uniform_codes(self.code_nodes, seeds).to(self.device)
         return self.decode(codes, condition), codes
 
     @torch.no_grad()
@@ -240,14 +264,14 @@ class Network(nn.Module):
         beam: int = 1,
         share_prefixes: bool = False,
     ) -> torch.Tensor:
-        """The latent of images: codes [B, L] int64. Arguments and errors as for ``reconstruct``."""
+        """The latent of images: codes [B, D] int64. Arguments and errors as for ``reconstruct``."""
         return self.reconstruct(images, condition, beam, share_prefixes).codes
 
     @torch.no_grad()
     def decode(
         self, codes: torch.Tensor, condition: torch.Tensor | None = None, share_prefixes: bool = False
     ) -> torch.Tensor:
-        """The images [B, C, H, W] that codes [B, L] int64 name, about in [-1, 1] (clamp them to show them); one
+        """The images [B, C, H, W] that codes [B, D] int64 name, about in [-1, 1] (clamp them to show them); one
         candidate per layer is rendered. ``share_prefixes``: see ``forward``."""
         codes = self.check_codes(codes).to(self.device)
         return self(samplers.given(codes), len(codes), condition, share_prefixes=share_prefixes).images
@@ -258,19 +282,22 @@ class Network(nn.Module):
         return search.branches(self, self.check_codes(prefixes, prefix=True), condition)
 
     def check_codes(self, codes: torch.Tensor, prefix: bool = False) -> torch.Tensor:
-        """``codes`` as int64, or a ValueError that names the first entry outside [B, L] x 0..K-1. ``prefix``: fewer
-        layers will do."""
+        """``codes`` as int64, or a ValueError that names the first entry outside [B, D] x 0..K-1. ``prefix``: the codes
+        of the first layers, whole layers each, are enough."""
         codes = torch.as_tensor(codes)
-        right = codes.ndim == 2 and (codes.shape[1] == self.num_layers or prefix and codes.shape[1] < self.num_layers)
-        if not right or codes.is_floating_point():
-            layers = f'{self.num_layers} or fewer' if prefix else self.num_layers
-            raise ValueError(f'codes of this network are integers [B, {layers}], not {list(codes.shape)} {codes.dtype}')
+        slices = self.code_slices
+        lengths = [0, *(columns.stop for columns in slices)] if prefix else [self.num_codes]
+        if codes.ndim != 2 or codes.shape[1] not in lengths or codes.is_floating_point():
+            wanted = f'{self.num_codes} or fewer, of whole layers' if prefix else self.num_codes
+            raise ValueError(f'codes of this network are integers [B, {wanted}], not {list(codes.shape)} {codes.dtype}')
         codes = codes.long()  # before anything is compared: torch compares no uint16
-        num_nodes = torch.tensor(self.num_nodes[: codes.shape[1]], device=codes.device)
+        num_nodes = torch.tensor(self.code_nodes[: codes.shape[1]], device=codes.device)
         wrong = ((codes < 0) | (codes >= num_nodes)).nonzero()
         if len(wrong):
-            b, l = wrong[0].tolist()
-            raise ValueError(f'code {codes[b, l]} of image {b}, layer {l}, is outside 0..{num_nodes[l] - 1}')
+            b, d = wrong[0].tolist()
+            layer = next(l for l, columns in enumerate(slices) if d < columns.stop)
+            cell = f', cell {d - slices[layer].start}' if self.specs[layer].num_cells > 1 else ''
+            raise ValueError(f'code {codes[b, d]} of image {b}, layer {layer}{cell}, is outside 0..{num_nodes[d] - 1}')
         return codes
 
     # Conditions.

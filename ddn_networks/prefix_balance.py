@@ -47,7 +47,7 @@ class PrefixBalancing(SplitAndPrune):
         split_prune: further arguments of ``SplitAndPrune``.
 
     Raises:
-        ValueError: rate, limit, grid or lr out of range.
+        ValueError: rate, limit, grid or lr out of range; layers with several cells.
     """
 
     def __init__(
@@ -60,8 +60,11 @@ class PrefixBalancing(SplitAndPrune):
         limit: float = 3.0,
         grid: int = 4,
         lr: float = 1e-3,
+        num_cells: Sequence[int] | None = None,
         **split_prune: float,
     ):
+        if num_cells is not None and max(num_cells) > 1:
+            raise ValueError('balancing by prefix is for layers of whole images: with cells use Split-and-Prune')
         super().__init__(weights, ddl_of_layer, reduce_fn=reduce_fn, dtype=dtype, **split_prune)
         if rate < 0 or limit <= 0 or grid < 1 or lr <= 0:
             raise ValueError(
@@ -101,7 +104,7 @@ class PrefixBalancing(SplitAndPrune):
         K = distances.shape[1]
         with torch.autocast(distances.device.type, enabled=False):
             read = candidates.of_features(self._read)
-            log_q = (read @ self.forecasts[self.uses[layer]].t()).log_softmax(1)  # [B, K]
+            log_q = (read @ self.forecasts[self.ddl_of_layer[layer]].t()).log_softmax(1)  # [B, K]
         spread = distances.std(1, keepdim=True)
         values = self.rate * spread * (log_q + math.log(K)).clamp(-self.limit, self.limit)
         return Penalty(values, Forecast(read, log_q.exp()))
@@ -125,7 +128,7 @@ class PrefixBalancing(SplitAndPrune):
             error = q - F.one_hot(codes[:, layer], q.shape[1])  # of the cross entropy, with respect to the logits
             if dropped is not None:
                 error = error * ~dropped[:, layer, None]
-            self.gradients[self.uses[layer]].addmm_(error.t(), read)
+            self.gradients[self.ddl_of_layer[layer]].addmm_(error.t(), read)
         self.flat.grad[0] += len(codes)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddn_networks import samplers
 from ddn_networks.blocks import ResBlock, num_groups
+from ddn_networks.cells import checked_grid
 from ddn_networks.conditions import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
@@ -91,6 +92,7 @@ class RecurrentDDN(Network):
         base_width: feature channels at full size.
         multipliers: feature channels of each size in units of ``base_width``, fine to coarse; sizes halve.
         num_blocks: residual blocks of each size on the way down, and on the way up.
+        grid: cells that choose at every step, an int or (rows, columns). See ``cells``.
         features: channels that the DDL gets; with ``leak_choice`` half of them make the candidates.
         carry_features: a step sees the features of the one before, not its image and leak alone.
         embed_step: a step gets its number as an embedding.
@@ -119,6 +121,7 @@ class RecurrentDDN(Network):
         augment_dim: int = 0,
         conditions: Sequence[str] = (),
         condition_optional: bool = False,
+        grid: int | Sequence[int] = 1,
     ):
         super().__init__()
         if not multipliers or min(base_width, num_blocks, features, *multipliers) < 1:
@@ -134,7 +137,8 @@ class RecurrentDDN(Network):
         self.augment_dim = augment_dim
         self.dropout = dropout
         self.num_layers = num_layers
-        self.layer_spec = LayerSpec(self.img_resolution, features, num_nodes)
+        grid = checked_grid(grid, self.img_resolution)
+        self.layer_spec = LayerSpec(self.img_resolution, features, num_nodes, grid)
         widths = [base_width * m for m in multipliers]
         self.input_channels = [  # of the parts of `_step_input`
             img_channels,
@@ -150,14 +154,14 @@ class RecurrentDDN(Network):
         self.step_shift = nn.Linear(2 * STEP_FREQUENCIES, base_width) if embed_step else None
         self.norm_out = nn.GroupNorm(num_groups(base_width), base_width, eps=1e-6)
         self.conv_out = nn.Conv2d(base_width, features, 3, padding=1)
-        self.ddls = nn.ModuleList([DDL(features, num_nodes, img_channels, leak_choice)])
+        self.ddls = nn.ModuleList([DDL(features, num_nodes, img_channels, leak_choice, grid)])
         for conv in (self.unet.conv_in, self.conv_out):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
 
     @property
     def num_layers(self) -> int:
-        """L: how many integers name an image. Settable; a snapshot keeps the L of the constructor."""
+        """L, the number of steps. Settable; a snapshot keeps the L of the constructor."""
         return self._num_layers
 
     @num_layers.setter

@@ -1,7 +1,8 @@
 """Who answers "which of these K?": samplers are plain functions ``(candidates, layer, codes) -> Choice``.
 
-Legend: B images, K nodes, L layers. ``codes`` [B, L] is the latent; the sampler of layer l is given ``codes[:, :l]``,
-the choices so far, and answers ``codes[:, l]``. A sampler keeps no state between layers.
+Legend: B images, K nodes, L layers, n cells of a layer (``cells``; 1 where it asks for the whole image), D codes, the
+sum of n over the layers. ``codes`` [B, D] is the latent, layer by layer; the sampler of a layer is given the d choices
+so far, ``codes[:, :d]``, and answers ``codes[:, d : d + n]``. A sampler keeps no state between layers.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from ddn_networks.candidates import Candidates, area_resize
 class Choice(NamedTuple):
     """A sampler's answer for one layer.
 
-    codes: [B] int64, the chosen node of each image.
-    distances: [B, K] the criterion of the choice (smaller is better), or None where nothing was compared.
-    dropped: [B] bool, where Chain Dropout replaced the choice; None if nowhere. Such codes are not counted as matches
-        by Split-and-Prune.
+    codes: int64, the chosen node of each image, [B], or of each cell, [B, n].
+    distances: [B, K] or [B, K, n], the criterion of the choice (smaller is better), or None where nothing was
+        compared.
+    dropped: bool, as codes, where Chain Dropout replaced the choice; None if nowhere. Such codes are not counted as
+        matches by Split-and-Prune.
     parents: [B] int64, which of the B partial images each code continues (beam search), or None for "its own".
     evidence: what the penalty on the choice was computed from, for the ``observe`` of the balancing that made it.
     """
@@ -73,46 +75,55 @@ def nearest_to(target: Pyramid, penalty: PenaltyFn | None = None) -> Sampler:
         if penalty is None:
             return Choice(distances.argmin(1), distances)
         added = penalty(candidates, layer, distances)
-        return Choice((distances + added.values).argmin(1), distances, evidence=added.evidence)
+        values = added.values if distances.ndim == 2 else added.values.unsqueeze(-1)
+        return Choice((distances + values).argmin(1), distances, evidence=added.evidence)
 
     return sampler
 
 
 def given(codes: torch.Tensor) -> Sampler:
-    """The nodes named by ``codes`` [B, L] int64: decoding."""
-    of_layers = codes.unbind(1)
-    return lambda candidates, layer, so_far: Choice(of_layers[layer])
+    """The nodes named by ``codes`` [B, D] int64: decoding."""
+    return lambda candidates, layer, so_far: Choice(of_layer(codes, candidates, so_far))
+
+
+def of_layer(table: torch.Tensor, candidates: Candidates, so_far: torch.Tensor) -> torch.Tensor:
+    """The columns of ``table`` [B, D] that belong to a layer, given its candidates and the codes so far [B, d]: [B] for
+    the whole image, [B, n] for n cells."""
+    d, n = so_far.shape[1], candidates.num_cells
+    return table[:, d] if n == 1 else table[:, d : d + n]
 
 
 def uniform_codes(num_nodes: list[int], seeds: list[int]) -> torch.Tensor:
-    """Uniform codes [B, L] int64, one row per seed (Section 3, "How to generation").
+    """Uniform codes [B, D] int64, one row per seed (Section 3, "How to generation"). ``num_nodes``: K of each of the D
+    codes (``Network.code_nodes``).
 
     A row depends on its seed alone, so a seed names the same image at any batch size, rank count and device. Of a seed
     PyTorch's generator reads the lower 32 bits: s and s + 2^32 are the same image.
     """
     K = torch.tensor(num_nodes, dtype=torch.float64)
     rows = [torch.rand(len(num_nodes), generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
-    return (torch.stack(rows) * K).long() if rows else torch.zeros(0, len(num_nodes), dtype=torch.long)  # [B, L]
+    return (torch.stack(rows) * K).long() if rows else torch.zeros(0, len(num_nodes), dtype=torch.long)  # [B, D]
 
 
 def chain_dropout_codes(
     num_nodes: list[int], probability: float, batch_size: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """The choices that chance makes: [batch_size, L] int64, a uniform code with ``probability``, else -1 (Section 3.3).
+    """The choices that chance makes: [batch_size, D] int64, a uniform code with ``probability``, else -1 (Section 3.3).
 
     One table serves the whole batch: the ranks and rounds of a step each take their rows of it.
     """
     K = torch.tensor(num_nodes, dtype=torch.float64)
     chance, value = torch.rand(2, batch_size, len(num_nodes), generator=generator, dtype=torch.float64)
-    return torch.where(chance < probability, (value * K).long(), -1)  # [B, L]
+    return torch.where(chance < probability, (value * K).long(), -1)  # [B, D]
 
 
 def chain_dropout(sampler: Sampler, by_chance: torch.Tensor) -> Sampler:
-    """``sampler``, but the codes ``by_chance`` [B, L] where they are not -1 (see ``chain_dropout_codes``)."""
+    """``sampler``, but the codes ``by_chance`` [B, D] where they are not -1 (see ``chain_dropout_codes``)."""
 
     def dropping(candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
         choice = sampler(candidates, layer, codes)
-        dropped = by_chance[:, layer] >= 0
-        return choice._replace(codes=torch.where(dropped, by_chance[:, layer], choice.codes), dropped=dropped)
+        chance = of_layer(by_chance, candidates, codes)
+        dropped = chance >= 0
+        return choice._replace(codes=torch.where(dropped, chance, choice.codes), dropped=dropped)
 
     return dropping

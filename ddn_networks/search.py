@@ -24,7 +24,8 @@ def nearest(
     share_prefixes: bool = False,
 ) -> 'Output':
     """``Network.reconstruct`` with a beam; exhaustive where the beam is as wide as the last layer's tree."""
-    if beam >= math.prod(net.num_nodes[:-1]) and (condition is None or len(condition) == 1):
+    before = net.code_nodes[: net.code_slices[-1].start]  # of all layers but the last
+    if beam >= math.prod(before) and (condition is None or len(condition) == 1):
         codes = nearest_leaf(net, images, condition)
         return net(samplers.given(codes), len(codes), condition)
     guidance = guided_sampling.Guidance([guides.l2(images)], beam=beam)
@@ -35,11 +36,12 @@ def nearest(
 def nearest_leaf(
     net: 'Network', images: torch.Tensor, condition: torch.Tensor | None = None, at_once: int = 1024
 ) -> torch.Tensor:
-    """The codes [B, L] of the nearest of all K^L images, each drawn once for all of ``images``; the condition has one
+    """The codes [B, D] of the nearest of all K^D images, each drawn once for all of ``images``; the condition has one
     row."""
-    bases = torch.tensor([math.prod(net.num_nodes[l + 1 :]) for l in range(net.num_layers)])
-    K = torch.tensor(net.num_nodes)
-    num_leaves = math.prod(net.num_nodes)
+    nodes = net.code_nodes
+    bases = torch.tensor([math.prod(nodes[d + 1 :]) for d in range(len(nodes))])
+    K = torch.tensor(nodes)
+    num_leaves = math.prod(nodes)
     target = images.flatten(1).to(torch.promote_types(net.ddls[0].weight.dtype, torch.float32))  # [B, C H W]
     best = target.new_full((len(target),), math.inf)
     found = torch.zeros(len(target), dtype=torch.int64, device=target.device)
@@ -55,18 +57,19 @@ def nearest_leaf(
 
 @torch.no_grad()
 def branches(net: 'Network', prefixes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-    """All K candidates [B, K, C, h, w] of the layer after the codes ``prefixes`` [B, l]; see ``Network.branches``."""
+    """All K candidates [B, K, C, h, w] of the layer after the codes ``prefixes`` [B, d]; see ``Network.branches``."""
     codes = prefixes.to(net.device)
-    l = codes.shape[1]
-    if l == net.num_layers:
-        raise ValueError(f'codes of all {l} layers name a leaf of the tree; it has no children')
+    if codes.shape[1] == net.num_codes:
+        raise ValueError(f'codes of all {net.num_layers} layers name a leaf of the tree; it has no children')
+    l = next(layer for layer, columns in enumerate(net.code_slices) if columns.start == codes.shape[1])
+    cells = net.specs[l].num_cells
     found = []
 
     def sampler(candidates: Candidates, layer: int, so_far: torch.Tensor) -> samplers.Choice:
         if layer < l:
-            return samplers.Choice(codes[:, layer])
+            return samplers.Choice(samplers.of_layer(codes, candidates, so_far))
         found.append(next(candidates.chunks(net.num_nodes[l]))[1])
-        return samplers.Choice(codes.new_zeros(len(codes)))
+        return samplers.Choice(codes.new_zeros(len(codes), cells))
 
     next(itertools.islice(net.walk(sampler, len(codes), condition), l, None))
     return found[0]

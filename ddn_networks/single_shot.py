@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddn_networks import pixel_maps, samplers
 from ddn_networks.blocks import ResBlock
+from ddn_networks.cells import checked_grid
 from ddn_networks.conditions import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
@@ -38,6 +39,8 @@ class DDN(Network):
             C // 2 - c // 2, or 'centred', (C - c) // 2, as networks of earlier revisions have it.
         augment_dim: labels that the augment pipe gives an image in training, 0 for none; they enter like a condition,
             in the channels beside it, and are zero everywhere else.
+        grids: cells that choose, one grid per scale or one per layer, each an int or (rows, columns); () for whole
+            images everywhere. See ``cells``.
         repeat_blocks: all blocks of a scale after its first are one, applied again and again with one DDL: Recurrence
             Iteration (Fig. 3c) within a single-shot generator.
     """
@@ -58,6 +61,7 @@ class DDN(Network):
         conditions: Sequence[str] = (),
         condition_optional: bool = False,
         condition_placement: str = 'published',
+        grids: Sequence[int | Sequence[int]] = (),
     ):
         super().__init__()
         if condition_placement not in ('published', 'centred'):
@@ -78,10 +82,14 @@ class DDN(Network):
         self.condition_placement = condition_placement
         self.dropout = dropout
         sizes = scale_sizes(self.img_resolution, len(channels))
-        self.specs = [
+        specs = [
             LayerSpec(size, c, k)
             for size, c, n, k in zip(sizes, channels, num_blocks, num_nodes, strict=True)
             for _ in range(n)
+        ]
+        self.specs = [
+            spec._replace(grid=checked_grid(grid, spec.size))
+            for spec, grid in zip(specs, _grids_of_layers(grids, num_blocks), strict=True)
         ]
         # The constant that the network begins with. At 1x1 it is the published one; a larger first scale learns where
         # it is, since convolutions cannot tell the places of a constant image apart.
@@ -100,7 +108,7 @@ class DDN(Network):
                 continue
             self.ddl_of_layer.append(len(self.blocks))
             self.blocks.append(ResBlock(before.channels, spec.channels, up=up, dropout=dropout))
-            self.ddls.append(DDL(spec.channels, spec.num_nodes, img_channels, leak_choice))
+            self.ddls.append(DDL(spec.channels, spec.num_nodes, img_channels, leak_choice, spec.grid))
             before = spec
 
     def layer_modules(self, layer: int) -> list[nn.Module]:
@@ -152,6 +160,18 @@ class DDN(Network):
             image, x = selection.partial, selection.next_input  # [B or U, C or C_l, H_l, W_l]
             codes, shared = selection.codes, selection.sharing
             yield selection
+
+
+def _grids_of_layers(
+    grids: Sequence[int | Sequence[int]], num_blocks: Sequence[int]
+) -> list[int | Sequence[int]]:
+    """One grid per layer, from one per scale or per layer, or none; ValueError where there are as many of neither."""
+    L = sum(num_blocks)
+    if len(grids) == L:
+        return list(grids)
+    if grids and len(grids) != len(num_blocks):
+        raise ValueError(f'grids needs one for each of {len(num_blocks)} scales or {L} layers, not {len(grids)}')
+    return [grid for grid, n in zip(grids or [1] * len(num_blocks), num_blocks, strict=True) for _ in range(n)]
 
 
 def _add_to_channels(x: torch.Tensor, first: int, y: torch.Tensor) -> torch.Tensor:

@@ -92,7 +92,7 @@ class SplitAndPrune(UsageCounter):
     (``requires_grad=False``), take ``UsageCounter``.
 
     Args:
-        weights, ddl_of_layer, reduce_fn, dtype: see ``UsageCounter``.
+        weights, ddl_of_layer, reduce_fn, dtype, num_cells: see ``UsageCounter``.
         split_at, prune_at, pairs, confidence: see ``make_plan``.
         memory: counts are scaled down to at most this many matches per node, so that old matches are forgotten.
             Infinite in the paper.
@@ -109,8 +109,9 @@ class SplitAndPrune(UsageCounter):
         pairs: int = 1,
         confidence: float = 0.0,
         memory: float = torch.inf,
+        num_cells: Sequence[int] | None = None,
     ):
-        super().__init__(weights, ddl_of_layer, reduce_fn, dtype)
+        super().__init__(weights, ddl_of_layer, reduce_fn, dtype, num_cells)
         if pairs < 1 or memory <= 0 or not 0 <= prune_at < split_at or not confidence >= 0:
             raise ValueError(
                 'Split-and-Prune needs pairs >= 1, memory > 0, 0 <= prune_at < split_at and confidence >= 0, not '

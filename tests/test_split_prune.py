@@ -278,7 +278,7 @@ def observed(balance, columns: list[list[int]], spread: float = 1.0) -> None:
     """Observe codes, with distances that have the standard deviation ``spread`` over the nodes."""
     codes = torch.tensor(columns)
     distances = []
-    for w in balance.ddl_of_layer.tolist():
+    for w in balance.ddl_of_layer:
         d = torch.arange(float(len(balance.weights[w]))).expand(len(codes), -1)
         distances.append(d / d.std(1, keepdim=True) * spread)
     balance.observe(codes, None, distances)

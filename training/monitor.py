@@ -19,13 +19,13 @@ class UsageWindow:
 
     def __init__(self, balancer: UsageCounter):
         self.num_nodes = balancer.num_nodes  # [W]
-        self.ddl_of_layer = balancer.ddl_of_layer  # [L]
+        self.ddl_of_code = balancer.ddl_of_code  # [D]
         self.counts = torch.zeros_like(balancer.counts)  # [W, K] of this rank
 
     def observe(self, codes: torch.Tensor, dropped: torch.Tensor | None) -> None:
-        """Count codes [B, L] that were matched, not dropped."""
+        """Count codes [B, D] that were matched, not dropped."""
         hits = torch.ones_like(codes, dtype=self.counts.dtype) if dropped is None else (~dropped).to(self.counts.dtype)
-        self.counts.index_put_((self.ddl_of_layer.expand_as(codes), codes), hits, accumulate=True)
+        self.counts.index_put_((self.ddl_of_code.expand_as(codes), codes), hits, accumulate=True)
 
     def dead_share(self) -> torch.Tensor:
         """[W] share of nodes that were not matched once in the window of this rank."""
