@@ -97,15 +97,17 @@ class Candidates:
         dtype = torch.promote_types(torch.promote_types(self.weight.dtype, self._features.dtype), torch.float32)
         return dtype if self._base is None else torch.promote_types(dtype, self._base.dtype)
 
-    def pixels(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> 'Candidates':
+    def pixels(self, fn: Callable[[torch.Tensor], torch.Tensor], within_cells: bool = False) -> 'Candidates':
         """The candidates after a linear map over pixels, the same for every channel: A(W F + b) = W (A F) + A b.
 
         ``fn`` takes [B, any channels, H, W] and returns [B, the same channels, H', W']. It must be linear (area
-        pooling, a mask, a blur, a crop, a warp), and must not mix channels or images.
+        pooling, a mask, a blur, a crop, a warp), and must not mix channels or images. ``within_cells``: nor cells; only
+        then the result has the cells of these candidates, else it is compared as whole images.
         """
         with full_precision(self.weight):
             base = None if self.base is None else fn(self.base.to(self.dtype))
-            return Candidates(self.weight, fn(self.features.to(self.dtype)), base, grid=self.grid)
+            grid = self.grid if within_cells else WHOLE
+            return Candidates(self.weight, fn(self.features.to(self.dtype)), base, grid=grid)
 
     def channels(self, matrix: torch.Tensor) -> 'Candidates':
         """The candidates after a linear map over image channels, [C', C]: T(W F + b) = (T W) F + T b."""

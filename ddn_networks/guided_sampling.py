@@ -128,13 +128,22 @@ def sampler(guidance: Guidance, chance: Randomness, img_resolution: tuple[int, i
     def guided(candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
         rows, K = candidates.shape[0], candidates.num_nodes
         device = candidates.device
+        n = candidates.num_cells
+
+        def own(table: torch.Tensor) -> torch.Tensor:
+            return samplers.of_layer(table.to(device), candidates, codes)  # [B] or [B, n]
+
         if not guidance.asks(layer):
-            return Choice(chance.codes[:, layer].to(device).repeat_interleave(b))
+            return Choice(own(chance.codes).repeat_interleave(b, 0))
+        if n > 1 and b > 1:
+            raise ValueError(f'a beam of {b} keeps whole images, and layer {layer} chooses per cell: use a beam of 1')
         full = candidates
         if any(guide.full_size for guide in guidance.guides):
             full = candidates.pixels(lambda x: pixel_maps.upsample(x, img_resolution))
         distances = [guide(full if guide.full_size else candidates, layer) for guide in guidance.guides]
-        spare = _copies_of_first(codes.unflatten(0, (rows // b, b)))  # [B, b]
+        if n > 1:  # cells are images of their own
+            distances, rows = [d.transpose(1, 2).flatten(0, 1) for d in distances], rows * n  # [B n, K]
+        spare = _copies_of_first(codes.repeat_interleave(n, 0).unflatten(0, (rows // b, b)))  # [B, b]
         spare = spare[..., None].expand(-1, -1, K).flatten(1)  # [B, b K]
         distances, never = _forbidden([d.reshape(rows // b, b * K) for d in distances], spare)
         weights = [guide.weight for guide in guidance.guides]
@@ -142,12 +151,15 @@ def sampler(guidance: Guidance, chance: Randomness, img_resolution: tuple[int, i
             scores = guidance.combine(distances, weights).masked_fill(never, math.inf)
         else:
             scores = distances[0]
-        ties = (chance.ties[:, layer].to(device) * K).long()  # [B]
+        ties = (own(chance.ties).flatten() * K).long()  # [B]
         order = _turned(ties, b * K)  # [B, b K]: equal scores are taken in a random order
         turned = scores.gather(1, order)
         if b == 1:
-            pick = guidance.choose(turned, chance.choice[:, layer].to(device))  # [B]
-            return Choice(order.gather(1, pick[:, None])[:, 0], scores)
+            pick = guidance.choose(turned, own(chance.choice).flatten())  # [B]
+            chosen = order.gather(1, pick[:, None])[:, 0]
+            if n == 1:
+                return Choice(chosen, scores)
+            return Choice(chosen.view(-1, n), scores.unflatten(0, (-1, n)).transpose(1, 2))
         best = turned.sort(dim=1, stable=True).indices[:, :b]  # [B, b], the best first
         best = order.gather(1, best)
         best = torch.where(never.gather(1, best), best[:, :1], best)

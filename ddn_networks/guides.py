@@ -19,6 +19,7 @@ import torch
 
 from ddn_networks import pixel_maps
 from ddn_networks.candidates import Candidates
+from ddn_networks.cells import to_cells
 
 MAX_CANDIDATES = 256  # pictures that a guide which must see them gets at once
 
@@ -27,8 +28,8 @@ class Guide(NamedTuple):
     """One condition.
 
     name: what errors call it.
-    distances: (candidates, layer) -> [B, K], smaller is better; NaN is an error, and +inf is "never", whatever the
-        weight, as long as anything else is left.
+    distances: (candidates, layer) -> [B, K], or [B, K, n] where the layer has n cells, smaller is better; NaN is an
+        error, and +inf is "never", whatever the weight, as long as anything else is left.
     weight: its influence beside other guides.
     full_size: true where the candidates must come at the network's resolution, whatever the layer's.
     """
@@ -39,15 +40,24 @@ class Guide(NamedTuple):
     full_size: bool = False
 
     def __call__(self, candidates: Candidates, layer: int) -> torch.Tensor:
-        """[B, K] float32 or wider. Raises ValueError naming the guide and the layer where ``distances`` fails."""
-        expected = [candidates.shape[0], candidates.num_nodes]
+        """[B, K] or [B, K, n], float32 or wider. Raises ValueError naming the guide and the layer where ``distances``
+        fails."""
+        whole = [candidates.shape[0], candidates.num_nodes]
+        n = candidates.num_cells
+        expected = whole if n == 1 else [*whole, n]
         try:
             distances = torch.as_tensor(self.distances(candidates, layer))
         except Exception as error:  # whatever a user's function raises
             raise ValueError(f'guide {self.name} failed at layer {layer}: {error}') from error
         if list(distances.shape) != expected:
+            if list(distances.shape) == whole:
+                raise ValueError(
+                    f'guide {self.name} compares whole images, and layer {layer} chooses per cell of a '
+                    f'{candidates.grid[0]}x{candidates.grid[1]} grid: ask it at layers without cells (--guide-layers)'
+                )
+            shape = '[B, K]' if n == 1 else '[B, K, n]'
             raise ValueError(
-                f'guide {self.name} at layer {layer} gave distances {list(distances.shape)}, not [B, K] = {expected}'
+                f'guide {self.name} at layer {layer} gave distances {list(distances.shape)}, not {shape} = {expected}'
             )
         if distances.isnan().any():
             raise ValueError(f'guide {self.name} at layer {layer} gave NaN')
@@ -114,7 +124,9 @@ def superres(low: torch.Tensor, weight: float = 1.0) -> Guide:
         size = tuple(min(a, b) for a, b in zip(candidates.shape[2:], low.shape[2:], strict=True))
         if size not in made:
             made[size] = pixel_maps.box(low, size)
-        pooled = candidates.pixels(lambda x: pixel_maps.box(x, size))
+        sides = zip(candidates.shape[2:], size, candidates.grid, strict=True)
+        within = all(side % pooled == 0 and pooled % cells == 0 for side, pooled, cells in sides)
+        pooled = candidates.pixels(lambda x: pixel_maps.box(x, size), within)
         return pooled.distances(pixel_maps.like(made[size], pooled))
 
     return Guide('superres', distances, weight)
@@ -174,7 +186,11 @@ def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name:
         mean, known = made[size]
         mean = pixel_maps.like(mean, candidates)  # [B, C, H, W]
         root = pixel_maps.repeat(known.to(mean).sqrt(), len(mean))  # [B, 1, H, W]
-        total = candidates.pixels(lambda x: x * root).distances(mean * root)
+        total = candidates.pixels(lambda x: x * root, within_cells=True).distances(mean * root)
+        if candidates.num_cells > 1:
+            area = to_cells(root.square(), candidates.grid).flatten(1)  # [B n, h w]
+            share = area.mean(1).clamp(min=1e-12).view(len(root), 1, -1)  # of each cell that is known
+            return total / share
         return total * (size[0] * size[1] / root.square().sum((1, 2, 3)))[:, None]
 
     return Guide(name, distances, weight)

@@ -16,10 +16,12 @@ from ddn_networks import (
     UsageCounter,
     cells,
     closed_forms,
+    guides,
     samplers,
 )
 from ddn_networks.candidates import Candidates, area_resize
 from ddn_networks.ddl import DDL
+from ddn_networks.guided_sampling import Guidance, by_distance, temperature, top_k
 
 # B, K, C, F, H, W, grid
 SHAPES = [
@@ -335,3 +337,84 @@ def test_without_grids_nothing_changes():
     torch.manual_seed(0)
     ones = DDN(8, 1, [8, 8], [2, 1], [4, 3], grids=[1, (1, 1), 1]).eval()
     assert torch.equal(plain.sample(5)[0], ones.sample(5)[0]) and plain.num_codes == plain.num_layers == 3
+
+
+# Guides.
+
+
+def slow_guide(c: Candidates, of_cell) -> torch.Tensor:
+    """[B, K, n] of a function of the rendered candidates of a cell, [B, K, C, h, w], and of its place."""
+    images = rendered(c)
+    return torch.stack([of_cell(images[..., y, x], (y, x)) for y, x in slices(*c.shape[2:], c.grid)], 2)
+
+
+def test_guides_that_stay_within_cells_are_exact():
+    c, target = make(2, 6, 3, 8, 8, 12, (2, 3))
+    mask = (torch.rand(1, 1, 8, 12, generator=torch.Generator().manual_seed(1)) > 0.4).float()
+    low = F.avg_pool2d(target, 2)
+    luma = torch.tensor(guides.pixel_maps.LUMA).double().view(3, 1, 1)
+    grey = (target * luma.float()).sum(1, keepdim=True)
+    cases = {
+        guides.l2(target): lambda images, at: (images - target[(..., *at)][:, None]).square().mean((2, 3, 4)),
+        guides.superres(low): lambda images, at: (
+            F.avg_pool2d(images.flatten(0, 1), 2).unflatten(0, (2, 6)) - F.avg_pool2d(target[(..., *at)], 2)[:, None]
+        ).square().mean((2, 3, 4)),
+        guides.inpaint(target, mask): lambda images, at: (
+            (images - target[(..., *at)][:, None]).square() * mask[(0, 0, *at)]
+        ).sum((2, 3, 4)) / (3 * mask[(0, 0, *at)].sum()),
+        guides.colorization(grey): lambda images, at: (
+            (images * luma).sum(2) - grey[(slice(None), 0, *at)][:, None]
+        ).square().mean((2, 3)),
+    }
+    for guide, of_cell in cases.items():
+        torch.testing.assert_close(guide(c, 0).double(), slow_guide(c, of_cell).double(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_hole_as_large_as_a_cell_guides_nothing_there():
+    c, target = make(2, 6, 3, 8, 8, 8, (2, 2))
+    mask = torch.ones(1, 1, 8, 8)
+    mask[..., :4, :4] = 0
+    distances = guides.inpaint(target, mask)(c, 0)
+    assert not distances[:, :, 0].any() and distances[:, :, 1:].min() > 0
+
+
+@pytest.mark.parametrize('choose, varied', [(top_k(1), False), (top_k(3), True), (temperature(0.01), True)])
+def test_guided_generation_chooses_per_cell(choose, varied):
+    net = networks()['per layer'].eval()
+    target = torch.rand(1, 3, 12, 8) * 2 - 1
+    images, codes = net.sample(3, guide=Guidance([guides.l2(target)], choose))
+    torch.testing.assert_close(net.decode(codes), images, atol=1e-5, rtol=0)
+    assert torch.equal(codes[0], codes[1]) != varied
+    nearest = net.encode(target)
+    greedy = net.sample(2, guide=Guidance([guides.l2(target)], top_k(1)))[1]
+    assert torch.equal(greedy, nearest.expand(2, -1))
+    free = net.sample(3)[0]
+    assert (images - target).square().mean() < (free - target).square().mean()
+    both = Guidance([guides.l2(target), guides.l2(target, weight=2.0)], top_k(1))
+    assert torch.equal(net.sample(2, guide=both)[1], greedy)
+    summed = both._replace(combine=by_distance)
+    assert torch.equal(net.sample(2, guide=summed)[1], greedy)
+
+
+def test_layers_that_ask_no_guide_take_the_code_of_the_seed():
+    net = networks()['per layer'].eval()
+    target = torch.rand(1, 3, 12, 8)
+    codes = net.sample(4, seed=3, guide=Guidance([guides.l2(target)], layers=(0, 1)))[1]
+    free = net.sample(4, seed=3)[1]
+    assert torch.equal(codes[:, 7:], free[:, 7:]) and not torch.equal(codes[:, :7], free[:, :7])
+
+
+def test_guides_that_see_whole_images_are_for_layers_without_cells():
+    net = networks()['per layer'].eval()
+    black = guides.l1(torch.rand(1, 3, 12, 8))
+    with pytest.raises(ValueError, match='guide l1 compares whole images, and layer 1 chooses per cell of a 3x2 grid'):
+        net.sample(2, guide=black)
+    with pytest.raises(ValueError, match='guide superres compares whole images, and layer 2'):
+        net.sample(2, guide=guides.superres(torch.rand(1, 3, 3, 2)))  # pooled to one pixel a cell, then to fewer
+    with pytest.raises(ValueError, match='guide blur compares whole images'):
+        net.sample(2, guide=guides.blur(torch.rand(1, 3, 12, 8), 1.0))
+    net.sample(2, guide=Guidance([black], layers=(0, 0)))
+    with pytest.raises(ValueError, match='a beam of 3 keeps whole images, and layer 1 chooses per cell'):
+        net.sample(2, guide=Guidance([guides.l2(torch.rand(1, 3, 12, 8))], beam=3))
+    beam = net.sample(2, guide=Guidance([black], beam=3, layers=(0, 0)))[1]
+    assert beam.shape == (2, 63)
