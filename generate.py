@@ -289,7 +289,7 @@ def check_options(ctx: click.Context) -> None:
 @option_group(
     'Images to generate',
     click.option('--seeds', metavar='LIST', type=Ints(), default='0-63', help='Seeds, such as 0-63 or 1,5,9-12'),
-    click.option('--codes', metavar='FILE', help='Decode these latents instead: .npz, .npy or text, [N, L]'),
+    click.option('--codes', metavar='FILE', help='Decode these latents instead: .npz, .npy or text, [N, D]'),
     click.option('--reconstruct', metavar='ZIP|DIR', help='Encode and decode these images instead'),
     click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='Reconstruct only the first images'),
     click.option('--batch', metavar='INT', type=BATCH, default=64, help='Images at a time'),

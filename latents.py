@@ -80,7 +80,7 @@ def open_network(
 
 
 def load_codes(path: str, net: Network | None = None) -> tuple[CodeFile, torch.Tensor]:
-    """A file of codes and its codes [N, L] as a tensor, which must fit the network, if there is one."""
+    """A file of codes and its codes [N, D] as a tensor, which must fit the network, if there is one."""
     file = read_code_file(path)
     table = torch.from_numpy(file.codes)
     return file, table if net is None else net.check_codes(table)
@@ -173,13 +173,14 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
     Greedy choices need not end nearest; --beam=N tracks N partial images: better latents at about N times the cost, or
     less where the images of a batch share their first choices.
 
-    The file holds codes [N, L], names, labels (or vectors) if the dataset has any, and K of each layer; NumPy reads it.
+    The file holds codes [N, D] (one per layer, or per cell of it), names, labels (or vectors) if the dataset has any,
+    and K of each code; NumPy reads it.
     """
     if not dest.endswith('.npz'):
         raise ValueError(f'--dest={dest}: the file of codes, names and labels is an .npz')
     net, given = open_network(**net_options)
     if bits:
-        codes.bit_widths(net.num_nodes)
+        codes.bit_widths(net.code_nodes)
         require_writable('--bits', bits, [dest])
     archive = ImageArchive(data)
     labels = read_labels(archive)
@@ -203,7 +204,7 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
     file = CodeFile(
         table.numpy(),
         np.array(archive.names()[:count]),
-        num_nodes=np.array(net.num_nodes),
+        num_nodes=np.array(net.code_nodes),
         data=lasting_path(data),
     )
     if labels is not None:
@@ -211,7 +212,7 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
     write_code_file(dest, file)
     if bits:
         with atomic_write(bits, 'w') as f:
-            f.write('\n'.join(codes.to_bits(table, net.num_nodes)) + '\n')
+            f.write('\n'.join(codes.to_bits(table, net.code_nodes)) + '\n')
     distinct = len(table.unique(dim=0))
     click.echo(printable(
         f'{count} images, {net.num_bits:g} bits each, {distinct} distinct latents, '
@@ -238,7 +239,7 @@ def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None
     if codes_file:
         file, table = load_codes(codes_file, net)
     else:
-        table = codes.from_bits(bit_strings(bits), net.num_nodes)
+        table = codes.from_bits(bit_strings(bits), net.code_nodes)
         file = CodeFile(table.numpy())
     names = [f'{i:06d}.png' for i in range(len(table))]
     if file.names is not None:
@@ -302,7 +303,9 @@ def tree_command(codes_file, data, sheet, node, shown, children, **net_options) 
     if net_options['class_'] is not None and file.labels is not None:
         below = below[torch.from_numpy(file.labels)[below] == net_options['class_']]
     name = ','.join(map(str, node)) or 'root'
-    branches = net.branches(prefix, condition)[0] if len(node) < net.num_layers else None
+    if len(node) > net.num_whole_layers:
+        raise ValueError(f'--node={name}: the tree is of the first {net.num_whole_layers} layers, which have no cells')
+    branches = net.branches(prefix, condition)[0] if len(node) < net.num_whole_layers else None
     image = net.branches(prefix[:, :-1], condition)[0, node[-1]] if node else branches.mean(0)
     H, W = net.img_resolution
     rows = [[Tile(_full_size(image[None], H, W)[0], f'{name}: {len(below)}')], []]
@@ -442,7 +445,7 @@ def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -
     if layers > net.num_layers:
         raise ValueError(f'--layers={layers}: this network has {net.num_layers} layers')
     a, b = rows_of(table, coarse, codes_file, '--coarse'), rows_of(table, fine, codes_file, '--fine')
-    mixed = codes.swap(a, b, layers)  # [A, B, L]
+    mixed = codes.swap(a, b, net.code_slices[layers - 1].stop if layers else 0)  # [A, B, D]
     rows_of_condition = [*coarse, *fine, *(row for row in coarse for _ in fine)]
     condition = RowConditions(given, file, data)
     table = torch.cat([a, b, mixed.flatten(0, 1)])

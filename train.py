@@ -71,6 +71,14 @@ def int_list(text: str | None, name: str) -> list[int] | None:
     return values
 
 
+def grid_list(text: str) -> list[list[int]]:
+    """'1,2x4' as [[1, 1], [2, 4]]."""
+    found = [re.fullmatch(r'\s*([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?\s*', part) for part in text.split(',')]
+    if None in found:
+        raise click.ClickException(f'--grids={text}: give numbers of cells a side, such as 1,2,4 or 1x1,2x4')
+    return [[int(m[1]), int(m[2] or m[1])] for m in found]
+
+
 def condition_options(o: dict[str, Any], dataset: ImageFolderDataset) -> tuple[list[str], str | None]:
     """(names of the network's conditions, the folder or zip of pairs) that --cond and --condition ask for."""
 
@@ -122,6 +130,7 @@ def network_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, 
         'dropout': o['dropout'],
         'repeat_blocks': o['repeat_blocks'],
         'condition_placement': 'published',
+        **({'grids': grid_list(o['grids'])} if o['grids'] else {}),
     }
 
 
@@ -130,6 +139,9 @@ def recurrent_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str
     nodes = int_list(o['nodes'], 'nodes') or [64]
     if len(nodes) > 1:
         raise click.ClickException(f'--nodes={o["nodes"]}: all steps of a recurrent network share one K')
+    grids = grid_list(o['grids'] or '1')
+    if len(grids) > 1:
+        raise click.ClickException(f'--grids={o["grids"]}: all steps of a recurrent network have one grid')
     blocks = int_list(o['blocks'], 'blocks') or [2]
     if len(blocks) > 1:
         raise click.ClickException(f'--blocks={o["blocks"]}: a recurrent network has as many at each of its sizes')
@@ -141,6 +153,7 @@ def recurrent_kwargs(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str
         'base_width': o['base_width'] or 10,
         'multipliers': int_list(o['cres'], 'cres') or [1, 2, 4, 8],
         'num_blocks': blocks[0],
+        **({'grid': grids[0]} if o['grids'] else {}),
         'learning_residual': o['learning_residual'],
         'leak_choice': o['leak_choice'],
         'dropout': o['dropout'],
@@ -396,6 +409,8 @@ INT_POS = click.IntRange(min=1)
 @click.option('--nodes', metavar='LIST', type=str, help='K per scale, coarse to fine, or one number (recurrent: K)')
 @click.option('--cbase', metavar='INT', type=INT_POS, help="EDM's way: channels are cbase times cres")
 @click.option('--cres', metavar='LIST', type=str, help="EDM's way: multipliers, fine to coarse")
+@click.option('--grids', metavar='LIST', type=str,
+              help='Cells a side that choose, per scale or per layer: 1,2,4 or 1x2,4x8 (recurrent: one)  [default: 1]')
 @click.option('--repeat-blocks', metavar='BOOL', type=bool, default=False, help='The blocks of a scale share weights')
 @click.option('--steps', metavar='INT', type=INT_POS, help='recurrent: L  [default: 10]')
 @click.option('--base-width', metavar='INT', type=INT_POS, help='recurrent: --cres counts in it  [default: 10]')

@@ -1,4 +1,4 @@
-"""Latents on disk: codes [N, L] as .npz, .npy or text, and in .npz what they are the codes of."""
+"""Latents on disk: codes [N, D] as .npz, .npy or text, and in .npz what they are the codes of."""
 
 import io
 import warnings
@@ -16,8 +16,8 @@ MAX_TEXT = 256 << 20  # bytes of a text file
 
 
 class CodeFile(NamedTuple):
-    """codes: [N, L] int64. names: of the images, [N], or None. labels: class numbers [N] int64, or None. num_nodes: K
-    of each layer, [L] int64, or None. data: path of the images, or None. vectors: labels of D numbers, [N, D] float32,
+    """codes: [N, D] int64. names: of the images, [N], or None. labels: class numbers [N] int64, or None. num_nodes: K
+    of each code, [D] int64, or None. data: path of the images, or None. vectors: labels of D numbers, [N, D] float32,
     or None."""
 
     codes: np.ndarray
@@ -58,7 +58,7 @@ def _checked(name: str, key: str, array: np.ndarray, shape: tuple[int, int]) -> 
     """An array of a file with codes of ``shape`` (N, L), in the type that ``CodeFile`` has. Raises ValueError."""
     N, L = shape
     kinds, axes, words = {
-        'codes': ('iu', (N, L), 'codes [N, L]'),
+        'codes': ('iu', (N, L), 'codes [N, D]'),
         'names': ('U', (N,), 'names [N]'),
         'labels': ('iu', (N,), 'class numbers [N]'),
         'num_nodes': ('iu', (L,), 'numbers of nodes [L]'),
@@ -97,7 +97,7 @@ def write_code_file(path: str, file: CodeFile) -> None:
 
 
 def write_codes(path: str, codes: np.ndarray) -> None:
-    """Codes [N, L] alone: .npz or .npy by their endings, else text."""
+    """Codes [N, D] alone: .npz or .npy by their endings, else text."""
     with atomic_write(path) as f:
         if path.endswith('.npz'):
             np.savez(f, codes=codes)

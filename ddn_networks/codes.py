@@ -1,6 +1,7 @@
-"""Latents as data: codes [N, L] compared, cut, mixed, written as bits, and as the tree of Fig. 1b.
+"""Latents as data: codes [N, D] compared, cut, mixed, written as bits, and as the tree of Fig. 1b.
 
-Legend: N, A, B images, L layers, K nodes, Q queries, n nodes of the tree at one depth.
+Legend: N, A, B images, D codes of a latent (one per layer, or per cell of it), K nodes, Q queries, n nodes of the tree
+at one depth.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 
 
 def common_prefix(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The number of layers, from the first, that agree: codes [A, L] and [B, L] -> [A, B] int64. It is the depth of
+    """The number of layers, from the first, that agree: codes [A, D] and [B, D] -> [A, B] int64. It is the depth of
     the deepest node of the tree that both are below."""
     same = torch.ones(len(a), len(b), dtype=torch.bool, device=a.device)
     depth = torch.zeros(len(a), len(b), dtype=torch.int64, device=a.device)
@@ -24,7 +25,7 @@ def common_prefix(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def hamming(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The number of layers in which codes [A, L] and [B, L] differ: [A, B] int64."""
+    """The number of layers in which codes [A, D] and [B, D] differ: [A, B] int64."""
     distance = torch.zeros(len(a), len(b), dtype=torch.int64, device=a.device)
     for l in range(a.shape[1]):
         distance += a[:, None, l] != b[None, :, l]
@@ -32,7 +33,7 @@ def hamming(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def nearest(queries: torch.Tensor, codes: torch.Tensor, num: int, by: str = 'prefix') -> torch.Tensor:
-    """The ``num`` rows of ``codes`` [N, L] nearest to each of ``queries`` [Q, L]: [Q, num] int64, the nearest first.
+    """The ``num`` rows of ``codes`` [N, D] nearest to each of ``queries`` [Q, D]: [Q, num] int64, the nearest first.
 
     ``by`` 'prefix': the longest common prefix, and among equals the least Hamming distance; 'hamming': the other way
     round. Rows that are equal in both keep their order.
@@ -50,15 +51,15 @@ def nearest(queries: torch.Tensor, codes: torch.Tensor, num: int, by: str = 'pre
 
 
 def swap(coarse: torch.Tensor, fine: torch.Tensor, layers: int) -> torch.Tensor:
-    """The first ``layers`` codes of each row of ``coarse`` [A, L], the rest of each row of ``fine`` [B, L]: all pairs,
-    [A, B, L]."""
+    """The first ``layers`` codes of each row of ``coarse`` [A, D], the rest of each row of ``fine`` [B, D]: all pairs,
+    [A, B, D]."""
     A, B = len(coarse), len(fine)
     first = coarse[:, None, :layers].expand(A, B, -1)
     return torch.cat([first, fine[None, :, layers:].expand(A, B, -1)], 2)
 
 
 def path(start: torch.Tensor, end: torch.Tensor, coarse_first: bool = False) -> torch.Tensor:
-    """From one latent [L] to another, one layer that differs at a time: [d + 1, L] with d their Hamming distance.
+    """From one latent [D] to another, one layer that differs at a time: [d + 1, D] with d their Hamming distance.
 
     The finest layer changes first, so that the picture changes little at first; ``coarse_first`` is the other way.
     """
@@ -82,7 +83,7 @@ def bit_widths(num_nodes: Sequence[int]) -> list[int]:
 
 
 def to_bits(codes: torch.Tensor, num_nodes: Sequence[int]) -> list[str]:
-    """Codes [N, L] as N strings of 0 and 1, layer by layer, the most significant bit first. For K = 2 (Taiji-DDN,
+    """Codes [N, D] as N strings of 0 and 1, layer by layer, the most significant bit first. For K = 2 (Taiji-DDN,
     BinDDN) a character is a choice. ValueError naming the first code outside 0..K-1."""
     widths = bit_widths(num_nodes)
     for i, l in ((codes < 0) | (codes >= torch.tensor(num_nodes, device=codes.device))).nonzero()[:1].tolist():
@@ -91,7 +92,7 @@ def to_bits(codes: torch.Tensor, num_nodes: Sequence[int]) -> list[str]:
 
 
 def from_bits(texts: Sequence[str], num_nodes: Sequence[int]) -> torch.Tensor:
-    """The codes [N, L] int64 that ``to_bits`` wrote; ValueError naming the first string that is not one."""
+    """The codes [N, D] int64 that ``to_bits`` wrote; ValueError naming the first string that is not one."""
     widths = bit_widths(num_nodes)
     rows = []
     for i, text in enumerate(texts):
@@ -117,7 +118,7 @@ def groups(codes: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def under(codes: torch.Tensor, prefix: Sequence[int]) -> torch.Tensor:
-    """Rows of codes [N, L] below a node of the tree, named by its codes from the root on; all for none."""
+    """Rows of codes [N, D] below a node of the tree, named by its codes from the root on; all for none."""
     prefix = torch.as_tensor(prefix, dtype=codes.dtype, device=codes.device)
     return (codes[:, : len(prefix)] == prefix).all(1).nonzero()[:, 0]
 
@@ -125,9 +126,9 @@ def under(codes: torch.Tensor, prefix: Sequence[int]) -> torch.Tensor:
 def vote(
     codes: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, num_classes: int, min_votes: int = 1
 ) -> torch.Tensor:
-    """The latent as a decision tree (Appendix C): classes [Q] int64 of ``queries`` [Q, L].
+    """The latent as a decision tree (Appendix C): classes [Q] int64 of ``queries`` [Q, D].
 
-    Every labelled image, codes [N, L] and labels [N] int64, votes at all nodes it is under. A query takes the majority
+    Every labelled image, codes [N, D] and labels [N] int64, votes at all nodes it is under. A query takes the majority
     of the deepest node it is under that has ``min_votes`` votes or more: with 1, a node without votes inherits from its
     nearest ancestor with any, as in the paper; with k, those are its k (or more) nearest neighbours by common prefix.
     Between equal numbers of votes the ancestors decide, and after the root the lowest class.

@@ -109,6 +109,11 @@ class Network(nn.Module):
         return sum(spec.num_cells for spec in self.specs)
 
     @property
+    def num_whole_layers(self) -> int:
+        """How many layers, from the first, have no cells: the depth of the tree of latents."""
+        return next((l for l, spec in enumerate(self.specs) if spec.num_cells > 1), self.num_layers)
+
+    @property
     def code_slices(self) -> list[slice]:
         """The columns of a latent [B, D] that belong to each layer, cells row by row."""
         ends = list(itertools.accumulate(spec.num_cells for spec in self.specs))

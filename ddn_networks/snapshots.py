@@ -107,7 +107,8 @@ def _checked(spec: Mapping[str, Any], num_tensors: float) -> tuple[type, dict[st
             raise ValueError(f'{attribute}: {key} is {str(value)[:80]!r}, not {kind}')
         values = value if isinstance(value, Sequence) else [value]
         limit = LIMITS.get(key, LIMIT)
-        numbers = [v for v in values if not isinstance(v, str)]
+        flat = [w for v in values for w in (v if isinstance(v, (list, tuple)) else [v])]  # grids may be pairs
+        numbers = [v for v in flat if not isinstance(v, str)]
         if len(values) > LIMIT or not all(0 <= v <= limit for v in numbers):
             raise ValueError(f'{attribute}: {key}={str(value)[:80]} is out of range: 0 to {limit}')
     bound.apply_defaults()

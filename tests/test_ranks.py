@@ -29,7 +29,8 @@ def train(ranks: int, *args: str) -> None:
 def runs(tiny_zip, tmp_path_factory):
     """20 steps on one rank; on two with accumulation; the same, stopped after 10 and resumed."""
     folder = tmp_path_factory.mktemp('runs')
-    common = [f'--data={tiny_zip}', *TINY_RUN, '--nodes=24', '--lr=0.003', '--nosubdir', '--tick=0.08']
+    common = [f'--data={tiny_zip}', *TINY_RUN, '--nodes=24', '--grids=1,1,2,4', '--lr=0.003', '--nosubdir',
+              '--tick=0.08']  # fmt: skip
     whole, half = '--duration=0.000320', '--duration=0.000160'
     train(1, f'--outdir={folder / "one"}', *common, whole)
     train(2, f'--outdir={folder / "rounds"}', *common, '--batch-gpu=4', whole)

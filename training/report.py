@@ -24,8 +24,8 @@ from training.monitor import UsageWindow
 
 
 def layer_table(net: Network) -> str:
-    """Size, channels, K and code bits, one line for layers that are alike, and the sums; shared weights count once."""
-    lines = [f'{"layers":>9}  {"size":>9}  {"channels":>8}  {"K":>5}  {"bits":>7}  {"parameters":>11}']
+    """Size, channels, K, cells and code bits, one line for equal layers, and the sums; shared weights count once."""
+    lines = [f'{"layers":>9}  {"size":>9}  {"channels":>8}  {"K":>5}  {"cells":>6}  {"bits":>8}  {"parameters":>11}']
     first = 0
     for layer, spec in enumerate(net.specs):
         if layer + 1 < net.num_layers and net.specs[layer + 1] == spec:
@@ -36,12 +36,16 @@ def layer_table(net: Network) -> str:
         params = sum(p.numel() for p in used)
         span = f'{first}-{layer}' if n > 1 else f'{layer}'
         size = f'{spec.size[0]}x{spec.size[1]}'
-        bits = n * math.log2(spec.num_nodes)
-        lines.append(f'{span:>9}  {size:>9}  {spec.channels:>8}  {spec.num_nodes:>5}  {bits:>7.1f}  {params:>11,}')
+        cells = f'{spec.grid[0]}x{spec.grid[1]}'
+        bits = n * spec.num_cells * math.log2(spec.num_nodes)
+        lines.append(
+            f'{span:>9}  {size:>9}  {spec.channels:>8}  {spec.num_nodes:>5}  {cells:>6}  {bits:>8.1f}  {params:>11,}'
+        )
         first = layer + 1
     lines += [f'{"":>9}  {len(net.ddls)} sets of nodes for {net.num_layers} layers'] * (len(net.ddls) < net.num_layers)
     total = sum(p.numel() for p in net.parameters())
-    lines.append(f'{f"L = {net.num_layers}":>9}  {"":>9}  {"":>8}  {"":>5}  {net.num_bits:>7.1f}  {total:>11,}')
+    sums = f'{f"L = {net.num_layers}":>9}  {"":>9}  {"":>8}  {"codes":>5}  {net.num_codes:>6}'
+    lines.append(f'{sums}  {net.num_bits:>8.1f}  {total:>11,}')
     return '\n'.join(lines)
 
 

@@ -163,6 +163,7 @@ def training_loop(
     balancer = BALANCERS[balance](
         net.node_weights,
         net.ddl_of_layer,
+        num_cells=[spec.num_cells for spec in net.specs],
         reduce_fn=dist.all_reduce_ if world_size > 1 else None,
         dtype=torch.float32 if device.type == 'mps' else torch.float64,
         **(balance_kwargs or {}),
@@ -280,7 +281,7 @@ def training_loop(
         while cur_nimg < total_nimg:
             # What chance decides in this step, for the whole batch; this rank takes its rows.
             chance = torch.Generator().manual_seed(_step_seed(seed, cur_nimg))
-            table = samplers.chain_dropout_codes(net.num_nodes, chain_dropout, batch_size, chance)
+            table = samplers.chain_dropout_codes(net.code_nodes, chain_dropout, batch_size, chance)
             table = table.view(world_size, rounds, B, -1)[rank].to(device, non_blocking=True)  # [rounds, B, L]
             changes = pipe.draw(batch_size, chance).view(world_size, rounds, B, -1)[rank] if pipe else None
             told = None
@@ -440,7 +441,7 @@ def _sample_sheet(
             shown = net.conditions.look(condition, net.img_resolution)
             columns -= 0 if shown is None else 2
         condition = condition.repeat_interleave(columns, 0)
-    codes = samplers.uniform_codes(net.num_nodes, list(range(rows * columns))).to(val_images.device)
+    codes = samplers.uniform_codes(net.code_nodes, list(range(rows * columns))).to(val_images.device)
     samples = _averaged(net, ema, samplers.given(codes), len(codes), condition).images
     if shown is None:
         return samples
