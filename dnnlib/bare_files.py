@@ -16,6 +16,7 @@ ORIENTATION, XMP = 0x0112, 700  # tags of EXIF and TIFF
 MAX_TEXT = 1 << 20  # bytes of a PNG's text that are searched for an orientation
 PNG_START = b'\x89PNG\r\n\x1a\n'
 PNG_CRITICAL = (b'IHDR', b'PLTE', b'IDAT', b'IEND')
+PNG_METADATA = b'iCCP tEXt zTXt iTXt tIME pHYs gAMA cHRM sRGB sBIT bKGD hIST sPLT cICP acTL fcTL fdAT'.split()
 JPEG_ALONE = (0x00, 0x01, *range(0xD0, 0xDA))  # markers without content
 # Tags of TIFF that say how pixels are stored; sizes, bits, strips, tiles, colours, compression, ranges.
 TIFF_PIXELS = {*range(256, 260), 262, 266, 273, *range(277, 282), 284, 292, 293, 317, 320, *range(322, 326)}
@@ -125,18 +126,21 @@ def _strip_png(file: BinaryIO, pixels: bool) -> BareFile:
 
 def _png_chunks(file: BinaryIO, pixels: bool) -> Iterator[tuple[bytes, bytes, bytes]]:
     """(type, data, whole chunk) of a PNG's chunks up to IEND. Of IDAT without ``pixels`` there is only the start; of
-    text the first MAX_TEXT bytes."""
+    text the first MAX_TEXT bytes; metadata with a wrong checksum are left out."""
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack('>I4s', head)
         data = file.read(length if pixels and kind == b'IDAT' else 0 if kind == b'IDAT' else min(length, MAX_TEXT))
         file.seek(length - len(data), io.SEEK_CUR)
         checksum = file.read(4)
-        if (kind in PNG_CRITICAL or kind == b'tRNS') and len(checksum) == 4 and (pixels or kind != b'IDAT'):
-            if zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(checksum, 'big'):
-                raise ValueError(f'its {kind.decode("ascii")} data do not have their checksum')
+        is_whole = len(checksum) == 4 and len(data) == length
+        if is_whole and zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(checksum, 'big'):
+            if kind not in PNG_METADATA:
+                raise ValueError(f'its {kind.decode("ascii", "replace")} data do not have their checksum')
+            continue
         yield kind, data, head + data + checksum
         if kind == b'IEND':
             return
+    raise ValueError('its end is missing')
 
 
 def _png_text(kind: bytes, data: bytes) -> bytes:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+SPARSE = 1 << 26, 4000  # pixels from which a file needs a byte for so many of them: a photo has one for 2 to 50
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'TGA', 'PPM', 'JPEG2000', 'AVIF')  # Pillow's names
 _MODE_CHANNELS = {'1': 1, 'L': 1, 'I': 1, 'I;16': 1, 'I;16B': 1, 'I;16L': 1, 'I;16N': 1}
 _MODE_CHANNELS |= {mode: 3 for mode in ('P', 'RGB', 'RGBX', 'CMYK', 'YCbCr', 'HSV')}
@@ -77,9 +78,11 @@ def _complaint(error: Exception, start: bytes) -> str:
     return f'truncated or broken image ({reason(error)})'
 
 
-def _open(bare: BareFile) -> tuple[Image.Image, ImageHeader, int]:
-    """A PIL image that is not decoded yet, its header, and its orientation."""
+def _open(bare: BareFile, length: int) -> tuple[Image.Image, ImageHeader, int]:
+    """A PIL image that is not decoded yet, its header, and its orientation; ``length`` in bytes is that of its file."""
     image = Image.open(bare.file, formats=FORMATS)
+    if image.width * image.height > max(SPARSE[0], SPARSE[1] * length):
+        raise BadImageError(f'it should have {image.width}x{image.height} pixels, but is only {length} bytes long')
     if image.mode not in _MODE_CHANNELS:
         raise BadImageError(f'pixels of mode {image.mode} have no known range: convert it to 8-bit grey or RGB')
     info, orientation = image.info, bare.orientation
@@ -98,16 +101,19 @@ def _depth(image: Image.Image, bare: BareFile) -> int:
 
 def read_header(data: bytes | BinaryIO, name: str = 'image') -> ImageHeader:
     """Size and channels of an image file, from its header alone. Raises BadImageError."""
-    file, start = _start(data)
+    file, start, length = _start(data)
     with _reading(name, start):
-        return _open(strip(file, pixels=False))[1]
+        return _open(strip(file, pixels=False), length)[1]
 
 
-def _start(data: bytes | BinaryIO) -> tuple[BinaryIO, bytes]:
+def _start(data: bytes | BinaryIO) -> tuple[BinaryIO, bytes, int]:
+    """A file, its first bytes and its length."""
     file = io.BytesIO(data) if isinstance(data, bytes) else data
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
     start = file.read(16)
     file.seek(0)
-    return file, start
+    return file, start, length
 
 
 def open_image(data: bytes | BinaryIO, name: str = 'image') -> Image.Image:
@@ -128,10 +134,10 @@ def open_image(data: bytes | BinaryIO, name: str = 'image') -> Image.Image:
     Raises:
         BadImageError: truncated, broken, not an image, too large, or of pixels whose range is unknown.
     """
-    file, start = _start(data)
+    file, start, length = _start(data)
     with _reading(name, start):
         bare = strip(file, pixels=True)
-        image, header, orientation = _open(bare)
+        image, header, orientation = _open(bare, length)
         image.load()
         mode, depth = MODES[header.channels], _depth(image, bare)
         alpha = None if bare.key is None else _key_alpha(image, depth, bare.key)
