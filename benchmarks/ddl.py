@@ -5,6 +5,7 @@
   python -m benchmarks.ddl --quick                                           # seconds: does everything run?
   python -m benchmarks.ddl --shapes 16,128,64,512 --memory --out results/ddl # one shape: batch,channels,size,K
   python -m benchmarks.ddl --methods                                         # is the cost model's choice the fastest?
+  python -m benchmarks.ddl --cells                                           # layers that choose per cell
 
 A step is: distances, choice, selected image, leak, loss, backward to weights, features and the image before, Adam,
 Split-and-Prune. Half of the channels are features of the candidates, the other half features of the leak;
@@ -28,6 +29,8 @@ C = 3
 TINY: Shape = (2, 8, 4, 4)
 HEADLINE: Shape = (16, 128, 64, 512)
 GOAL_SPEED, GOAL_MEMORY = 35.0, 8.0
+GRIDS = (2, 4, 8, 16)
+CELL_GOALS = [(16, 256, 16, 64), HEADLINE]  # 8x8 cells: at most 1.5 times the step without, and 2.5 times
 
 
 def published_shapes(batch: int) -> list[Shape]:
@@ -48,12 +51,14 @@ def adam(parameters) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
 
-def ours(shape: Shape, device: str) -> Callable[[], None]:
-    """A step of ``ddn_networks``, as in the training loop."""
+def ours(shape: Shape, device: str, cells: int = 1, channels_last: bool = False) -> Callable[[], None]:
+    """A step of ``ddn_networks``, as in the training loop; ``cells``: rows and columns of the layer's grid."""
     x, base, target, image_grad, leak_grad = inputs(shape, device)
-    layer = DDL(shape[1], shape[3], C).to(device)
+    if channels_last:
+        x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    layer = DDL(shape[1], shape[3], C, grid=(cells, cells)).to(device)
     optimizer = adam(layer.parameters())
-    balancer = SplitAndPrune([layer.weight])
+    balancer = SplitAndPrune([layer.weight], num_cells=[cells**2])
     balancer.attach(optimizer)
 
     def step():
@@ -63,7 +68,7 @@ def ours(shape: Shape, device: str) -> Callable[[], None]:
         made = layer(x, base, samplers.nearest_to(pyramid), 0)
         loss = layer_losses([made.image], pyramid).sum()
         torch.autograd.backward((loss, made.image, made.leak), (None, image_grad, leak_grad))
-        balancer.observe(made.choice.codes[:, None])
+        balancer.observe(made.codes)
         optimizer.step()
 
     return step
@@ -112,6 +117,24 @@ def present() -> dict[str, Callable]:
     if contestants.load_guided_sampler() is not None:
         makers['d-d-n'] = guided_sampler
     return makers
+
+
+def measure_cells(shape: Shape, repeats: int, memory: bool, device: str, clock: str) -> dict:
+    """One row: a layer of whole images, and the same layer with grids relative to it, channels last as in training."""
+    sides = [1, *(g for g in GRIDS if shape[2] % g == 0)]
+    seconds = common.interleaved({g: ours(shape, device, g, True) for g in sides}, repeats, 0.05, 3, device, clock)
+    row = dict(zip(('B', 'channels', 'size', 'K'), shape, strict=True)) | {'whole ms': common.medians(seconds)[1] * 1e3}
+    row |= {f'{g}x{g} / whole': common.ratio(seconds, g, 1) if g in sides else None for g in GRIDS}
+    if memory:
+        peak = {g: common.in_fresh_process(memory_of_cells, shape, device, g) for g in sides}
+        row |= {f'memory {g}x{g} / whole': peak[g] / max(peak[1], 1) if g in sides else None for g in GRIDS}
+    return row
+
+
+def memory_of_cells(shape: Shape, device: str, cells: int) -> int:
+    """``memory_of`` our step with a grid."""
+    ours(TINY, device, 2, True)()
+    return common.extra_memory(ours(shape, device, cells, True), device)
 
 
 def memory_of(name: str, shape: Shape, device: str) -> int:
@@ -166,11 +189,12 @@ def parse_shape(text: str) -> Shape:
 @click.option('--repeats', help='Rounds, of which the medians are taken', type=click.IntRange(min=1), default=7)
 @click.option('--memory/--no-memory', help='Also measure the peak extra memory at the shape of the goal', default=True)
 @click.option('--methods', help='Time the three ways to compute distances instead', is_flag=True)
+@click.option('--cells', help='Time layers that choose per cell instead', is_flag=True)
 @click.option('--quick', help='Two tiny shapes, two rounds: does everything run?', is_flag=True)
 @click.option('--device', metavar='NAME', help='cpu or cuda', default='cpu')
 @common.CLOCK
 @common.OUT
-def main(shapes, batch, repeats, memory, methods, quick, device, clock, out):
+def main(shapes, batch, repeats, memory, methods, cells, quick, device, clock, out):
     torch.manual_seed(0)
     facts = common.machine(device, clock)
     todo = [parse_shape(s) for s in shapes]
@@ -179,6 +203,14 @@ def main(shapes, batch, repeats, memory, methods, quick, device, clock, out):
     if methods:
         rows = [measure_methods(s, repeats, device, clock) for s in todo or [HEADLINE, *published_shapes(batch)]]
         common.report('Three ways to compute distances', facts, {'Milliseconds for the distances alone.': rows}, out)
+        return
+    if cells:
+        rows = [measure_cells(s, repeats, memory, device, clock) for s in todo or CELL_GOALS]
+        every = [] if todo else [shape for shape in published_shapes(batch) if shape[2] > 1]
+        rest = [measure_cells(s, repeats, False, device, clock) for s in every]
+        tables = {'The shapes of the goals. g x g / whole: how many times more a grid of g x g cells needs.': rows,
+                  'Every layer of the published networks.': rest}  # fmt: skip
+        common.report('One training step of one DDL that chooses per cell', facts, tables, out)
         return
     headline = [measure(s, repeats, memory, device, clock) for s in todo or [HEADLINE]]
     rest = [] if todo else [measure(s, repeats, False, device, clock) for s in published_shapes(batch)]

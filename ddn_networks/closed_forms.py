@@ -132,7 +132,7 @@ def _by_half_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Ten
     twice = torch.where(i == j, 1.0, 2.0).to(weight)
     total = _cross(weight, features, error)
     nodes = torch.bmm(weight.mT, weight).flatten(1)[:, at] * twice  # [K, half]
-    size = slice_size(weight, F * F)
+    size = 4 * slice_size(weight, F * F)  # products of fewer rows take a fifth longer
     for f, part in zip(features.split(size), total.split(size), strict=True):
         part.addmm_(torch.bmm(f, f.mT).flatten(1)[:, at], nodes.t())
     return total

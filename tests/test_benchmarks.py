@@ -12,3 +12,10 @@ def test_a_quick_run_prints_its_table(name):
     result = CliRunner().invoke(module.main, ['--quick'])
     assert result.exit_code == 0, result.output
     assert '| ours' in result.output or 'ours ms' in result.output
+
+
+def test_a_quick_run_compares_cells():
+    module = importlib.import_module('benchmarks.ddl')
+    result = CliRunner().invoke(module.main, ['--quick', '--cells', '--no-memory', '--shapes=2,8,4,4'])
+    assert result.exit_code == 0, result.output
+    assert '4x4 / whole' in result.output
