@@ -271,15 +271,15 @@ def check_options(ctx: click.Context) -> None:
     """ClickException for options that contradict each other."""
     o = ctx.params
     if sum(map(bool, (o['codes'], o['reconstruct'], o['guide']))) > 1:
-        raise click.ClickException('--codes, --reconstruct and --guide each say what to generate: give one')
+        raise click.ClickException('--codes, --reconstruct and --guide exclude each other: give one')
     if o['max_images'] and not o['reconstruct']:
         raise click.ClickException('--max-images needs --reconstruct; for fewer samples give fewer --seeds')
     given = [name for name in GUIDING if was_given(ctx, name)]
     if given and not o['guide']:
         option = given[0].replace('_', '-')
-        raise click.ClickException(f'--{option} says how to guide: give --guide too, or leave it out')
+        raise click.ClickException(f'--{option} needs --guide: give it too, or leave --{option} out')
     if len({'top_k', 'temperature', 'beam'} & set(given)) > 1:
-        raise click.ClickException('--top-k, --temperature and --beam each say how to choose: give one')
+        raise click.ClickException('--top-k, --temperature and --beam exclude each other: give one')
 
 
 @click.command(

@@ -235,7 +235,7 @@ def decode_command(codes_file, bits, data, outdir, sheet, **net_options) -> None
     """Draw the images that latents name, under the names that the file of codes has for them."""
     net, given = open_network(**net_options)
     if bool(codes_file) == bool(bits):
-        raise ValueError('--codes and --bits each give latents: give one')
+        raise ValueError('give either --codes or --bits')
     if codes_file:
         file, table = load_codes(codes_file, net)
     else:

@@ -41,7 +41,7 @@ from cli.condition_arguments import training_help, training_names
 from cli.options import Text, script_help
 from cli.presets import PRESETS
 from ddn_networks import published_config
-from ddn_networks.conditions import ConditionSet
+from ddn_networks.condition_set import ConditionSet
 from ddn_networks.snapshots import upgraded
 from dnnlib.downloads import error_line, is_url, lasting_path
 from dnnlib.util import Logger, redacted, remove_unfinished

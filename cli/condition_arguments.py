@@ -1,5 +1,5 @@
-"""Conditions from words: ``--class``, ``--label`` and ``--condition-image`` for a network that was trained with
-conditions, and ``--condition`` for one that is to be.
+"""Conditions on the command line: ``--class``, ``--label`` and ``--condition-image`` of a network that has conditions,
+and ``--condition`` of a network to be trained.
 
 Kinds of conditions are ``ddn_networks.conditions.CONDITIONS``; nothing here names one.
 """
@@ -14,7 +14,7 @@ from cli.pictures import Pictures
 from ddn_networks import Network, pixel_maps
 from ddn_networks.conditions import CONDITIONS, LABELS, Condition
 
-MADE = 256  # conditions that are kept in case they are needed again
+MADE = 256  # conditions that are cached
 
 
 class ConditionArguments:

@@ -6,18 +6,15 @@ A guide is ``name:value,option=value,...``; commas in the value are kept. A kind
 nothing else needs to know it.
 """
 
-import importlib.util
-import math
 import os
 import re
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 
 import torch
 
+from cli import guide_networks
+from cli.guide_options import Options
 from cli.pictures import Pictures, Size
 from ddn_networks import black_boxes, guided_sampling, guides, pixel_maps
 from ddn_networks.guides import Guide
@@ -25,57 +22,24 @@ from ddn_networks.guides import Guide
 AT_ONCE = {'at_once': 'candidates seen at a time'}
 SCRIPT = {'mean': 'of its input, R/G/B in [0, 1] (0.5)', 'std': '(0.5)', 'size': 'pixels a side it wants', **AT_ONCE}
 NETWORK = {'network': 'FILE, TorchScript', **SCRIPT}
-WHOLE_MAX = 2**53  # where floating point still tells whole numbers apart
-
-
-class Options(dict[str, str]):
-    """The options of a guide, by name. Methods raise ValueError for an option that is wrong, or missing without a
-    default."""
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A finite number."""
-        if key not in self:
-            if default is None:
-                raise ValueError(f'it needs {key}=NUMBER')
-            return default
-        try:
-            value = float(self[key])
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(f'{key}={self[key]} is not a number')
-        return value
-
-    def whole(self, key: str, default: int | None = None, least: int = 0) -> int:
-        """A whole number of ``least`` or more."""
-        value = self.number(key, default)
-        if value != int(value) or abs(value) >= WHOLE_MAX:
-            raise ValueError(f'{key}={self[key]} is not a whole number')
-        if key in self and value < least:
-            raise ValueError(f'{key}={self[key]} is less than {least}')
-        return int(value)
-
-    def flag(self, key: str) -> bool:
-        """1 or 0; 0 by default."""
-        value = self.get(key, '0')
-        if value not in ('0', '1'):
-            raise ValueError(f'{key}={value}: give 1 or 0')
-        return value == '1'
-
-    def at_once(self) -> dict[str, int]:
-        """The argument of guides that render candidates."""
-        return {'max_candidates': self.whole('at_once', least=1)} if 'at_once' in self else {}
 
 
 # One class per kind.
 
 
 class GuideArgument:
-    """One ``--guide``. Base of all kinds.
+    """One ``--guide``. Base class of all kinds.
 
-    Class attributes: value (what follows the colon), options (their names and help), example.
-    Attributes: text (what the user typed), weight; pictures that ask for a result each, or None; sources, the files and
-    folders that must not be replaced.
+    Class attributes:
+        value: what follows the colon.
+        options: names and help of its options; every guide also has weight.
+        example: a guide of this kind.
+
+    Attributes:
+        text: what the user typed.
+        weight: its influence among several guides.
+        pictures: one result is made for each of them; None without pictures.
+        sources: files and folders that must not be replaced.
     """
 
     value: str = 'PICTURE'
@@ -104,7 +68,7 @@ class GuideArgument:
 
 
 class PictureGuide(GuideArgument):
-    """Base of guides that hold pictures at the network's resolution."""
+    """Base class of guides that hold pictures at the network's resolution."""
 
     def load(self, value: str, options: Options) -> None:
         self.pictures, self.given = self.open(value), options
@@ -231,7 +195,7 @@ class Perceptual(PictureGuide):
         if 'network' not in options:
             raise ValueError('it needs network=FILE, TorchScript: pictures to features')
         super().load(value, options)
-        self.features = torchscript(options['network'], options, self.device)
+        self.features = guide_networks.torchscript(options['network'], options, self.device)
 
     def of(self, pictures: torch.Tensor, options: Options) -> Guide:
         return self.make(self.features, pictures, **options.at_once())
@@ -243,7 +207,7 @@ class Style(Perceptual):
 
 
 class FixedGuide(GuideArgument):
-    """Base of guides that are the same for all images."""
+    """Base class of guides that are the same for all images."""
 
     def guide(self, index: Sequence[int], shape: Size) -> Guide:
         return self.fixed
@@ -255,7 +219,7 @@ class Classifier(FixedGuide):
     example = 'classifier:resnet.pt,class=3'
 
     def load(self, value: str, options: Options) -> None:
-        network = torchscript(value, options, self.device)
+        network = guide_networks.torchscript(value, options, self.device)
         self.fixed = black_boxes.classifier(network, options.whole('class'), **options.at_once())
 
 
@@ -267,8 +231,8 @@ class Clip(FixedGuide):
     def load(self, value: str, options: Options) -> None:
         pretrained = options.get('pretrained', 'openai')
         pretrained = None if pretrained == 'none' else pretrained
-        model = clip_model(options.get('model', 'ViT-B-32'), pretrained, self.device)
-        self.fixed = clip_guide(value, *model, **options.at_once())
+        model = guide_networks.clip_model(options.get('model', 'ViT-B-32'), pretrained, self.device)
+        self.fixed = guide_networks.clip_guide(value, *model, **options.at_once())
 
 
 class Python(FixedGuide):
@@ -280,7 +244,7 @@ class Python(FixedGuide):
         path, _, name = value.rpartition(':')
         if not path.endswith('.py') or not os.path.isfile(path):
             raise ValueError(f'{value}: expected FILE.py:FUNCTION, with a file that exists')
-        fn = getattr(_module(os.path.abspath(path)), name, None)
+        fn = getattr(guide_networks.python_module(os.path.abspath(path)), name, None)
         if not callable(fn):
             raise ValueError(f'{path} has no function {name}')
         numpy = options.flag('numpy')
@@ -312,7 +276,7 @@ GUIDES: dict[str, type[GuideArgument]] = {
 class GuideArguments:
     """All ``--guide`` of a command and how they choose.
 
-    Attributes: guides; pictures that ask for a result each; sources, the files and folders of all pictures.
+    Attributes: guides; pictures and sources, those of all guides.
     Raises ValueError with the text of the first guide that is wrong.
     """
 
@@ -387,82 +351,7 @@ def _names(text: str) -> Iterator[None]:
         raise ValueError(f'--guide {text}: {error}') from error
 
 
-# Files.
-
-
 def _shrunk(picture: torch.Tensor, size: Size) -> torch.Tensor:
     """Exact area mean where it shrinks, as ``guides.superres`` pools; bilinear where it is smaller already."""
     shrinks = all(a >= b for a, b in zip(picture.shape[2:], size, strict=True))
     return pixel_maps.box(picture, size) if shrinks else pixel_maps.fit(picture, size)
-
-
-def torchscript(path: str, options: Options, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A TorchScript file as a function of pictures in [-1, 1]; options mean, std (of [0, 1]) and size are its own."""
-    if not os.path.isfile(path):
-        raise ValueError(f'{path}: no such file; a network for guiding is a TorchScript file (torch.jit.save)')
-    try:
-        with warnings.catch_warnings():
-            # Deprecated, but what classifiers on disk are.
-            warnings.filterwarnings('ignore', message='.*torch.jit', category=DeprecationWarning)
-            warnings.filterwarnings('ignore', message='.*torch.jit', category=FutureWarning)
-            net = torch.jit.load(path, map_location=device).eval()
-    except RuntimeError as error:
-        raise ValueError(f'{path} is not a TorchScript file: {str(error).splitlines()[0]}') from error
-    mean, std = (
-        torch.tensor([Options({key: x}).number(key) for x in options.get(key, '0.5').split('/')], device=device)
-        for key in ('mean', 'std')
-    )
-    mean, std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
-    if not std.all():
-        raise ValueError(f'std={options["std"]}: pixels are divided by it')
-    side = options.whole('size', 0, 1)
-
-    def fn(images: torch.Tensor) -> torch.Tensor:
-        images = ((images + 1) / 2 - mean) / std
-        return net(pixel_maps.fit(images, (side, side)) if side else images)
-
-    return fn
-
-
-def _module(path: str) -> ModuleType:
-    """A Python file as a module of its own; it may import its neighbours."""
-    spec = importlib.util.spec_from_file_location(path, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path] = module  # where dataclasses look for it
-    if os.path.dirname(path) not in sys.path:
-        sys.path.append(os.path.dirname(path))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises
-        raise ValueError(f'{path} does not load: {type(error).__name__}: {error}') from error
-    return module
-
-
-def clip_guide(text: str, net: torch.nn.Module, tokenizer: Callable, **kwargs) -> Guide:
-    """The guide of a text by an ``open_clip`` model and its tokenizer."""
-    import open_clip
-
-    with torch.no_grad():
-        features = net.encode_text(tokenizer([text]).to(next(net.parameters()).device))  # [1, D]
-    mean = getattr(net.visual, 'image_mean', None) or open_clip.OPENAI_DATASET_MEAN
-    std = getattr(net.visual, 'image_std', None) or open_clip.OPENAI_DATASET_STD
-    return black_boxes.clip(net.encode_image, features, net.visual.image_size, mean, std, **kwargs)
-
-
-def clip_model(
-    name: str, pretrained: str | None, device: torch.device | str = 'cpu'
-) -> tuple[torch.nn.Module, Callable]:
-    """An ``open_clip`` model, with the weights of a tag or file (None: random), and its tokenizer; ValueError where it
-    does not load."""
-    try:
-        import open_clip
-    except Exception as error:  # a torchvision that does not fit PyTorch raises RuntimeError
-        install = "pip install -c constraints.txt -e '.[clip]'"
-        raise ValueError(f'clip needs open_clip, which did not load ({error}): {install}') from error
-    if name not in open_clip.list_models():
-        raise ValueError(f'open_clip has no model {name}; see open_clip.list_models()')
-    try:
-        net = open_clip.create_model(name, pretrained=pretrained, device=device).eval().requires_grad_(False)
-    except Exception as error:  # of a download, of a file, or of a tag that there is not; of many classes
-        raise ValueError(f'clip: model={name},pretrained={pretrained} did not load: {error}') from error
-    return net, open_clip.get_tokenizer(name)

@@ -1,4 +1,4 @@
-"""Images that a command line asks for: for each class, picture and seed one."""
+"""The images that a command is to make: one for each class, picture and seed."""
 
 import os
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ def jobs(
     pictures: Sequence['Pictures'] = (),
     labels: Sequence[Label | None] = (None,),
 ) -> list[Job]:
-    """An image per seed, or with a folder one per picture (and per seed, where those are given); and that for each of
-    several classes, which have a folder each.
+    """One image per seed, or with a folder of pictures one per picture (and per seed, where seeds are given); the same
+    for each of several classes, in a folder per class.
 
-    Images are named after their picture where there are several, after their seed where there is one. ValueError where
-    there are more than ``MAX_IMAGES``.
+    Images are named after their picture where there are several, else after their seed. ValueError for more than
+    ``MAX_IMAGES``.
     """
     several = len(labels) > 1
     if several and not seeds_given:
@@ -45,7 +45,7 @@ def jobs(
         seeds = [0]
     count = len(labels) * max(len(stems), 1) * len(seeds)
     if count > MAX_IMAGES:
-        raise ValueError(f'these options ask for {count:,} images; at most {MAX_IMAGES:,} per run: give fewer --seeds')
+        raise ValueError(f'these options make {count:,} images; at most {MAX_IMAGES:,} per run: give fewer --seeds')
     made = []
     for label in labels:
         folder = f'class{label}/' if several else ''
@@ -57,7 +57,8 @@ def jobs(
 
 
 def common_names(several: Sequence['Pictures']) -> list[str]:
-    """The names of the n pictures that a folder asks for, [] without pictures. ValueError where two numbers differ."""
+    """The names of the pictures that results are made for, [] without pictures. ValueError where two folders hold
+    different numbers of them."""
     folders = [pictures for pictures in several if len(pictures) > 1] or list(several)
     for other in folders[1:]:
         if len(other) != len(folders[0]):

@@ -72,7 +72,14 @@ def one_line_errors(*more: type[Exception]) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _out_of_memory(error):
             raise
-        raise click.ClickException(f'not enough memory ({reason(error)}): give a smaller --batch or --beam') from error
+        raise click.ClickException(f'not enough memory{_remedy()} ({reason(error)})') from error
+
+
+def _remedy() -> str:
+    """What to give less of, of the options that the command has."""
+    context = click.get_current_context(silent=True)
+    smaller = [f'--{name}' for name in ('batch', 'beam') if context and name in context.params]
+    return f': give a smaller {" or ".join(smaller)}' if smaller else ''
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

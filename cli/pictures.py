@@ -1,6 +1,6 @@
-"""Pictures that a command line gives: of a file, a folder or a zip, read when they are needed.
+"""Pictures given on the command line: a file, a folder or a zip, read when they are needed.
 
-A folder of n pictures asks for n results. Pictures are cropped to the middle part that has the network's proportions
+A folder of n pictures makes n results. Pictures are cropped to the middle part that has the network's proportions
 and resized, area-wise down and bilinearly up; grey and colour convert by luma and by repeating.
 """
 
@@ -38,8 +38,8 @@ class Pictures:
         return len(self.names)
 
     def read(self, index: Sequence[int], channels: int | None = None) -> list[torch.Tensor]:
-        """[C, H, W] float in [-1, 1] each; entry i is picture i modulo their number. C is ``channels``, or 1 or 3 as
-        the file says: transparency is flattened onto white unless 4 are asked for."""
+        """[C, H, W] float in [-1, 1] each; entry i is picture i modulo their number. C is ``channels``; None for 1 or
+        3, as the file has, with transparency flattened onto white."""
         return [to_float(torch.from_numpy(self._pixels(i % len(self), channels))) for i in index]
 
     def at(
@@ -50,8 +50,8 @@ class Pictures:
         channels: int | None = None,
         fit: Fit = pixel_maps.fit,
     ) -> torch.Tensor:
-        """[n, C, H, W] cropped to the proportions of ``shape``, at ``size`` by ``fit``; None keeps what the crop
-        leaves. Where some are grey, all get the channels of the others. ValueError where sizes that are kept differ."""
+        """[n, C, H, W] cropped to the proportions of ``shape`` and brought to ``size`` by ``fit``; None keeps the size
+        of the crop. Where some are grey, all get the channels of the others. ValueError where sizes differ."""
         cropped = [crop(picture[None], shape) for picture in self.read(index, channels)]
         cropped = [picture if size is None else fit(picture, size) for picture in cropped]
         sizes = {tuple(picture.shape[2:]) for picture in cropped}
@@ -67,7 +67,7 @@ class Pictures:
         else:
             data, name = readers.read_bytes(self.path, MAX_FILE), self.path
         pixels = decode_image(data, name, channels)
-        if channels is None and len(pixels) == 4:  # transparency is asked for by name, never guessed
+        if channels is None and len(pixels) == 4:
             pixels = decode_image(data, name, 3)
         return pixels
 

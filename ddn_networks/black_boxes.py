@@ -1,9 +1,9 @@
-"""Guides that are someone's network or function: classifiers, CLIP, features, any Python (Section 3.2, Fig. 2).
+"""Guides by a network or a function of the user's: classifiers, CLIP, features, any Python (Section 3.2, Fig. 2).
 
 Legend: B images, K nodes, C channels, H x W pixels; m candidates seen at once; n pictures, classes or texts held.
 
-A black box sees rendered candidates at the network's resolution, upsampled bilinearly from the smaller layers and
-clamped to [-1, 1], in chunks of at most ``max_candidates`` that run over images and nodes alike. No gradient is needed.
+A black box gets rendered candidates at the network's resolution, upsampled bilinearly from the smaller layers and
+clamped to [-1, 1], at most ``max_candidates`` at a time, over images and nodes. It needs no gradient.
 """
 
 import math
@@ -105,7 +105,7 @@ def clip(
     """One minus the cosine of a picture's CLIP features and ``text_features`` [n, D] (Fig. 15; Radford et al. 2021).
 
     ``encode_image`` takes [m, 3, *size], pixels in [0, 1] normalised by ``mean`` and ``std``; candidates are resized to
-    ``size``, the model's own, bilinearly. ``guide_arguments.py`` takes all of it from an ``open_clip`` model.
+    ``size``, the model's own, bilinearly.
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (mean, std))

@@ -1,15 +1,14 @@
-"""What candidates are judged by: guides of zero-shot conditional generation (ZSCG; Section 3.2, Appendix B).
+"""Guides of zero-shot conditional generation (ZSCG; Section 3.2, Appendix B): distances that candidates are chosen by.
 
 Legend: B images, K nodes, C channels, H x W pixels of a layer; n pictures that a guide holds.
 
-A guide gives each candidate a distance, smaller is better; ``guided_sampling`` chooses by it. Pictures are [n, c, h, w]
-float in [-1, 1] of any size. One picture serves the whole batch; n of them serve B = n m images, m consecutive
-ones each.
+``guided_sampling`` chooses by the distances; smaller is better. Pictures are [n, c, h, w] float in [-1, 1] of any size.
+One picture serves the whole batch; n of them serve B = n m images, m consecutive ones each.
 
 A guide that is linear in the pixels (``l2``, ``denoise``, ``superres``, ``colorization``, ``blur``, ``inpaint``,
 ``strokes``) costs two small matrix products, since the candidates of a layer are an affine family. ``l1``,
-``posterize`` and ``edges`` render candidates, at most ``max_candidates`` at a time. Guides that are someone's network
-are in ``black_boxes``.
+``posterize`` and ``edges`` render candidates, at most ``max_candidates`` at a time. Guides by a network or a function
+of the user's are in ``black_boxes``.
 """
 
 from collections.abc import Callable
@@ -21,17 +20,17 @@ from ddn_networks import pixel_maps
 from ddn_networks.candidates import Candidates
 from ddn_networks.cells import to_cells
 
-MAX_CANDIDATES = 256  # pictures that a guide which must see them gets at once
+MAX_CANDIDATES = 256  # rendered candidates that a guide gets at a time
 
 
 class Guide(NamedTuple):
     """One condition.
 
-    name: what errors call it.
-    distances: (candidates, layer) -> [B, K], or [B, K, n] where the layer has n cells, smaller is better; NaN is an
-        error, and +inf is "never", whatever the weight, as long as anything else is left.
-    weight: its influence beside other guides.
-    full_size: true where the candidates must come at the network's resolution, whatever the layer's.
+    name: for errors.
+    distances: (candidates, layer) -> [B, K], or [B, K, n] where the layer has n cells; smaller is better. NaN is an
+        error; +inf rules a candidate out at any weight, unless all are ruled out.
+    weight: its influence among several guides.
+    full_size: whether it gets the candidates at the network's resolution, at smaller layers too.
     """
 
     name: str
@@ -70,7 +69,7 @@ class Guide(NamedTuple):
 def rendered(
     candidates: Candidates, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], max_candidates: int
 ) -> torch.Tensor:
-    """[B, K] of a function that must see pictures: at most ``max_candidates`` at a time, over images and nodes alike.
+    """[B, K] of a function that must see pictures: at most ``max_candidates`` at a time, over images and nodes.
 
     ``score`` takes pictures [m, C, H, W] and ``rows`` [m] int64, the image each is a candidate for, and gives [m].
     """
@@ -104,7 +103,7 @@ def l2(target: torch.Tensor, weight: float = 1.0, name: str = 'l2') -> Guide:
 
 
 def denoise(noisy: torch.Tensor, weight: float = 1.0) -> Guide:
-    """Mean squared error to a noisy picture: what the network cannot draw, noise, is left out.
+    """Mean squared error to a noisy picture: the network cannot generate the noise, so it is left out.
 
     With noise of deviation s, ``guided_sampling.temperature(2 s^2 / (C H W))`` of the picture samples the posterior
     layer by layer: area-resized noise is the smaller the fewer the pixels.
@@ -162,9 +161,11 @@ def blur(blurred: torch.Tensor, sigma: float, weight: float = 1.0) -> Guide:
 
 
 def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name: str = 'inpaint') -> Guide:
-    """Mean squared error over the known pixels only: ``mask`` [n or 1, 1, h, w] is 1 where ``target`` counts, 0 where
-    it is to be invented, and may lie between (mask files of ``--guide inpaint`` are the other way round: white is to be
-    invented). At smaller layers a pixel counts as much as its area is known.
+    """Mean squared error over the known pixels only.
+
+    ``mask`` [n or 1, 1, h, w] is 1 where ``target`` is known and 0 where it is to be invented, or lies between. (Mask
+    files of ``--guide inpaint`` are inverted: white is to be invented.) At smaller layers a pixel counts by the share
+    of its area that is known.
     """
     target, mask = pixel_maps.checked(target), torch.as_tensor(mask).float()
     if mask.ndim != 4 or mask.shape[1] != 1 or not (torch.isfinite(mask).all() and 0 <= mask.min() and mask.max() <= 1):
@@ -173,7 +174,7 @@ def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name:
         raise ValueError(f'{len(mask)} masks do not fit {len(target)} pictures')
     empty = (mask.flatten(1).amax(1) == 0).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f'mask {empty[0]} keeps no pixel, so nothing could guide')
+        raise ValueError(f'mask {empty[0]} keeps no pixel: nothing is left to guide by')
     mask = pixel_maps.fit(mask, target.shape[2:])
     made = {}
 
@@ -197,14 +198,14 @@ def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name:
 
 
 def strokes(rgba: torch.Tensor, weight: float = 1.0) -> Guide:
-    """Colour strokes: ``rgba`` [n, 4, h, w] counts where its alpha says so (alpha -1 transparent, 1 opaque)."""
+    """Colour strokes: ``rgba`` [n, 4, h, w] counts by its alpha, from -1 (transparent, not at all) to 1 (opaque)."""
     rgba = pixel_maps.checked(rgba)
     if rgba.shape[1] != 4:
         raise ValueError(f'strokes are RGBA pictures [n, 4, H, W], not {list(rgba.shape)}')
     return inpaint(rgba[:, :3], (rgba[:, 3:] + 1) / 2, weight, 'strokes')
 
 
-# Guides with a formula that is not linear: they see rendered candidates at the layer's size.
+# Guides that are not linear: they get rendered candidates at the layer's size.
 
 
 def l1(target: torch.Tensor, weight: float = 1.0, max_candidates: int = MAX_CANDIDATES) -> Guide:
@@ -219,9 +220,9 @@ def l1(target: torch.Tensor, weight: float = 1.0, max_candidates: int = MAX_CAND
 
 
 def posterize(target: torch.Tensor, bits: int, weight: float = 1.0, max_candidates: int = MAX_CANDIDATES) -> Guide:
-    """Mean squared distance to the interval each pixel of a picture of ``bits`` bits per channel leaves open: 0 inside.
+    """Mean squared distance to the interval that each pixel of a picture of ``bits`` bits per channel leaves open.
 
-    A mean of pixels lies between the means of their bounds, so smaller layers are exact as well.
+    A mean of pixels lies between the means of their bounds, so smaller layers are exact too.
     """
     if not 1 <= bits <= 8:
         raise ValueError(f'a posterised picture has 1 to 8 bits per channel, not {bits}')
@@ -251,7 +252,7 @@ def edges(
 ) -> Guide:
     """Mean squared error between soft Sobel edges of the candidates and those of ``picture``, at the layer's size.
 
-    ``drawn``: ``picture`` is an edge map itself, 1 on edges and -1 elsewhere. An edge is where the Sobel magnitude of
+    ``drawn``: ``picture`` is an edge map already, 1 on edges and -1 elsewhere. An edge is where the Sobel magnitude of
     the luma in [-1, 1] exceeds ``threshold``, blending over ``softness``.
     """
     picture_at = pixel_maps.held(pixel_maps.to_channels(pixel_maps.checked(picture), 1))

@@ -13,7 +13,8 @@ from torch import nn
 
 from ddn_networks import guided_sampling, samplers, search, shared_prefixes, snapshots
 from ddn_networks.cells import WHOLE, Grid
-from ddn_networks.conditions import ConditionSet, Images, Labels
+from ddn_networks.condition_set import ConditionSet, Images
+from ddn_networks.conditions import Labels
 from ddn_networks.ddl import Selection
 
 

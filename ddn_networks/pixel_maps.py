@@ -1,7 +1,7 @@
-"""Pictures that guides hold, and the maps they compare through: sizes, channels, blurs, edges.
+"""Maps of pictures that guides and conditions use: sizes, channels, blurs, edges.
 
-Legend: B images, C channels, H x W pixels, n pictures held. The maps but ``soft_edges`` are linear, so a layer's
-candidates stay an affine family under them (see ``Candidates``) and the guides that use them never render K images.
+Legend: B images, C channels, H x W pixels, n pictures that a guide holds. All but ``sobel`` and ``soft_edges`` are
+linear: a layer's candidates stay an affine family under them (see ``Candidates``), and guides need not render K images.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ddn_networks.candidates import Candidates, area_resize
 from ddn_networks.closed_forms import full_precision
 
-LUMA = (0.299, 0.587, 0.114)  # Rec. 601, what image files converted to grey hold
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as image files are converted to grey
 
 
 def fit(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -102,7 +102,7 @@ def soft_edges(grey: torch.Tensor, threshold: float, softness: float) -> torch.T
 
 
 def checked(pictures: torch.Tensor) -> torch.Tensor:
-    """``pictures`` as [n, C, H, W] float, or a ValueError that says what they are instead."""
+    """``pictures`` as [n, C, H, W] float. Raises ValueError for anything else."""
     pictures = torch.as_tensor(pictures)
     if pictures.ndim != 4 or not pictures.is_floating_point() or not pictures.numel():
         raise ValueError(

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ddn_networks import pixel_maps, samplers
 from ddn_networks.blocks import ResBlock
 from ddn_networks.cells import checked_grid
-from ddn_networks.conditions import ConditionSet
+from ddn_networks.condition_set import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
 from ddn_networks.snapshots import persistent_class

@@ -17,7 +17,7 @@ import click
 import torch
 import torch.nn.functional as F
 
-from cli import guide_arguments
+from cli import guide_networks
 from cli.options import script
 from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided_sampling import Guidance, by_distance, top_k
@@ -160,10 +160,10 @@ def clip_guides(model: str) -> Callable[[str], guides.Guide]:
     if not pretrained:
         raise ValueError(f'--clip={model} names no weights: give {name},TAG or {name},FILE')
     try:
-        clip, tokenizer = guide_arguments.clip_model(name, pretrained)
+        clip, tokenizer = guide_networks.clip_model(name, pretrained)
     except ValueError as error:
         raise ValueError(f'--clip={model}: {error}') from error
-    return lambda text: guide_arguments.clip_guide(text, clip, tokenizer)
+    return lambda text: guide_networks.clip_guide(text, clip, tokenizer)
 
 
 def by_texts(

@@ -19,7 +19,7 @@ from cli import condition_arguments
 from cli.condition_arguments import ConditionArguments
 from cli.pictures import Pictures
 from ddn_networks import conditions, guides, samplers
-from ddn_networks.conditions import ConditionSet
+from ddn_networks.condition_set import ConditionSet
 from dnnlib.archives import ImageArchive
 from torch_utils import persistence
 from training.dataset import ImageFolderDataset, PairedDataset

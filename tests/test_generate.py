@@ -185,9 +185,9 @@ def test_bad_input_is_one_line(network, tmp_path):
 
     net = f'--network={network}'
     for option in ('top-k=1', 'temperature=1', 'beam=2', 'combine=ranks', 'guide-every=1', 'guide-layers=0-1'):
-        assert f'--{option.split("=")[0]} says how to guide' in error(net, f'--{option}')
+        assert f'--{option.split("=")[0]} needs --guide' in error(net, f'--{option}')
     for two in ('--top-k=1 --temperature=0.1', '--beam=4 --temperature=0.1', '--top-k=1 --beam=2'):
-        assert 'each say how to choose: give one' in error(net, *two.split(), '--guide=l2:x.png')
+        assert 'exclude each other: give one' in error(net, *two.split(), '--guide=l2:x.png')
     assert 'did you mean 1-5' in error(net, '--seeds=5-1', expect=2)
     for option in ('seeds', 'class'):
         out = error(net, f'--{option}=18446744073709551616', expect=2)

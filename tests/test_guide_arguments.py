@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_open_clip
 from PIL import Image
 
-from cli import guide_arguments
+from cli import guide_arguments, guide_networks
 from cli.jobs import common_names
 from ddn_networks import Candidates, black_boxes, guides
 
@@ -232,7 +232,7 @@ def test_help_lists_every_guide_with_options_and_an_example():
 
 def test_clip_with_a_small_random_model(tmp_path):
     open_clip, net, _ = tiny_open_clip(tmp_path, 'ddn-tiny-random')
-    guide = guide_arguments.clip_guide('a smiling woman', net, open_clip.tokenize)
+    guide = guide_networks.clip_guide('a smiling woman', net, open_clip.tokenize)
     candidates = family(B=1, K=3)
     images = torch.nn.functional.interpolate(
         next(iter(candidates.chunks(3)))[1][0].clamp(-1, 1), size=(16, 16), mode='bilinear', align_corners=False
@@ -249,7 +249,7 @@ def test_clip_by_words_loads_a_file_of_weights(tmp_path):
     open_clip, net, weights = tiny_open_clip(tmp_path, 'ddn-tiny')
     text = f'clip:a smiling, old woman,model=ddn-tiny,pretrained={weights},at_once=2,weight=0.5'
     spec = guide_arguments.parse(text)
-    same(spec, guide_arguments.clip_guide('a smiling, old woman', net, open_clip.get_tokenizer('ddn-tiny')))
+    same(spec, guide_networks.clip_guide('a smiling, old woman', net, open_clip.get_tokenizer('ddn-tiny')))
     assert spec.build([], SHAPE).weight == 0.5 and spec.pictures is None
     with pytest.raises(ValueError, match='--guide clip:.*open_clip has no model ddn-none'):
         guide_arguments.parse('clip:a face,model=ddn-none')

@@ -36,7 +36,7 @@ MAY_START: dict[str, str] = {
 }
 # Files that may change where Python looks for modules, with the reason.
 MAY_EXTEND_PATH: dict[str, str] = {
-    'cli/guide_arguments.py': "a user's guide may import its neighbours",
+    'cli/guide_networks.py': "a user's guide may import its neighbours",
 }
 
 

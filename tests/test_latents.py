@@ -452,7 +452,7 @@ BAD = {
     'depth': (['cluster', 'CODES', '--depth=4', '--sheet=x.png'], '3 layers'),
     'codes': (['cluster', '--codes=nowhere.npz', '--sheet=x.png'], 'nowhere.npz'),
     'other': (['walk', '--network=DIR/bits.safetensors', 'CODES', '--sheet=x.png'], '[B, 6]'),
-    'both': (['decode', 'NET', '--outdir=x'], 'give one'),
+    'both': (['decode', 'NET', '--outdir=x'], 'give either --codes or --bits'),
     'bits': (['decode', 'NET', '--bits=01', '--outdir=x'], '9 characters'),
     'k': (['decode', '--network=DIR/single.safetensors', '--bits=01', '--outdir=x'], 'K = 3'),
     'rows': (['nearest', '--codes=DIR/few.txt', '--data=DIR/data.zip', '--sheet=x.png'], '--rows: '),

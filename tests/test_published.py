@@ -10,7 +10,7 @@ from conftest import TINY_RUN, invoke, write_zip
 import generate
 import train
 from ddn_networks import DDN, Choice, Network, from_published, snapshots, tensor_files
-from ddn_networks.conditions import ConditionSet
+from ddn_networks.condition_set import ConditionSet
 
 SIZES, CHANNELS, BLOCKS, NODES = (1, 2, 4, 8, 16), (16, 16, 12, 12, 8), (1, 2, 1, 2, 2), 6
 NODE_WEIGHTS = 'ddo.multi_out_conv1x1.weight'

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from conftest import tiny_open_clip, write_zip
 from PIL import Image
 
-from cli import guide_arguments
+from cli import guide_networks
 from ddn_networks import DDN, black_boxes, guides
 from ddn_networks.guided_sampling import Guidance
 from dnnlib.sheets import draw_sheet
@@ -191,7 +191,7 @@ def test_clip_guides_load_a_model_of_open_clip(tmp_path):
     open_clip, clip, weights = tiny_open_clip(tmp_path, 'ddn-tiny-faces')
     found = zscg_faces.clip_guides(f'ddn-tiny-faces,{weights}')('a child')
     images = uniform(2, 3, 16, 16)
-    expected = guide_arguments.clip_guide('a child', clip, open_clip.get_tokenizer('ddn-tiny-faces'))
+    expected = guide_networks.clip_guide('a child', clip, open_clip.get_tokenizer('ddn-tiny-faces'))
     torch.testing.assert_close(zscg.finished(found, images), zscg.finished(expected, images))
     with pytest.raises(ValueError, match='--clip=ddn-tiny-faces,no-tag'):
         zscg_faces.clip_guides('ddn-tiny-faces,no-tag')
