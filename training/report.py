@@ -1,10 +1,8 @@
-"""What a run shows: the layer table, a line per tick, sheets of pictures, and report.html.
+"""What a run shows: the layer table, a line per tick, sheets of pictures, stats.jsonl, TensorBoard events.
 
 Legend: L layers, K nodes.
 """
 
-import base64
-import html
 import json
 import math
 import os
@@ -17,8 +15,9 @@ import torch
 from tqdm import tqdm
 
 from ddn_networks import Network
+from dnnlib.readers import one_line, open_regular
 from dnnlib.sheets import Tile, draw_sheet, in_pairs, in_rows, save_png
-from dnnlib.util import atomic_write, format_time
+from dnnlib.util import format_time
 from torch_utils import misc
 from training.monitor import UsageWindow
 
@@ -26,27 +25,43 @@ from training.monitor import UsageWindow
 def layer_table(net: Network) -> str:
     """Size, channels, K, cells and code bits, one line for equal layers, and the sums; shared weights count once."""
     lines = [f'{"layers":>9}  {"size":>9}  {"channels":>8}  {"K":>5}  {"cells":>6}  {"bits":>8}  {"parameters":>11}']
-    first = 0
-    for layer, spec in enumerate(net.specs):
-        if layer + 1 < net.num_layers and net.specs[layer + 1] == spec:
-            continue
-        n = layer + 1 - first
-        used = {p for i in range(first, layer + 1) for m in net.layer_modules(i) for p in m.parameters()}
+    for first, last in _runs(net.specs):
+        used = {p for i in range(first, last + 1) for m in net.layer_modules(i) for p in m.parameters()}
         used |= set(net.parameters(recurse=False)) if first == 0 else set()  # what the network begins with
         params = sum(p.numel() for p in used)
-        span = f'{first}-{layer}' if n > 1 else f'{layer}'
+        spec = net.specs[first]
+        span = f'{first}-{last}' if last > first else f'{first}'
         size = f'{spec.size[0]}x{spec.size[1]}'
         cells = f'{spec.grid[0]}x{spec.grid[1]}'
-        bits = n * spec.num_cells * math.log2(spec.num_nodes)
+        bits = (last + 1 - first) * spec.num_cells * math.log2(spec.num_nodes)
         lines.append(
             f'{span:>9}  {size:>9}  {spec.channels:>8}  {spec.num_nodes:>5}  {cells:>6}  {bits:>8.1f}  {params:>11,}'
         )
-        first = layer + 1
     lines += [f'{"":>9}  {len(net.ddls)} sets of nodes for {net.num_layers} layers'] * (len(net.ddls) < net.num_layers)
-    total = sum(p.numel() for p in net.parameters())
     sums = f'{f"L = {net.num_layers}":>9}  {"":>9}  {"":>8}  {"codes":>5}  {net.num_codes:>6}'
-    lines.append(f'{sums}  {net.num_bits:>8.1f}  {total:>11,}')
+    lines.append(f'{sums}  {net.num_bits:>8.1f}  {_parameters(net):>11,}')
     return '\n'.join(lines)
+
+
+def network_facts(net: Network) -> dict[str, Any]:
+    """JSON-able: what report.html says of the network."""
+    sizes = [spec.size for spec in net.specs]
+    scales = [
+        {'height': sizes[first][0], 'width': sizes[first][1], 'first': first, 'last': last}
+        for first, last in _runs(sizes)
+    ]
+    facts = {'num_layers': net.num_layers, 'bits': net.num_bits, 'parameters': _parameters(net), 'scales': scales}
+    return facts | {'table': layer_table(net)}
+
+
+def _runs(values: Sequence[Any]) -> list[tuple[int, int]]:
+    """(first, last) index of each stretch of equal values."""
+    ends = [i for i in range(len(values)) if i + 1 == len(values) or values[i + 1] != values[i]]
+    return list(zip([0, *(end + 1 for end in ends)], ends, strict=False))
+
+
+def _parameters(net: Network) -> int:
+    return sum(p.numel() for p in net.parameters())
 
 
 def psnr(images: torch.Tensor, target: torch.Tensor) -> float:
@@ -123,14 +138,16 @@ def write_sheets(
 
 def write_layers(run_dir: str, cur_nimg: int, originals: torch.Tensor, selected: Sequence[torch.Tensor]) -> None:
     """layers-N.png: each original [C, H, W] and, after it, what the layers choose for it on the way to its
-    reconstruction: of ``selected``, L tensors [B, C, h, w], at most 17 evenly spaced, in rows of 9."""
+    reconstruction: of ``selected``, L tensors [B, C, h, w], at most 17 evenly spaced, in one or two rows."""
     size = tuple(originals.shape[2:])
     numbers = sorted({round(l) for l in np.linspace(0, len(selected) - 1, min(17, len(selected)))})
     images = [torch.nn.functional.interpolate(selected[l].float(), size, mode='nearest-exact') for l in numbers]
+    num_rows = -(-(1 + len(numbers)) // 9)
+    columns = -(-(1 + len(numbers)) // num_rows)
     rows = []
     for i, original in enumerate(originals):
         chosen = [Tile(image[i], f'layer {l}') for l, image in zip(numbers, images, strict=True)]
-        rows += [*in_rows([Tile(original, 'original'), *chosen], 9), ()]
+        rows += [*in_rows([Tile(original, 'original'), *chosen], columns), ()]
     save_png(draw_sheet(rows[:-1]), os.path.join(run_dir, f'layers-{cur_nimg:09d}.png'))
 
 
@@ -153,48 +170,11 @@ def write_events(events: Any, stats: dict[str, Any]) -> None:
     events.flush()
 
 
-# ---------------------------------------------------------------------------------------------------------- report.html
+# ---------------------------------------------------------------------------------------------------------- stats.jsonl
 
-
-def write_report(run_dir: str) -> None:
-    """report.html: curves of every quantity in stats.jsonl, per-layer maps, and the newest pictures, in one file."""
-    stats = read_stats(run_dir)
-    if not stats:
-        return
-    nimg = [s['nimg'] for s in stats]
-    dead = [mean_or_none(s['dead']) for s in stats]
-    last = stats[-1]
-    parts = [
-        f'<h1>{html.escape(os.path.basename(os.path.abspath(run_dir)))}</h1>',
-        f'<p>{html.escape(tick_line(last))}</p>',
-        '<div class="row">',
-        _curve('loss (mean over layers)', nimg, [s['loss'] for s in stats], log=True),
-        _curve('validation PSNR, dB', nimg, [s['val_psnr'] for s in stats]),
-        _curve('usage entropy (1: all nodes equally)', nimg, [float(np.mean(s['usage_entropy'])) for s in stats]),
-        _curve('dead nodes, share', nimg, dead),
-        _curve('images per second', nimg, [s['images_per_sec'] for s in stats]),
-        '</div><h2>Per layer (of shared nodes: per set)</h2><div class="row">',
-        _bars('loss', last['loss_layers']),
-        _bars('usage entropy', last['usage_entropy'], top=1.0),
-        _bars('dead share (grey: too few images yet)', last['dead']),
-        _bars('splits so far', last['splits']),
-        '</div>',
-    ]
-    for kind, words in (('samples', 'Samples'), ('reconstructions', 'Images above, reconstructions below')):
-        names = sorted(n for n in os.listdir(run_dir) if n.startswith(kind) and n.endswith('.png'))
-        shown = sorted({round(i) for i in np.linspace(0, len(names) - 1, min(4, len(names)))}) if names else []
-        parts.append(f'<h2>{words}</h2><div class="row">')
-        for name in (names[i] for i in shown):
-            with open(os.path.join(run_dir, name), 'rb') as f:
-                data = base64.b64encode(f.read()).decode()
-            parts.append(f'<figure><img src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>')
-        parts.append('</div>')
-    style = (
-        'body{font:14px sans-serif;margin:2em;max-width:110em}.row{display:flex;flex-wrap:wrap;gap:1.5em}'
-        'figure{margin:0}img{max-width:42em}svg{background:#fafafa}figcaption{color:#555}'
-    )
-    with atomic_write(os.path.join(run_dir, 'report.html'), 'w') as f:
-        f.write(f'<!doctype html><meta charset="utf-8"><title>DDN run</title><style>{style}</style>' + '\n'.join(parts))
+NUMBERS = ('loss', 'val_psnr', 'images_per_sec', 'seconds')  # what a tick must have, a number or None
+LISTS = ('loss_layers', 'usage_entropy', 'dead', 'splits')  # lists of them
+MAX_LINE = 16 << 20  # bytes of a tick
 
 
 def append_stats(run_dir: str, stats: dict[str, Any]) -> None:
@@ -202,63 +182,57 @@ def append_stats(run_dir: str, stats: dict[str, Any]) -> None:
     with open(os.path.join(run_dir, 'stats.jsonl'), 'ab+') as f:
         f.seek(max(f.tell() - 1, 0))
         cut_off = f.read() not in (b'', b'\n')
-        f.write((('\n' if cut_off else '') + json.dumps(stats) + '\n').encode())
+        f.write((('\n' if cut_off else '') + json.dumps(_finite(stats), allow_nan=False) + '\n').encode())
 
 
 def read_stats(run_dir: str) -> list[dict[str, Any]]:
     """The ticks of stats.jsonl, without those of as many or more images than a later one: a resume did them again."""
+    return parse_stats(run_dir)[0]
+
+
+def parse_stats(run_dir: str) -> tuple[list[dict[str, Any]], int]:
+    """(``read_stats``, how many lines are not whole ticks and were skipped: the one that a kill cut off, damage).
+
+    Numbers that are not finite become None.
+    """
     path = os.path.join(run_dir, 'stats.jsonl')
+    ticks, num_bad = [], 0
     if not os.path.exists(path):
-        return []
-    ticks = []
-    with open(path) as f:
-        for line in f:
-            try:
-                stats = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut off
+        return ticks, num_bad
+    with open_regular(path) as f:
+        while line := f.readline(MAX_LINE):
+            stats = _tick(line)
+            if stats is None:
+                num_bad += bool(line.strip())
                 continue
             while ticks and ticks[-1]['nimg'] >= stats['nimg']:
                 ticks.pop()
             ticks.append(stats)
-    return ticks
+    return ticks, num_bad
 
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 380, 200, 52, 22
+def _tick(line: bytes) -> dict[str, Any] | None:
+    """A line of stats.jsonl, or None if it is not one."""
+    try:
+        with one_line('not a tick'):
+            stats = json.loads(line)
+            whole = type(stats['nimg']) is int and 0 <= stats['nimg'] < 2**53
+            whole &= all(_is_number(stats[key]) for key in NUMBERS)
+            whole &= all(isinstance(stats[key], list) and stats[key] for key in LISTS)
+            whole &= all(_is_number(value) for key in LISTS for value in stats[key])
+            return _finite(stats) if whole else None
+    except ValueError:
+        return None
 
 
-def _svg(title: str, body: str, low: str, high: str, left: str, right: str) -> str:
-    text = 'font-size="11" fill="#444"'
-    return (
-        f'<figure><figcaption>{title}</figcaption><svg width="{_WIDTH}" height="{_HEIGHT}">{body}'
-        f'<text x="4" y="14" {text}>{high}</text><text x="4" y="{_HEIGHT - _BOTTOM}" {text}>{low}</text>'
-        f'<text x="{_LEFT}" y="{_HEIGHT - 6}" {text}>{left}</text>'
-        f'<text x="{_WIDTH - 4}" y="{_HEIGHT - 6}" text-anchor="end" {text}>{right}</text></svg></figure>'
-    )
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _curve(title: str, nimg: Sequence[int], values: Sequence[float | None], log: bool = False) -> str:
-    points = [(n, math.log10(v) if log else v) for n, v in zip(nimg, values, strict=True) if v is not None]
-    if not points:
-        return ''
-    xs, ys = zip(*points, strict=True)
-    (x0, x1), (y0, y1) = (min(xs), max(xs)), (min(ys), max(ys))
-    x = [_LEFT + (v - x0) / max(x1 - x0, 1) * (_WIDTH - _LEFT - 6) for v in xs]
-    y = [8 + (y1 - v) / ((y1 - y0) or 1) * (_HEIGHT - _BOTTOM - 12) for v in ys]
-    path = ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(x, y, strict=True))
-    body = f'<polyline points="{path}" fill="none" stroke="#0366d6" stroke-width="1.5"/>'
-    low, high = (f'{10**v if log else v:.4g}' for v in (y0, y1))
-    return _svg(title, body, low, high, f'{x0 / 1000:g} kimg', f'{x1 / 1000:g} kimg')
-
-
-def _bars(title: str, values: Sequence[float | None], top: float | None = None) -> str:
-    """A bar for each layer from 0 to ``top`` (None: the largest value); a grey one, as high as can be, for None."""
-    top = top or max((v for v in values if v is not None), default=0.0) or 1.0
-    width = (_WIDTH - _LEFT - 6) / len(values)
-    full = _HEIGHT - _BOTTOM - 4
-    drawn = [(1.0, '#ddd', '-') if v is None else (v / top, '#28a745', f'{v:.4g}') for v in values]
-    body = ''.join(
-        f'<rect x="{_LEFT + i * width:.1f}" y="{4 + full * (1 - height):.1f}" width="{max(width - 1, 0.5):.1f}" '
-        f'height="{full * height:.1f}" fill="{color}"><title>layer {i}: {words}</title></rect>'
-        for i, (height, color, words) in enumerate(drawn)
-    )
-    return _svg(title, body, '0', f'{top:.4g}', 'layer 0', f'layer {len(values) - 1}')
+def _finite(value: Any) -> Any:
+    """JSON without NaN, infinity and integers that no float holds: None is in their place."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, int | float) and not abs(value) < 1e300 else value

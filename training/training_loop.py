@@ -34,6 +34,7 @@ from training.interrupt import StopRequest
 from training.loader import BatchStream, Loader
 from training.loss import layer_losses, total_loss
 from training.monitor import Health, UsageWindow
+from training.report_html import write_report
 
 GRID = (10, 10)  # rows and columns of the sample sheet
 LAYERS_OF = 4  # validation images that are shown layer by layer
@@ -196,7 +197,7 @@ def training_loop(
         if aside:
             print(f'{aside} states, snapshots and pictures of later than {cur_nimg:,} images are kept as *.old')
         with atomic_write(os.path.join(run_dir, 'training_options.json'), 'w') as f:
-            json.dump(run_options or {}, f, indent=2)
+            json.dump({**(run_options or {}), 'network': report.network_facts(net)}, f, indent=2)
         print(report.layer_table(net), flush=True)
     rounds, B = stream.num_accumulation_rounds, stream.batch_gpu
     dist.print0(
@@ -269,7 +270,7 @@ def training_loop(
                     ema.copies,
                     {**(snapshot_meta or {}), 'cur_nimg': cur_nimg},
                 )
-                report.write_report(run_dir)
+                write_report(run_dir)
             if done or tick // state_ticks > last_tick // state_ticks:
                 save_state()
         usage.next_tick()
