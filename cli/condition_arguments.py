@@ -13,6 +13,7 @@ from cli.jobs import Job, Label
 from cli.pictures import Pictures
 from ddn_networks import Network, pixel_maps
 from ddn_networks.conditions import CONDITIONS, LABELS, Condition
+from dnnlib.downloads import lasting_path
 
 MADE = 256  # conditions that are cached
 
@@ -233,6 +234,17 @@ def training_names(
             text = f'{kind if takes == condition.takes else takes}:{size}'
         names.append(text)
     return names, pairs
+
+
+def lasting_conditions(texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts of ``--condition``, one condition each, with paths of pairs that lead there from any folder."""
+    found = []
+    for text in _split(texts):
+        kind, _, value = text.partition(':')
+        if value and kind in CONDITIONS and CONDITIONS[kind].takes == 'pair':
+            text = f'{kind}:{lasting_path(value)}'
+        found.append(text)
+    return tuple(found)
 
 
 def _split(texts: Sequence[str]) -> list[str]:

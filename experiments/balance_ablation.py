@@ -72,7 +72,7 @@ def main(data, held_out, seeds, only, num, folder: Path, into: Path, machine, mo
     if not data:
         data, held_out = digits.datasets(folder)
     scoring = ablation.check(ablation.Scoring(data, held_out, detector or 'lenet', num, 2000))
-    preset = {name.replace('_', '-'): value for name, value in PRESETS['mnist-cpu'].items()}
+    preset = {name.replace('_', '-'): value for name, value in PRESETS['mnist-cpu'].options.items()}
     base = {**preset, 'workers': 0, **ablation.ticks(duration or DURATION), 'data': scoring.data, **more}
     rows = ablation.chosen([Row(name, {**base, 'balance': name}) for name in ROWS], only)
     held = {'held-out': scoring.held_out}

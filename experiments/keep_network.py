@@ -28,7 +28,7 @@ DTYPES = {'float16': torch.float16, 'float32': torch.float32}
 
 def command(stored: dict, dataset: str, preset: str) -> str:
     """The command that trains it again: a preset, and the options in which the run differs."""
-    others = {k: stored['options'][k] for k, v in PRESETS[preset].items() if stored['options'].get(k) != v}
+    others = {k: stored['options'][k] for k, v in PRESETS[preset].options.items() if stored['options'].get(k) != v}
     if stored['options'].get('precision', 'fp32') != 'fp32':
         others['precision'] = stored['options']['precision']
     if stored['options'].get('transfer'):

@@ -49,7 +49,8 @@ def read_run(run: str, most: int) -> dict[str, Any]:
         raise ValueError(f'{run} is not a run folder of train.py with a finished tick')
     options = read_json(path)
     loop = options['loop']
-    kwargs, given, preset = loop['network_kwargs'], options['options'], PRESETS.get(options['preset'], {})
+    kwargs, given = loop['network_kwargs'], options['options']
+    preset = PRESETS[options['preset']].options if options['preset'] in PRESETS else {}
     return {
         'name': os.path.basename(os.path.abspath(run)),
         'preset': options['preset'],

@@ -59,4 +59,4 @@ def test_every_preset_is_in_the_table_with_how_long_it_trains():
     text = (Path(__file__).resolve().parents[1] / 'docs' / 'presets.md').read_text()
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('| `')]
     images = {cells[0].strip('`'): int(cells[5].replace(',', '')) for cells in rows}
-    assert images == {name: round(preset['duration'] * 1e6) for name, preset in PRESETS.items()}
+    assert images == {name: round(preset.options['duration'] * 1e6) for name, preset in PRESETS.items()}

@@ -49,7 +49,7 @@ def run_folder(folder, net, emas) -> None:
     meta = {'preset': 'mnist-cpu', 'dataset': 'digits', 'git_revision': 'abc', 'cur_nimg': 640}
     persistence.save_network(str(folder / 'network-snapshot-000000640.safetensors'), net, emas, meta)
     loop = {'lr': 0.1, 'dataset_kwargs': {'path': '/somewhere/of/mine.zip'}, 'val_data': '/somewhere', 'num_workers': 0}
-    options = {**keep_network.PRESETS['mnist-cpu'], 'chain_dropout': 0.25, 'precision': 'bf16'}
+    options = {**keep_network.PRESETS['mnist-cpu'].options, 'chain_dropout': 0.25, 'precision': 'bf16'}
     stored = {'options': options, 'loop': loop, 'preset': 'mnist-cpu', 'torch': '2.x'}
     (folder / 'training_options.json').write_text(json.dumps(stored))
     (folder / 'stats.jsonl').write_text('{"nimg": 320, "seconds": 1.0}\n{"nimg": 640, "seconds": 2.5}\n')
@@ -80,7 +80,7 @@ def test_what_is_kept_is_the_average_alone(tmp_path, dtype, bytes_each):
 
 
 def test_the_command_says_what_it_began_with():
-    preset = keep_network.PRESETS['mnist-tree-8x5']
+    preset = keep_network.PRESETS['mnist-tree-8x5'].options
     for transfer, said in (('/somewhere/runs/8x3/network-snapshot-1.safetensors', '8x3/network-snapshot-1.safetensors'),
                            ('tree-8x3', 'tree-8x3')):  # fmt: skip
         line = keep_network.command({'options': {**preset, 'transfer': transfer}}, 'digits', 'mnist-tree-8x5')

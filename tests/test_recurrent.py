@@ -318,7 +318,7 @@ def trained(tiny_zip, tmp_path_factory) -> str:
 def test_five_steps_stop_five_steps_are_ten_bit_for_bit(trained, tiny_zip, tmp_path):
     invoke(train.main, f'--data={tiny_zip}', f'--outdir={tmp_path / "b"}', *RUN, '--duration=0.000040')
     out = invoke(train.main, f'--resume={tmp_path / "b"}', '--duration=0.000080')
-    assert out.count('goes on with another option') == 1
+    assert out.count('continues with another option') == 1
     a, b = (persistence.load_tensors(f'{d}/training-state-000000080.safetensors')[0] for d in (trained, tmp_path / 'b'))
     assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
     assert a['balance/num_splits'].shape == (1,) and a['balance/num_splits'] > 0

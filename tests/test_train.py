@@ -17,6 +17,7 @@ import torch
 from conftest import TINY_RUN, final, invoke, write_zip
 
 import train
+from cli.presets import PRESETS
 from torch_utils import persistence
 from training import checkpoint, training_loop
 from training.dataset import ImageFolderDataset
@@ -72,7 +73,7 @@ def test_ten_steps_stop_ten_steps_are_twenty_bit_for_bit(tiny_zip, tmp_path, mor
     run_train(f'--outdir={tmp_path / "a"}', *common, '--duration=0.000320')
     run_train(f'--outdir={tmp_path / "b"}', *common, '--duration=0.000160')
     out = run_train(f'--resume={tmp_path / "b"}', '--duration=0.000320')
-    assert 'total_nimg: 160 -> 320' in out and out.count('goes on with another option') == 1
+    assert 'total_nimg: 160 -> 320' in out and out.count('continues with another option') == 1
     assert_same(final(tmp_path / 'a'), final(tmp_path / 'b'))
     a, b = ([json.loads(line) for line in (tmp_path / d / 'stats.jsonl').read_text().splitlines()] for d in 'ab')
     assert [s['loss_layers'] for s in a] == [s['loss_layers'] for s in b]
@@ -119,7 +120,7 @@ def test_a_resume_tells_changes_and_no_others(tmp_path):
     args = [f'--data={data}', *TINY_RUN, '--nosubdir', '--batch-gpu=auto']
     run_train(f'--outdir={tmp_path}', *args, '--duration=0.000016')
     out = run_train(f'--resume={tmp_path}', '--duration=0.000032')
-    assert out.count('goes on with another option') == out.count('total_nimg: 16 -> 32') == 1
+    assert out.count('continues with another option') == out.count('total_nimg: 16 -> 32') == 1
     other = f'{data} is not what this run was trained on'
     assert other not in out
     write_zip(data, 40, (1, 8, 8), seed=1)
@@ -137,7 +138,7 @@ def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(tiny_zip, tmp_path,
         '--balance=bias': 'balance/',
         '--ema=0.0002': 'ema/0.0002',
         '--data=nowhere.zip': 'nowhere.zip',
-        '--preset=mnist-cpu': 'was started with another',
+        '--preset=mnist-cpu': 'was started with no preset',
         '--tensorboard=1': '--tensorboard=1 needs the package',
     }.items():
         assert words in run_train(f'--resume={tmp_path}', wrong, '--duration=0.000320', expect=1).splitlines()[-1]
@@ -229,7 +230,7 @@ def test_a_log_that_was_there_before_is_kept(tiny_zip, tmp_path):
 def test_a_folder_with_a_run_takes_no_other_run(tiny_zip, tmp_path):
     args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000032']
     run_train(*args)
-    assert f'--resume={tmp_path} goes on with it' in run_train(*args, expect=1)
+    assert f'--resume={tmp_path} continues it' in run_train(*args, expect=1)
 
 
 def test_snapshots_and_states_are_kept_where_a_step_spans_several_ticks(tiny_zip, tmp_path):
@@ -361,9 +362,9 @@ def test_dry_run_prints_the_plain_dict_and_makes_nothing(tiny_zip, tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
-@pytest.mark.parametrize('name', train.PRESETS)
+@pytest.mark.parametrize('name', PRESETS)
 def test_every_preset_is_made_of_options_that_exist(tmp_path, name):
-    preset = train.PRESETS[name]
+    preset = PRESETS[name].options
     assert preset.keys() <= {parameter.name for parameter in train.main.params}
     data = write_zip(tmp_path / 'colours.zip', 3, (3, 8, 8))
     loop = json.loads(run_train(f'--data={data}', f'--preset={name}', '-n'))
@@ -451,7 +452,7 @@ def test_an_error_ends_a_run_whose_images_a_thread_loads(tiny_zip, tmp_path):
 
 BAD = {
     'no-such-file': (['--data=nowhere.zip'], 'nowhere.zip'),
-    'no-data': ([], '--data is needed'),
+    'no-data': ([], '--data is missing'),
     'batch-gpu': (['--data=DATA', '--batch-gpu=5'], 'divisor'),
     'one-per-scale': (['--data=DATA', '--blocks=1,2'], '--blocks needs one number'),
     'not-numbers': (['--data=DATA', '--nodes=a'], '--nodes=a'),
@@ -465,7 +466,7 @@ BAD = {
     'resume-nothing': (['--resume=nowhere'], 'nowhere'),
     'resume-empty': (['--resume'], 'no run with a training state'),
     'transfer': (['--data=DATA', '--transfer=nowhere.safetensors'], 'nowhere.safetensors'),
-    'balance': (['--data=DATA', '--balance=split'], 'there are split-prune, conditional, bias, none'),
+    'balance': (['--data=DATA', '--balance=split'], 'choose from split-prune, prefix, bias, none'),
     'balance-key': (['--data=DATA', '--balance=bias:pairs=2'], 'bias takes limit, memory, rate, not pairs'),
     'balance-value': (['--data=DATA', '--balance=conditional:rate=x'], 'rate is a number'),
     'balance-whole': (['--data=DATA', '--balance=split-prune:pairs=1.5'], 'pairs is a whole number'),

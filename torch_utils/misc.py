@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}  # of a network's blocks: dtype of autocast
+
 
 def memory_format(device: torch.device, precision: str) -> torch.memory_format:
     """The layout in which convolutions are fastest (measured by benchmarks/backbone_options.py): channels last, but on

@@ -48,7 +48,7 @@ def auto_batch_gpu(loop: dict[str, Any], device: torch.device) -> int:
     batch = loop['batch_size'] // dist.get_world_size()
     net = persistence.rebuild({'class_name': loop['network_class'], 'kwargs': loop['network_kwargs']})
     net = net.to(device, memory_format=misc.memory_format(device, loop['precision'])).train()
-    dtype = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[loop['precision']]
+    dtype = misc.PRECISIONS[loop['precision']]
     per_image = saved_bytes_per_image(net, dtype, loop['grad_checkpoint'])
     if device.type == 'cuda':
         free = torch.cuda.mem_get_info(device)[0]

@@ -40,7 +40,7 @@ GRID = (10, 10)  # rows and columns of the sample sheet
 LAYERS_OF = 4  # validation images that are shown layer by layer
 BALANCERS = {
     'split-prune': ddn_networks.SplitAndPrune,
-    'conditional': ddn_networks.PrefixBalancing,
+    'prefix': ddn_networks.PrefixBalancing,
     'bias': ddn_networks.LossFreeBalancing,
     'none': ddn_networks.UsageCounter,
 }
@@ -102,7 +102,7 @@ def training_loop(
             zero at ``total_nimg``.
         ema_halflives_nimg: half-lives of the averaged copies; the first one draws the pictures.
         chain_dropout: probability that chance makes a layer's choice (Section 3.3).
-        balance: a key of ``BALANCERS``: 'split-prune' (Algorithm 1), 'conditional' (the same, and whatever was chosen
+        balance: a key of ``BALANCERS``: 'split-prune' (Algorithm 1), 'prefix' (the same, also given the choices
             before), 'bias' (Loss-Free Balancing, Appendix E), 'none'; with ``balance_kwargs`` for its class.
         augment_kwargs: arguments of ``AugmentPipe``, or None for no augmentation.
         condition_dropout: probability that an image gets no condition; the conditions are the network's own.
@@ -173,7 +173,7 @@ def training_loop(
     for copy in ema.copies.values():
         balancer.follow([copy[name] for name, _ in _node_weights(net)])
     balancer.attach(optimizer)
-    autocast_dtype = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
+    autocast_dtype = misc.PRECISIONS[precision]
     scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale or 2**16, enabled=precision == 'fp16')
     ddp = net
     if world_size > 1:

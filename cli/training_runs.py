@@ -1,0 +1,136 @@
+"""Train from options, as ``train.py`` does: new runs, and runs that continue."""
+
+import contextlib
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import torch
+from click.core import ParameterSource
+
+from cli.options import one_line_errors
+from cli.presets import PRESETS
+from cli.training_arguments import loop_kwargs
+from cli.training_options import NOT_STORED, Stored, lasting, parsed, read_stored
+from dnnlib.util import redacted
+from torch_utils import distributed as dist
+from torch_utils import misc
+from training import run_folder
+from training.dataset import ImageFolderDataset
+from training.memory import auto_batch_gpu
+from training.training_loop import training_loop
+
+
+def train(options: Mapping[str, Any]) -> str:
+    """Train with these options of ``train.py``, by name: {'preset': 'mnist-cpu', 'chain-dropout': 0, 'outdir': 'runs',
+    'data': 'mnist.zip'}, or {'resume': 'runs/00000-mnist'}.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        click.ClickException: wrong options or data, in one line.
+        SystemExit: after a signal; the state is saved.
+    """
+    return run(parsed(options))
+
+
+def run(ctx: click.Context) -> str | None:
+    """``train`` for a command line that click has parsed; None after --dry-run."""
+    given = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    try:
+        with one_line_errors(FloatingPointError):
+            return _run(dict(ctx.params), given)
+    except KeyboardInterrupt:  # before the first step, or the second one
+        raise SystemExit(130) from None
+
+
+def _run(o: dict[str, Any], given: set[str]) -> str | None:
+    run_dir = state = old = None
+    if o['resume']:
+        run_dir, state = run_folder.find(o['resume'], o['outdir'])
+        old = read_stored(run_dir, given)
+        if o['preset'] not in (None, old.preset):
+            before = old.preset or 'no preset'
+            raise ValueError(f'--preset={o["preset"]}: {run_dir} was started with {before}; leave it out')
+        o |= {k: v for k, v in old.options.items() if k not in given} | {'preset': old.preset}
+    elif o['preset']:
+        o |= {k: v for k, v in PRESETS[o['preset']].options.items() if k not in given}
+    if not o['data']:
+        raise ValueError('--data is missing: give a zip or folder of images, see dataset_tool.py')
+    if not (o['outdir'] or run_dir or o['dry_run']):
+        raise ValueError('--outdir is missing: give a folder for the run folder')
+
+    with dist.session(o['device']) as device:
+        o = lasting(o)
+        dataset = ImageFolderDataset(o['data'])
+        data = {'num': len(dataset), 'shape': list(dataset.image_shape), 'digest': dataset.archive.digest()}
+        loop, notes = loop_kwargs(o, dataset), []
+        if loop['batch_gpu'] == 'auto':
+            loop['batch_gpu'] = auto_batch_gpu(loop, device)
+            notes.append(f'--batch-gpu=auto: {loop["batch_gpu"]} images at once')
+        unchanged = old is not None and _continue(loop, data, old, given, o['data'], notes)
+        loop['seed'] = dist.all_gather_object(loop['seed'])[0]
+        if o['dry_run']:
+            dist.print0(json.dumps(loop, indent=2))
+            return None
+        facts = {'preset': o['preset'], 'dataset': dataset.name, 'git_revision': misc.git_revision()}
+        options = {k: v for k, v in o.items() if k not in NOT_STORED}
+        stored = {'options': options, 'loop': loop, 'data': data, **facts, 'torch': torch.__version__,
+                  'ranks': dist.get_world_size()}  # fmt: skip
+        first = dist.get_rank() == 0
+        if run_dir is None:
+            run_dir = dist.all_gather_object(_new_folder(o, dataset.name) if first else None)[0]
+        with run_folder.opened(run_dir) if first else contextlib.nullcontext():
+            for line in [f'Run folder: {run_dir}', *notes]:
+                dist.print0(line)
+            training_loop(
+                run_dir=run_dir,
+                device=device,
+                resume_state=state,
+                resume_unchanged=unchanged,
+                snapshot_meta=facts,
+                run_options=redacted(stored),
+                **loop,
+            )
+        return run_dir
+
+
+def _new_folder(o: dict[str, Any], dataset_name: str) -> str:
+    if o['nosubdir']:
+        return run_folder.use(o['outdir'])
+    world = dist.get_world_size()
+    words = [dataset_name, o['arch'], *[f'gpus{world}'] * (world > 1), f'batch{o["batch"]}']
+    return run_folder.create(o['outdir'], [*words, *filter(None, (o['preset'], o['desc']))])
+
+
+def _continue(
+    loop: dict[str, Any], data: dict[str, Any], old: Stored, given: set[str], path: str, notes: list[str]
+) -> bool:
+    """Give ``loop`` what a run keeps, and add to ``notes`` what differs from before; whether nothing does."""
+    if 'seed' not in given:
+        loop['seed'] = old.loop['seed']
+    placement = old.loop['network_kwargs'].get('condition_placement')
+    if placement and 'condition_placement' in loop['network_kwargs']:  # runs of earlier revisions keep theirs
+        loop['network_kwargs']['condition_placement'] = placement
+    if old.data is not None and data != old.data:
+        notes.append(f'{path} is not what this run was trained on: from here on it is another run')
+    known = inspect.signature(training_loop).parameters
+    defaults = {name: known[name].default for name in loop}  # of arguments that earlier revisions did not have
+    changes = _differences({**defaults, **old.loop}, loop)
+    notes += [f'This run continues with another option: {line}' for line in changes]
+    return not changes and data == old.data
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
+    """'name: old -> new' for each entry of nested dicts that differs."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += _differences(a, b, f'{prefix}{key}.')
+        elif a != b:
+            lines.append(f'{prefix}{key}: {a} -> {b}'[:500])
+    return lines
