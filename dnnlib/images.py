@@ -5,6 +5,7 @@ float in [-1, 1] inside (`to_float`, `to_uint8`).
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 SPARSE = 1 << 26, 4000  # pixels from which a file needs a byte for so many of them: a photo has one for 2 to 50
-FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'TGA', 'PPM', 'JPEG2000', 'AVIF')  # Pillow's names
+FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'TGA', 'PPM', 'JPEG2000')  # Pillow's names
+FORMATS += ('AVIF',) * (importlib.util.find_spec('PIL.AvifImagePlugin') is not None)  # since Pillow 11.3
 _MODE_CHANNELS = {'1': 1, 'L': 1, 'I': 1, 'I;16': 1, 'I;16B': 1, 'I;16L': 1, 'I;16N': 1}
 _MODE_CHANNELS |= {mode: 3 for mode in ('P', 'RGB', 'RGBX', 'CMYK', 'YCbCr', 'HSV')}
 _MODE_CHANNELS |= {mode: 4 for mode in ('RGBA', 'RGBa', 'LA', 'La', 'PA')}

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import dnnlib
-from dnnlib.images import BadImageError, decode_image, read_header, to_array, to_image, with_channels
+from dnnlib.images import FORMATS, BadImageError, decode_image, read_header, to_array, to_image, with_channels
 
 
 def encoded(image: Image.Image, kind: str = 'png', **options) -> bytes:
@@ -163,7 +163,9 @@ DEEP = np.array([[0, 257, 65535, 128 * 257 + 100]], dtype=np.uint16)
 
 @pytest.mark.parametrize('kind', ['png', 'tiff', 'ppm', 'jpeg2000'])
 def test_16_bits_are_scaled_to_8(kind):
-    data = encoded(Image.fromarray(DEEP), kind, **({'irreversible': False} if kind == 'jpeg2000' else {}))
+    data = b'P5 4 1 65535\n' + DEEP.astype('>u2').tobytes()
+    if kind != 'ppm':
+        data = encoded(Image.fromarray(DEEP), kind, **({'irreversible': False} if kind == 'jpeg2000' else {}))
     assert decode_image(data).tolist() == [[[0, 1, 255, 128]]] and same_header(data, decode_image(data))
 
 
@@ -344,6 +346,7 @@ def test_the_tag_counts_more_than_xmp_and_nonsense_counts_nothing():
         assert np.array_equal(decode_image(png_with('before', chunk(b'eXIf', exif_block(o)))(UPRIGHT)), UPRIGHT)
 
 
+@pytest.mark.skipif('AVIF' not in FORMATS, reason='Pillow before 11.3')
 def test_avif_is_turned():
     exif = Image.Exif()
     exif[0x0112] = 6
