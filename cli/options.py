@@ -174,12 +174,13 @@ class Text(click.ParamType):
 # Options that several scripts have.
 
 
+EMA = click.option('--ema', metavar='LABEL',
+                   help="Averaged weights by half-life, or 'none' for the raw ones  [default: the first]")
 # --network, --ema, --steps, --device: arguments of ``cli.networks.load_network``.
 network_options = option_group(
     'Network',
     click.option('--network', metavar='FILE|URL', required=True, help='Snapshot, run folder or shipped name'),
-    click.option('--ema', metavar='LABEL',
-                 help="Averaged weights by half-life, or 'none' for the raw ones  [default: the first]"),
+    EMA,
     click.option('--steps', metavar='INT', type=click.IntRange(1, 10_000),
                  help='Layers of a recurrent network  [default: as trained]'),
     click.option('--device', metavar='NAME', help='cuda, mps or cpu  [default: the best available]'),

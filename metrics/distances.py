@@ -1,7 +1,7 @@
 """Distances between two sets of feature vectors: FID, KID, precision, recall, density, coverage, nearest neighbours.
 
-All of them in float64 but the big tables of pairwise distances, which are in the precision of the features and made in
-pieces of a bounded size. Nothing here knows which network the features come from.
+All in float64, except for the tables of pairwise distances, which have the precision of the features and are made in
+pieces of bounded size. Independent of the network that the features come from.
 
     N M vectors of two sets, D features, K neighbours
 """
@@ -19,10 +19,10 @@ TABLE_BYTES = 1 << 27  # of one piece of a table of pairwise distances
 
 
 class Moments:
-    """Streaming mean `[D]` and covariance `[D, D]` in float64: vectors in, in any portions, on any number of ranks.
+    """Streaming mean `[D]` and covariance `[D, D]` in float64 of vectors in batches, on any number of ranks.
 
-    Keeps the mean and the sum of squared deviations and merges portions as Chan, Golub and LeVeque (1983) do, so a
-    large mean costs no digits.
+    Keeps the mean and the sum of squared deviations and merges batches by Chan, Golub and LeVeque (1983), so a large
+    mean costs no digits.
     """
 
     def __init__(self, dim: int):
@@ -31,7 +31,7 @@ class Moments:
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (x - mean) (x - mean)^T
 
     def add_(self, features: torch.Tensor) -> 'Moments':
-        """Take in vectors `[N, D]`. Raises ValueError for another shape or a number that is not finite."""
+        """Add vectors `[N, D]`. Raises ValueError for another shape or a number that is not finite."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(f'features must be [N, {len(self.mean)}], not {[*features.shape]}')
         if len(features):
@@ -44,7 +44,7 @@ class Moments:
         return self
 
     def merge_(self, other: 'Moments') -> 'Moments':
-        """Take in what another one has seen."""
+        """Add the vectors of another one."""
         self._merge_(other.num, other.mean, other.scatter)
         return self
 
@@ -59,7 +59,7 @@ class Moments:
         self.num = total
 
     def all_reduce_(self, all_reduce_: Callable[[torch.Tensor], object]) -> 'Moments':
-        """Make every rank hold the moments of all ranks' vectors; `all_reduce_` sums a tensor over ranks in place."""
+        """Replace the moments by those of all ranks' vectors; `all_reduce_` sums a tensor over ranks in place."""
         num = torch.tensor([self.num], dtype=torch.float64)
         all_reduce_(num)
         total = int(num.item())
@@ -84,13 +84,29 @@ class Moments:
         return ((sigma + sigma.T) / 2).numpy()
 
 
+def require_covariance(sigma: torch.Tensor) -> torch.Tensor:
+    """`covariance_factor` of a matrix `[D, D]`. Raises ValueError unless it is finite, symmetric and positive
+    semi-definite."""
+    if not sigma.isfinite().all():
+        raise ValueError('statistics that are not finite (NaN or infinite)')
+    if (sigma - sigma.T).abs().max() > 1e-8 * sigma.abs().max():
+        raise ValueError('a covariance must be symmetric')
+    return covariance_factor(sigma)
+
+
 def covariance_factor(sigma: torch.Tensor) -> torch.Tensor:
-    """A `[D, R]` with A A^T = sigma, R its rank. Cholesky where that is safe, else a symmetric eigendecomposition."""
+    """A `[D, R]` with A A^T = sigma `[D, D]`, R its rank. Cholesky where that is safe, else a symmetric
+    eigendecomposition. Raises ValueError for eigenvalues that are negative by more than rounding."""
     noise = torch.finfo(sigma.dtype).eps * len(sigma)
     lower, failed = torch.linalg.cholesky_ex(sigma)
     if not failed and lower.diagonal().square().min() > noise * sigma.diagonal().max():
         return lower
-    values, vectors = torch.linalg.eigh(sigma)
+    try:
+        values, vectors = torch.linalg.eigh(sigma)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(f'the eigenvalues of a covariance do not converge ({error})') from None
+    if values[0] < -1e-4 * values[-1].abs() or sigma.diagonal().min() < 0:  # float32 rounds to 1e-5 of the largest
+        raise ValueError(f'a covariance must be positive semi-definite; this has the eigenvalue {values[0]:.3g}')
     kept = values > noise * values[-1].clamp(min=0)
     return vectors[:, kept] * values[kept].sqrt()
 
@@ -106,7 +122,7 @@ def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
         mu1, mu2: `[D]`; sigma1, sigma2: `[D, D]`, symmetric, positive semi-definite. Arrays or tensors; float64 inside.
 
     Raises:
-        ValueError: shapes that do not fit, numbers that are not finite, a sigma that is not symmetric.
+        ValueError: shapes that do not fit, numbers that are not finite or overflow, a sigma that is not a covariance.
     """
     mu1, sigma1, mu2, sigma2 = (torch.as_tensor(x).to('cpu', torch.float64) for x in (mu1, sigma1, mu2, sigma2))
     D = mu1.numel()
@@ -116,12 +132,12 @@ def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
                 f'means [D] and covariances [D, D] of one D are needed, not {[*mu1.shape]}, {[*sigma1.shape]} and '
                 f'{[*mu2.shape]}, {[*sigma2.shape]}'
             )
-        if not (mu.isfinite().all() and sigma.isfinite().all()):
+        if not mu.isfinite().all():
             raise ValueError('statistics that are not finite (NaN or infinite)')
-        if (sigma - sigma.T).abs().max() > 1e-8 * sigma.abs().max():
-            raise ValueError('a covariance must be symmetric')
-    overlap = torch.linalg.svdvals(covariance_factor(sigma1).T @ covariance_factor(sigma2)).sum()
+    overlap = torch.linalg.svdvals(require_covariance(sigma1).T @ require_covariance(sigma2)).sum()
     distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * overlap
+    if not distance.isfinite():
+        raise ValueError('the Frechet distance overflows')
     return max(float(distance), 0.0)
 
 
@@ -158,7 +174,7 @@ def kernel_distance(
         seed: of the choice of subsets.
 
     Raises:
-        ValueError: too few vectors, different D.
+        ValueError: too few vectors, different D, an overflow.
     """
     fewest = min(len(x), len(y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
@@ -169,6 +185,8 @@ def kernel_distance(
     generator = torch.Generator().manual_seed(seed)
     draw = lambda z: z[torch.randperm(len(z), generator=generator)[:size].to(z.device)]  # noqa: E731
     values = np.array([polynomial_mmd(draw(x), draw(y)) for _ in range(num_subsets)])
+    if not np.isfinite(values).all():
+        raise ValueError('KID overflows: the features are too large')
     disjoint = min(num_subsets, fewest // size)
     return KID(float(values.mean()), float(values.std(ddof=1) / math.sqrt(disjoint)), size, num_subsets)
 
@@ -177,8 +195,11 @@ def kernel_distance(
 
 
 def square_distances(x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """`(i, table)`: squared distances of x[i : i + len(table)] to all of y, in pieces of TABLE_BYTES at most."""
-    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b loses the digits of what a and b share, so take that off first.
+    """Yield `(i, table)`: squared distances of x[i : i + len(table)] to all of y, in pieces of TABLE_BYTES at most.
+
+    Raises ValueError where they overflow.
+    """
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b loses the digits that a and b share, so subtract these first.
     center = y.double().mean(0).to(y.dtype)
     x, y = x - center, y - center
     y_norm = y.square().sum(1)
@@ -186,6 +207,8 @@ def square_distances(x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[int, to
     for i in range(0, len(x), rows):
         part = x[i : i + rows]
         table = torch.addmm(y_norm, part, y.T, alpha=-2).add_(part.square().sum(1, keepdim=True))
+        if not table.isfinite().all():
+            raise ValueError('distances between features overflow: the features are too large')
         yield i, table.clamp_(min=0)
 
 
@@ -203,10 +226,10 @@ def neighbour_radii(x: torch.Tensor, *ks: int) -> list[torch.Tensor]:
 
 
 class Nearest:
-    """The k nearest vectors of a gallery, which is shown in portions (`add_`), to each of a set of queries `[N, D]`.
+    """The k nearest vectors of a gallery, which comes in batches (`add_`), to each of a set of queries `[N, D]`.
 
-    `distances` `[N, k]` are Euclidean and ascending, `indices` `[N, k]` int64 count in the order shown; where fewer
-    than k were shown, infinity and -1.
+    `distances` `[N, k]` are Euclidean and ascending, `indices` `[N, k]` int64 count in the order added; infinity and -1
+    where fewer than k were added.
     """
 
     def __init__(self, queries: torch.Tensor, k: int):
@@ -216,7 +239,7 @@ class Nearest:
         self.distances = torch.full((len(queries), k), math.inf, dtype=torch.float64, device=queries.device)
 
     def add_(self, gallery: torch.Tensor) -> 'Nearest':
-        """Show vectors `[M, D]`."""
+        """Add vectors `[M, D]` to the gallery."""
         gallery = gallery.to(self.queries)
         k = self.indices.shape[1]
         for i, table in square_distances(self.queries, gallery):
@@ -234,7 +257,7 @@ class Nearest:
 
 
 class Closeness(NamedTuple):
-    """How near samples come to training images, against how near held-out images come. See `closeness`."""
+    """Distances of samples to training images against those of held-out images. See `closeness`."""
 
     closer: float
     copies: float
@@ -246,8 +269,8 @@ def closeness(samples: torch.Tensor, held_out: torch.Tensor) -> Closeness:
     """Compare nearest-training-image distances of samples `[N]` and of held-out images `[M]`.
 
     `closer` is the share of (sample, held-out image) pairs in which the sample is closer to its nearest training image;
-    ties count half. 0.5: as new as held-out images are; towards 1: memorised; towards 0: further off than real ones.
-    `copies` is the share of samples closer than 99 % of held-out images are; those themselves have 0.01.
+    ties count half. 0.5: as new as held-out images; towards 1: memorised; towards 0: farther than real images.
+    `copies` is the share of samples that are closer than 99 % of held-out images; for these themselves it is 0.01.
     """
     s, h = samples.double().sort().values, held_out.double().sort().values
     below = torch.searchsorted(h, s, right=False)  # held-out ones strictly nearer than the sample

@@ -1,11 +1,10 @@
-"""Statistics of a set of images, the file they are kept in, and every number that two of them give.
+"""Statistics of a set of images, their file, and all numbers that compare two of them.
 
-The file is EDM's `.npz` with `mu` `[D]` and `sigma` `[D, D]` in float64, so theirs are read here and ours there. Ours
-also holds `features` `[N, D]` (some of the images', for KID, precision and recall) and `meta`, a JSON text.
+The file is EDM's `.npz` with `mu` `[D]` and `sigma` `[D, D]` in float64, so each project reads the files of the other.
+Ours also holds `features` `[N, D]` (those of some images, for KID, precision and recall) and `meta`, a JSON text.
 """
 
 import json
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dnnlib.readers import one_line, printable, read_json, read_npz
 from dnnlib.util import atomic_write, redacted
 from metrics import distances
 
-FEW = 10_000  # images; below that FID is biased so much that it compares with nothing but itself
+FEW = 10_000  # images; the bias of an FID of fewer is so large that it compares only with others at the same n
 K_DENSITY = 5
 
 
@@ -31,25 +31,25 @@ class Statistics(NamedTuple):
 
 
 class Collector:
-    """Takes in the features of a set of images, portion by portion, on any number of ranks.
+    """Statistics of the features of a set of images, which come in batches, on any number of ranks.
 
     Args:
         dim: D.
-        num: images of the set, over all ranks.
-        keep: of how many the features are kept whole.
-        seed: draws those.
+        num: number of images of the set, over all ranks.
+        keep: number of images whose features are kept whole.
+        seed: of the choice of these.
     """
 
     def __init__(self, dim: int, num: int, keep: int, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
         self.kept = torch.randperm(num, generator=generator)[:keep].sort().values
         self.moments = distances.Moments(dim)
-        # The empty ones are what a rank has that gets no portion.
+        # The empty ones are for a rank that gets no batch.
         self.positions = [torch.empty(0, dtype=torch.int64)]
         self.features = [torch.empty(0, dim)]
 
     def add_(self, features: torch.Tensor, positions: Iterable[int]) -> None:
-        """Features `[B, D]` of the images at `positions` (of 0 .. num - 1, each to be shown once)."""
+        """Add the features `[B, D]` of the images at `positions`, each of 0 .. num - 1 once."""
         features = features.detach().cpu().float()
         self.moments.add_(features)
         positions = torch.as_tensor(list(positions))
@@ -63,7 +63,7 @@ class Collector:
         all_gather_object: Callable[[object], list] = lambda x: [x],
         **meta,
     ) -> Statistics:
-        """The statistics of all ranks' images; the same on every rank, whatever their number."""
+        """The statistics of all ranks' images, the same on every rank."""
         self.moments.all_reduce_(all_reduce_)
         parts = all_gather_object((torch.cat(self.positions), torch.cat(self.features)))
         positions = torch.cat([p for p, _ in parts])
@@ -73,7 +73,7 @@ class Collector:
 
 
 def save_statistics(path: str | Path, statistics: Statistics) -> None:
-    """Write the `.npz`: whole under its name, or not at all."""
+    """Write the `.npz`, whole or not at all."""
     arrays = {'mu': statistics.mu, 'sigma': statistics.sigma}
     if statistics.features is not None:
         arrays['features'] = statistics.features.numpy()
@@ -86,39 +86,64 @@ def load_statistics(path: str | Path) -> Statistics:
     """Read a reference, ours or EDM's (then `num` and `features` are None).
 
     Raises:
-        ValueError: in one line, if it is no such file.
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or what is in it cannot be statistics of images; in one line with the path.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, 'files') or not {'mu', 'sigma'} <= set(file.files):
-                raise ValueError('it has no mu and sigma')
-            mu, sigma = (np.asarray(file[key], dtype=np.float64) for key in ('mu', 'sigma'))
-            features = torch.from_numpy(file['features']) if 'features' in file.files else None
-            meta = json.loads(str(file['meta'])) if 'meta' in file.files else {}
-    except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path} is no file of reference statistics (npz with mu and sigma): {_line(error)}') from None
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f'{path} is no file of reference statistics: mu is {mu.shape}, sigma is {sigma.shape}')
-    if features is not None and (features.ndim != 2 or features.shape[1] != len(mu)):
-        raise ValueError(f'{path}: its features are {tuple(features.shape)}, but mu is {mu.shape}')
-    return Statistics(mu, sigma, meta.pop('num', None), features, meta)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no such file: {printable(path)}')
+    arrays = read_npz(path, ('mu', 'sigma', 'features', 'meta'))
+    with one_line(f'{path} is not a file of reference statistics'):
+        if not {'mu', 'sigma'} <= arrays.keys():
+            raise ValueError('it has no mu and sigma')
+        mu, sigma = (_floats(arrays[name], name).astype(np.float64) for name in ('mu', 'sigma'))
+        if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
+            raise ValueError(f'mu is {mu.shape}, sigma is {sigma.shape}, wanted (D,) and (D, D)')
+        distances.require_covariance(torch.from_numpy(sigma))
+        features = None
+        if 'features' in arrays:
+            features = _floats(arrays['features'], 'features')
+            if features.ndim != 2 or features.shape[1] != len(mu):
+                raise ValueError(f'features are {features.shape}, wanted (N, {len(mu)})')
+            features = torch.from_numpy(features)
+        meta = _read_meta(arrays.get('meta', np.array('{}')))
+        num = meta.pop('num', None)
+        if num is not None and (type(num) is not int or num < max(2, 0 if features is None else len(features))):
+            raise ValueError(f'num, the number of images, is {num!r}')
+    return Statistics(mu, sigma, num, features, meta)
 
 
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def _floats(array: np.ndarray, name: str) -> np.ndarray:
+    """The array in native byte order. ValueError unless it holds finite float32 or float64."""
+    if array.dtype.kind != 'f' or array.dtype.itemsize not in (4, 8):
+        raise ValueError(f'{name} holds {array.dtype}, wanted float32 or float64')
+    if not np.isfinite(array).all():
+        raise ValueError(f'{name} holds numbers that are not finite (NaN or infinite)')
+    return np.asarray(array, array.dtype.newbyteorder('='), order='C')
+
+
+def _read_meta(array: np.ndarray) -> dict:
+    """The dict of the JSON text that an array of one element holds. ValueError where it is something else."""
+    if array.shape != () or array.dtype.kind not in 'US':
+        raise ValueError(f'meta is {array.dtype} {array.shape}, wanted a text')
+    text = array.item()
+    meta = read_json(text if isinstance(text, bytes) else text.encode('utf-8', 'surrogatepass'), 'meta')
+    if not isinstance(meta, dict) or not isinstance(meta.get('detector', {}), dict):
+        raise ValueError('meta is JSON, but does not describe a reference')
+    return meta
 
 
 def short_number(n: int) -> str:
-    """5000 -> 5k, 1234 -> 1234: how many images a number was made of, for its name."""
+    """A sample count for the name of a number: 5000 -> 5k, 1234 -> 1234."""
     return f'{n // 1000}k' if n >= 1000 and n % 1000 == 0 else str(n)
 
 
 def compare(real: Statistics, fake: Statistics, seed: int = 0, prefix: str = '') -> tuple[dict[str, float], list[str]]:
-    """Every number that these statistics allow, by name, and what a reader of them must know.
+    """(numbers by name, notes for their reader) of all comparisons that the statistics allow.
 
-    Names carry n: `FID-5k` is of 5000 images of `fake`; KID and the others of so many kept features of each side.
+    Names include the sample count: `FID-5k` is of 5000 images of `fake`; KID and the others are of so many kept
+    features of each side.
 
-    Raises ValueError where the two are not of the same features.
+    Raises ValueError where the two have different features, or numbers overflow.
     """
     D = len(real.mu)
     if len(fake.mu) != D:
@@ -139,19 +164,19 @@ def compare(real: Statistics, fake: Statistics, seed: int = 0, prefix: str = '')
     numbers = {f'{prefix}FID-{short_number(n)}': distances.frechet_distance(real.mu, real.sigma, fake.mu, fake.sigma)}
     if real.features is None:
         notes.append(
-            'the reference holds no features (EDM\'s do not): FID alone. For KID, precision and recall make one of the '
-            'images: fid.py ref --data DATA --dest NPZ'
+            'the reference has no features (EDM\'s have none), so only FID is computed. For KID, precision and recall '
+            'make one of the images: fid.py ref --data=DATA --dest=NPZ'
         )
         return numbers, notes
     if fake.features is None:
-        notes.append('no features of the images were kept (--keep=0): FID alone')
+        notes.append('no features of the images were kept (--keep=0), so only FID is computed')
         return numbers, notes
     x, y = real.features.float(), fake.features.float()
     kept = min(len(x), len(y))
     if kept <= 2 * K_DENSITY:
         notes.append(f'{kept} kept features are too few for KID, precision and recall')
         return numbers, notes
-    # Precision and recall depend on the sizes of both sets, so these are made equal.
+    # Precision and recall depend on the sizes of the sets, so both are cut to the same size.
     generator = torch.Generator().manual_seed(seed)
     x, y = (z[torch.randperm(len(z), generator=generator)[:kept].sort().values] for z in (x, y))
     kid = distances.kernel_distance(x, y, seed=seed)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ import ddn_networks
 import fid
 from dnnlib.images import to_uint8
 from dnnlib.util import file_sha256
-from metrics import distances
+from metrics import distances, evaluate
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
+from metrics.sources import Files, Samples, read
 from torch_utils import persistence
 
 ROOT = Path(__file__).parent.parent
@@ -143,7 +145,7 @@ def test_edms_own_reference_gives_fid_alone(room):
     bare = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'edm.npz')
     full = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'a.npz')
     assert bare['numbers'] == {'FID-130': full['numbers']['FID-130']}
-    assert any('FID alone' in note for note in bare['notes'])
+    assert any('only FID' in note for note in bare['notes'])
 
 
 def test_a_folder_reads_like_the_zip(room, tmp_path):
@@ -198,10 +200,10 @@ def test_bad_inputs_end_in_one_clear_line(room, tmp_path):
     cases = [
         (['--images', tmp_path / 'none.zip', *ref], 'none.zip'),
         ([*a, '--ref', tmp_path / 'none.npz'], 'none.npz'),
-        ([*a, '--ref', tmp_path / 'text.npz'], 'text.npz is no file of reference statistics'),
+        ([*a, '--ref', tmp_path / 'text.npz'], 'text.npz is not an .npz file that can be read'),
         ([*a, '--ref', tmp_path / 'other.npz'], 'it has no mu and sigma'),
-        ([*a, '--ref', tmp_path / 'single.npy'], 'single.npy is no file of reference statistics'),
-        ([*a, '--ref', tmp_path / 'object.npz'], 'object.npz is no file of reference statistics'),
+        ([*a, '--ref', tmp_path / 'single.npy'], 'single.npy is not an .npz file that can be read'),
+        ([*a, '--ref', tmp_path / 'object.npz'], 'object.npz is not an .npz file that can be read'),
         ([*a, '--ref', tmp_path / 'shape.npz'], 'sigma is (3, 3)'),
         ([*a, '--ref', tmp_path / 'wide.npz'], '2048 features, the detector lenet has 84'),
         ([*a, '--ref', room / 'a.zip'], 'make one: fid.py ref'),
@@ -243,13 +245,13 @@ def test_a_network_that_needs_a_condition_is_refused(room, tmp_path):
 def test_a_network_of_classes_draws_all_of_them_alike(room, tmp_path):
     net = make_net(conditions=['onehot:4']).eval()
     net.start.data.normal_()
-    source = fid.Samples(net, 8, seed=2)
-    assert not torch.equal(source.read([0]), fid.to_uint8(net.sample(seeds=[2], condition=net.make_condition(0))[0]))
+    source = Samples(net, 8, seed=2)
+    assert not torch.equal(read(source, [0]), to_uint8(net.sample(seeds=[2], condition=net.make_condition(0))[0]))
     for position in range(8):
         seed = 2 + position
         alone = net.sample(seeds=[seed], condition=net.make_condition(seed % 4))[0]
-        assert torch.equal(source.read([position]), fid.to_uint8(alone))
-    assert torch.equal(source.read([1, 5, 3]), torch.cat([source.read([p]) for p in (1, 5, 3)]))
+        assert torch.equal(read(source, [position]), to_uint8(alone))
+    assert torch.equal(read(source, [1, 5, 3]), torch.cat([read(source, [p]) for p in (1, 5, 3)]))
     persistence.save_network(str(tmp_path / 'classes.safetensors'), net, meta={})
     options = ['--network', tmp_path / 'classes.safetensors']
     assert run(room, 'calc', *options, '--ref', room / 'a.npz', '--num', '20')['images']['num'] == 20
@@ -259,7 +261,7 @@ def test_a_network_of_classes_draws_all_of_them_alike(room, tmp_path):
 
 def test_a_network_whose_condition_is_optional_draws_without(room, tmp_path):
     net = make_net(conditions=['edge'], condition_optional=True).eval()
-    assert torch.equal(fid.Samples(net, 3).read([2]), fid.to_uint8(net.sample(seeds=[2])[0]))
+    assert torch.equal(read(Samples(net, 3), [2]), to_uint8(net.sample(seeds=[2])[0]))
     persistence.save_network(str(tmp_path / 'optional.safetensors'), net, meta={})
     options = ['--network', tmp_path / 'optional.safetensors', '--num', '20']
     assert run(room, 'calc', *options, '--ref', room / 'a.npz')['images']['num'] == 20
@@ -269,18 +271,15 @@ def test_a_network_whose_condition_is_optional_draws_without(room, tmp_path):
 
 
 class Darker:
-    """A network whose latent is the image, and whose decoder takes off `steps` of 255."""
+    """A network whose reconstructions are darker by `steps` of 255."""
 
-    num_bits, img_channels, img_resolution = 512.0, 3, (32, 32)
+    num_bits, img_channels, img_resolution, condition_channels = 512.0, 3, (32, 32), 0
 
     def __init__(self, steps):
         self.steps = steps
 
-    def encode(self, images):
-        return images
-
-    def decode(self, codes):
-        return codes - self.steps / 127.5
+    def reconstruct(self, images):
+        return SimpleNamespace(images=images - self.steps / 127.5)
 
 
 @pytest.fixture
@@ -299,7 +298,7 @@ def test_reconstruct_measures_what_is_lost(room, tmp_path, monkeypatch, lpips_we
     held = save_zip(tmp_path / 'held.zip', pictures(20, 4, size=32, channels=3, shift=20))
 
     def reconstruct(steps):
-        monkeypatch.setattr(fid, 'load_network', lambda *args, **kwargs: (Darker(steps), {'network': 'darker'}))
+        monkeypatch.setattr(fid, 'load', lambda *args: (Darker(steps), {'network': 'darker'}))
         return run(room, 'reconstruct', '--network', 'x', '--data', train, '--held-out', held)['numbers']
 
     perfect, darker = reconstruct(0), reconstruct(10)
@@ -380,11 +379,11 @@ def test_neighbours_without_held_out_images_say_so(room):
 
 
 def test_the_search_in_portions_equals_the_search_at_once(room, monkeypatch):
-    gallery, samples = fid.Files(room / 'a.zip'), fid.Files(room / 'b.zip', 9)
+    gallery, samples = Files(room / 'a.zip'), Files(room / 'b.zip', 9)
     embed = lambda x: x.flatten(1)  # noqa: E731
-    (whole,) = fid.nearest([samples], gallery, embed, 4, 64, '')
+    (whole,) = evaluate.nearest([samples], gallery, embed, 4, 64, '')
     monkeypatch.setattr(distances, 'TABLE_BYTES', 3000)
-    (parts,) = fid.nearest([samples], gallery, embed, 4, 7, '')
+    (parts,) = evaluate.nearest([samples], gallery, embed, 4, 7, '')
     assert torch.equal(whole.indices, parts.indices)
 
 
@@ -412,7 +411,7 @@ def test_two_ranks_find_what_one_finds(room):
 
 
 def test_a_reference_that_cannot_be_written_is_refused_before_the_work(room, monkeypatch):
-    monkeypatch.setattr(fid, 'collect', lambda *_: pytest.fail('features were made'))
+    monkeypatch.setattr(evaluate, 'statistics', lambda *_: pytest.fail('features were made'))
     line = run(room, 'ref', '--data', room / 'a.zip', '--dest', room / 'a.zip' / 'x.npz', fails=True)
     assert str(room / 'a.zip') in line
 

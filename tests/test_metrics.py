@@ -632,7 +632,7 @@ def test_compare_says_when_the_covariance_is_singular_or_the_reference_bare():
     assert 'singular (rank 11 at most)' in notes[0] and 'rFID-12' in numbers
     edm = reference.Statistics(real.mu, real.sigma, None, None, {})
     numbers, notes = reference.compare(edm, statistics(40, 12, 1))
-    assert list(numbers) == ['FID-40'] and 'FID alone' in notes[-1]
+    assert list(numbers) == ['FID-40'] and 'only FID is computed' in notes[-1]
     with pytest.raises(ValueError, match='12 features, the detector gives 6'):
         reference.compare(real, statistics(40, 6, 1))
 

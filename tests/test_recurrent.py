@@ -337,7 +337,7 @@ def test_generate_fid_and_guides_take_it(trained, tiny_zip, tmp_path):
     draw('r', f'--reconstruct={tiny_zip}')
     face = min((tmp_path / 'r').rglob('*.png'))
     draw('g', '--seeds=0', f'--guide=superres:{face},size=4', '--beam=2')
-    assert fid.load_network(network.split('=')[1], None, torch.device('cpu'))[0].num_layers == 3
+    assert fid.load(network.split('=')[1], None, torch.device('cpu'))[0].num_layers == 3
     single = tmp_path / 'single.safetensors'
     persistence.save_network(str(single), repeating())
     out = invoke(generate.main, f'--network={single}', f'--outdir={tmp_path / "x"}', '--steps=6', expect=1)
