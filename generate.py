@@ -27,7 +27,7 @@ import cli.environment  # noqa: F401  # before torch is loaded
 # isort: split
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import numpy as np
@@ -61,6 +61,10 @@ from dnnlib.sheets import draw_sheet, in_pairs, in_rows, save_png
 from dnnlib.util import require_writable
 from torch_utils import distributed as dist
 
+if TYPE_CHECKING:  # a plain seed loads neither
+    from cli.condition_arguments import ConditionArguments
+    from cli.guide_arguments import GuideArguments
+
 GRID_MAX = 1024  # images that a grid shows
 COLUMNS = 8  # of a grid
 GUIDING = ('top_k', 'temperature', 'beam', 'combine', 'guide_every', 'guide_layers')  # mean nothing without --guide
@@ -86,7 +90,9 @@ class Task(NamedTuple):
 # --------------------------------------------------------------------------------------------------------------- tasks
 
 
-def condition_arguments(net: Network, classes: Any, label: Any, pictures: Sequence[str]) -> Any:
+def condition_arguments(
+    net: Network, classes: Sequence[int] | str | None, label: Sequence[float] | None, pictures: Sequence[str]
+) -> 'ConditionArguments | None':
     """``ConditionArguments`` of the options; None for a network without conditions and nothing given."""
     if not net.condition_channels and classes is None and label is None and not pictures:
         return None
@@ -95,7 +101,7 @@ def condition_arguments(net: Network, classes: Any, label: Any, pictures: Sequen
     return ConditionArguments(net, classes, label, pictures)
 
 
-def guide_arguments(texts: Sequence[str], device: torch.device, how: dict[str, Any]) -> Any:
+def guide_arguments(texts: Sequence[str], device: torch.device, how: dict[str, Any]) -> 'GuideArguments | None':
     """``GuideArguments`` of --guide and the options that go with it; None without."""
     if not texts:
         return None
@@ -105,10 +111,16 @@ def guide_arguments(texts: Sequence[str], device: torch.device, how: dict[str, A
 
 
 def sampling(
-    net: Network, seeds: Sequence[int], seeds_given: bool, conditions: Any, guides: Any, batch: int, subdirs: bool,
+    net: Network,
+    seeds: Sequence[int],
+    seeds_given: bool,
+    conditions: 'ConditionArguments | None',
+    guides: 'GuideArguments | None',
+    batch: int,
+    subdirs: bool,
     columns: int | None,
-) -> Task:  # fmt: skip
-    """Samples of seeds, by guides or by chance."""
+) -> Task:
+    """Samples of seeds, guided or uniform."""
     given = [*(guides.pictures if guides else ()), *(conditions.pictures.values() if conditions else ())]
     labels = conditions.labels if conditions else (None,)
     todo = jobs(seeds, seeds_given, given, labels)
@@ -135,7 +147,9 @@ def sampling(
     return Task([job.name for job in todo], make, layout, sources, 0 if conditions and conditions.pictures else width)
 
 
-def decoding(net: Network, path: str, conditions: Any, batch: int, columns: int | None) -> Task:
+def decoding(
+    net: Network, path: str, conditions: 'ConditionArguments | None', batch: int, columns: int | None
+) -> Task:
     """The images that the latents of a file name."""
     table = net.check_codes(read_code_file(path).codes)
     if conditions:
@@ -152,7 +166,12 @@ def decoding(net: Network, path: str, conditions: Any, batch: int, columns: int 
 
 
 def reconstruction(
-    net: Network, path: str, max_images: int | None, conditions: Any, batch: int, columns: int | None
+    net: Network,
+    path: str,
+    max_images: int | None,
+    conditions: 'ConditionArguments | None',
+    batch: int,
+    columns: int | None,
 ) -> Task:
     """The images of a folder or zip, encoded and decoded, each by its own condition where none is given."""
     archive = ImageArchive(path)
@@ -181,7 +200,9 @@ def reconstruction(
     )
 
 
-def beside_conditions(images: np.ndarray, todo: Sequence[Job], conditions: Any, columns: int) -> list:
+def beside_conditions(
+    images: np.ndarray, todo: Sequence[Job], conditions: 'ConditionArguments', columns: int
+) -> list:
     """Rows of a sheet: a condition, up to ``columns`` samples of it, and the picture it was made of, where that shows
     more."""
     groups: dict[tuple, list[int]] = {}

@@ -49,19 +49,19 @@ def read_code_file(path: str) -> CodeFile:
     if codes.dtype.kind not in 'iu':
         raise ValueError(f'{name} holds {codes.dtype}, not integers')
     if codes.ndim != 2 or not codes.size:
-        raise ValueError(f'{name} holds no codes: its integers are {list(codes.shape)}, not [images, layers]')
+        raise ValueError(f'{name} holds no codes: its integers are {list(codes.shape)}, not [images, codes]')
     found = {key: _checked(name, key, array, codes.shape) for key, array in arrays.items()}
     return CodeFile(**found)
 
 
 def _checked(name: str, key: str, array: np.ndarray, shape: tuple[int, int]) -> np.ndarray | str:
-    """An array of a file with codes of ``shape`` (N, L), in the type that ``CodeFile`` has. Raises ValueError."""
-    N, L = shape
+    """An array of a file with codes of ``shape`` (N, D), in the type that ``CodeFile`` has. Raises ValueError."""
+    N, D = shape
     kinds, axes, words = {
-        'codes': ('iu', (N, L), 'codes [N, D]'),
+        'codes': ('iu', (N, D), 'codes [N, D]'),
         'names': ('U', (N,), 'names [N]'),
         'labels': ('iu', (N,), 'class numbers [N]'),
-        'num_nodes': ('iu', (L,), 'numbers of nodes [L]'),
+        'num_nodes': ('iu', (D,), 'numbers of nodes [D]'),
         'data': ('U', (), 'the path of the images'),
         'vectors': ('f', (N, *array.shape[1:2]), 'vectors [N, D]'),
     }[key]

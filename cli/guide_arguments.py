@@ -1,4 +1,4 @@
-"""Guides from words: what ``--guide`` of generate.py understands, and the files it reads.
+"""Guides on the command line: what ``--guide`` of generate.py takes, and the files it reads.
 
     --guide superres:face.png,size=8 --guide 'clip:a smiling woman,weight=0.5' --guide help
 

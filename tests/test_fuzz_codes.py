@@ -80,7 +80,7 @@ SCHEMA = {
     'huge.txt': (b'9' * 10_000, 'holds no codes'),
     'no.npz': (arrays_of(codes=None), "no array named 'codes'"),
     'floats.npz': (arrays_of(codes=FILE.codes / 2), 'holds float64, not integers'),
-    'flat.npz': (arrays_of(codes=np.arange(3)), 'not [images, layers]'),
+    'flat.npz': (arrays_of(codes=np.arange(3)), 'not [images, codes]'),
     'empty.npz': (arrays_of(codes=np.zeros((0, 4), int)), 'holds no codes'),
     'negative.npz': (arrays_of(codes=-FILE.codes), "'codes' holds -6 to 0"),
     'large.npz': (arrays_of(codes=np.full((10, 4), 2**63, np.uint64)), "'codes' holds 9223372036854775808"),
