@@ -64,7 +64,7 @@ pre.wide { white-space: pre; overflow-x: auto }
   align-items: end }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 td, th { text-align: left; vertical-align: top; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line) }
-th { font-weight: normal; color: var(--soft); width: 11rem; min-width: 6rem }
+th { font-weight: normal; color: var(--soft); width: min(11rem, 35vw) }
 pre { white-space: pre-wrap; background: var(--card); padding: .6rem .8rem; border-radius: .4rem; margin: .5rem 0 }
 summary { cursor: pointer; padding: .3rem 0 }
 @media print { body { max-width: none } h2 { break-after: avoid } figure { break-inside: avoid } }
@@ -202,7 +202,7 @@ def _layer_charts(ticks: Sequence[dict[str, Any]], options: dict[str, Any]) -> l
     most = max((v for row in splits for v in row if v is not None), default=0)
     rest = {'row_name': row_name, 'scales': of_rows}
     made = [
-        charts.curves('Loss of each layer', 'At the newest tick. Good: it falls from layer to layer.',
+        charts.curves('Loss of each layer', 'At the newest tick. Good: among layers of one size it falls.',
                       list(range(num_layers)), {'loss': last['loss_layers']}, 'layer', log=True, scales=scales),
         charts.layer_map('Dead nodes', 'Good: light nearly everywhere.', x, dead, charts.HEAT, 0, 100, ' %', **rest),
         charts.layer_map('Evenness of node usage', '1: all nodes are chosen equally often. Good: light.', x,
