@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -203,6 +204,26 @@ def parsed(options: Mapping[str, Any]) -> click.Context:
             values = value if isinstance(value, list | tuple) else [value]
             arguments += [f'{option}={entry}' for entry in values]
     return _command.make_context('train.py', arguments)
+
+
+def changed(options: Mapping[str, Any], preset: str | None = None) -> dict[str, Any]:
+    """The options that are not at their defaults, or not as the preset has them."""
+    defaults = parsed({}).params | (PRESETS[preset].options if preset else {})
+    return {name: value for name, value in options.items() if value != defaults.get(name)}
+
+
+def as_command(options: Mapping[str, Any], ranks: int) -> str:
+    """A command line for a new run with these options."""
+    start = 'python' if ranks == 1 else f'torchrun --nproc_per_node={ranks}'
+    words = [f'--preset={options["preset"]}'] if options['preset'] else []
+    for name, value in changed(options, options['preset']).items():
+        option = f'--{name.replace("_", "-")}'
+        if name == 'nosubdir':
+            words.append(option)
+        elif name not in ('preset', 'resume', 'dry_run') and value is not None:
+            values = value if isinstance(value, list | tuple) else [int(value) if isinstance(value, bool) else value]
+            words += [f'{option}={entry}' for entry in values]
+    return f'{start} train.py {shlex.join(words)}'
 
 
 # --------------------------------------------------------------------------------------------------------------- stored

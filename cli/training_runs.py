@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from cli.options import one_line_errors
 from cli.presets import PRESETS
 from cli.training_arguments import loop_kwargs
-from cli.training_options import NOT_STORED, Stored, lasting, parsed, read_stored
+from cli.training_options import NOT_STORED, Stored, as_command, changed, lasting, parsed, read_stored
 from dnnlib.util import redacted
 from torch_utils import distributed as dist
 from torch_utils import misc
@@ -78,8 +78,10 @@ def _run(o: dict[str, Any], given: set[str]) -> str | None:
             return None
         facts = {'preset': o['preset'], 'dataset': dataset.name, 'git_revision': misc.git_revision()}
         options = {k: v for k, v in o.items() if k not in NOT_STORED}
-        stored = {'options': options, 'loop': loop, 'data': data, **facts, 'torch': torch.__version__,
-                  'ranks': dist.get_world_size()}  # fmt: skip
+        ranks = dist.get_world_size()
+        stored = {'command': as_command(o | {'seed': loop['seed']}, ranks), 'options': options,
+                  'changed': changed({'preset': o['preset']} | options), 'loop': loop, 'data': data, **facts,
+                  'torch': torch.__version__, 'ranks': ranks}  # fmt: skip
         first = dist.get_rank() == 0
         if run_dir is None:
             run_dir = dist.all_gather_object(_new_folder(o, dataset.name) if first else None)[0]

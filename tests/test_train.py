@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -200,6 +201,25 @@ def test_a_tick_that_was_done_again_counts_once(tmp_path):
     lines = [{'nimg': nimg, 'loss': i, **rest} for i, nimg in enumerate((80, 160, 240, 160, 320))]
     (tmp_path / 'stats.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     assert read_stats(str(tmp_path)) == [lines[0], lines[3], lines[4]]
+
+
+def test_a_run_keeps_the_command_that_made_it(tiny_zip, tmp_path):
+    out = tmp_path / 'a b'
+    args = [f'--data={tiny_zip}', '--preset=mnist-cpu', *TINY_RUN, '--nosubdir', '--xflip=1', '--condition=mask',
+            '--condition=edge', f'--outdir={out}', '--duration=0.000016']  # fmt: skip
+    run_train(*args)
+    stored = json.loads((out / 'training_options.json').read_text())
+    start, script, *again = shlex.split(stored['command'])
+    assert (start, script) == ('python', 'train.py') and len(again) == len({*again}) <= len(args)
+    run_train(*[f'--outdir={tmp_path / "b"}' if arg == f'--outdir={out}' else arg for arg in again])
+    other = json.loads((tmp_path / 'b' / 'training_options.json').read_text())
+    assert other['loop'] == stored['loop'] and other['options'] == stored['options']
+    assert stored['changed']['preset'] == 'mnist-cpu' and stored['changed']['xflip'] is True
+    assert stored['changed']['lr_decay'] == 'cosine' and 'dropout' not in stored['changed']  # the preset's, the default
+    assert 'train.py --preset=mnist-cpu' in (out / 'report.html').read_text()
+    run_train(f'--resume={out}', '--duration=0.000032', '--seed=2')
+    command = json.loads((out / 'training_options.json').read_text())['command']
+    assert '--seed=2' in command and '--duration=3.2e-05' in command and '--resume' not in command
 
 
 def test_the_report_tells_not_measured_from_none_dead(tiny_zip, tmp_path):
