@@ -3,6 +3,8 @@
 Legend: B images, K nodes, C image channels, F feature channels, H x W pixels, N = H W.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -83,11 +85,13 @@ class DDL(nn.Module):
         codes: torch.Tensor | None = None,
         sharing: Sharing | None = None,
         next_input: bool = False,
+        prior: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> Selection:
         """Ask ``sampler`` about the candidates on the features x [B, F or 2F, H, W] and render the one it names.
         ``codes`` [B, d]: the choices of the layers before, None for the first. ``sharing``: x and ``base`` are of
         U distinct partial images; it maps the images of the batch to them. ``next_input``: also make
-        ``Selection.next_input``; without gradients that is x itself, changed in place."""
+        ``Selection.next_input``; without gradients that is x itself, changed in place. ``prior``: the network's own,
+        features -> logits of the choice (``PriorHead``), for ``Candidates.log_prior``."""
         weight = self.weight
         # One float32 copy of the features for candidates and selected image; under autocast each would make its own.
         full = x.to(torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32))
@@ -96,7 +100,8 @@ class DDL(nn.Module):
             x, full = (y.index_select(0, rows) for y in (x, full))
             base = None if base is None else base.index_select(0, rows)
             sharing = rows = None
-        candidates = Candidates(weight, full[:, : weight.shape[2]], base, rows, self.grid)
+        logits = None if prior is None else functools.partial(prior, full)
+        candidates = Candidates(weight, full[:, : weight.shape[2]], base, rows, self.grid, logits)
         if codes is None:
             codes = torch.empty(candidates.shape[0], 0, dtype=torch.int64, device=x.device)
         choice = sampler(candidates, layer, codes)

@@ -5,13 +5,13 @@ Legend: B images, L layers, K nodes, D codes of a latent (L without cells), C im
 
 import itertools
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from ddn_networks import guided_sampling, samplers, search, shared_prefixes, snapshots
+from ddn_networks import guided_sampling, prior, samplers, search, shared_prefixes, snapshots
 from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.condition_set import ConditionSet, Images
 from ddn_networks.conditions import Labels
@@ -41,6 +41,8 @@ class Output(NamedTuple):
     distances: L tensors [B, K] or [B, K, n], or None, the sampler's criterion; empty unless asked for.
     dropped: [B, D] bool, choices that chance made (Chain Dropout), or None where the sampler made none.
     evidence: L entries, what the sampler's penalty was computed from (``Choice.evidence``); empty unless asked for.
+    log_prior: L tensors [B, K] or [B, K, n], log p of every answer, where the sampler asked the prior
+        (``Choice.log_prior``), else None; empty unless asked for.
 
     With a beam, row b of every tensor belongs to the branch that ends in ``images[b]``.
     """
@@ -51,6 +53,7 @@ class Output(NamedTuple):
     distances: list[torch.Tensor | None]
     dropped: torch.Tensor | None
     evidence: Sequence[Any] = ()
+    log_prior: Sequence[torch.Tensor | None] = ()
 
 
 def scale_sizes(img_resolution: tuple[int, int], num_scales: int) -> list[tuple[int, int]]:
@@ -85,6 +88,8 @@ class Network(nn.Module):
         specs: a ``LayerSpec`` per layer.
         blocks, ddls: the modules; several layers may use the same one.
         ddl_of_layer: for each layer the index of its DDL in ``ddls``, [L].
+        prior: a ``PriorHead`` per layer, or one for all steps of a recurrent network; empty without a prior.
+        prior_gradient: the share of the heads' gradient that training lets into the features.
     """
 
     img_resolution: tuple[int, int]
@@ -96,6 +101,8 @@ class Network(nn.Module):
     blocks: nn.ModuleList
     ddls: nn.ModuleList
     ddl_of_layer: list[int]
+    prior: nn.ModuleList
+    prior_gradient: float
 
     # What a latent is.
 
@@ -188,21 +195,22 @@ class Network(nn.Module):
                 (``shared_prefixes``): the same numbers, faster where B is large against the K of the first layers.
             grad_checkpoint: recompute features in the backward pass instead of keeping them (training).
         """
-        dropped, selected, distances, evidence = [], [], [], []
+        dropped, selected, distances, evidence, log_prior = [], [], [], [], []
         selection = None
         for selection in self.walk(sampler, batch_size, condition, augment_labels, share_prefixes, grad_checkpoint):
             choice = selection.choice
             if keep:
                 distances.append(choice.distances)
                 evidence.append(choice.evidence)
+                log_prior.append(choice.log_prior)
             if choice.parents is not None:
-                lists = dropped, selected, distances
-                dropped, selected, distances = (_rows(tensors, choice.parents) for tensors in lists)
+                lists = dropped, selected, distances, log_prior
+                dropped, selected, distances, log_prior = (_rows(tensors, choice.parents) for tensors in lists)
             dropped.append(choice.dropped)
             if keep:
                 selected.append(selection.image)
         dropped = torch.cat([d.view(len(d), -1) for d in dropped], 1) if all(d is not None for d in dropped) else None
-        return Output(selection.image, selection.codes, selected, distances, dropped, evidence)
+        return Output(selection.image, selection.codes, selected, distances, dropped, evidence, log_prior)
 
     # Three lines of Python.
 
@@ -214,9 +222,14 @@ class Network(nn.Module):
         seeds: Sequence[int] | None = None,
         condition: torch.Tensor | None = None,
         guide=None,
+        temperature: float | Sequence[float] | None = None,
+        top_p: float | None = None,
+        uniform: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: uniform choices, or those of
-        ``guide``, a ``guides.Guide``, several, or a ``guided_sampling.Guidance``. A conditional network takes a
+        """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: choices by the network's own
+        prior, uniform ones where it has none or with ``uniform``, or those of ``guide``, a ``guides.Guide``, several,
+        or a ``guided_sampling.Guidance``. ``temperature`` (one, or one per layer) and ``top_p``: of the prior, see
+        ``prior.from_prior``. A conditional network takes a
         ``condition`` (``make_condition``) of one row for all, or one row per image, which then also says how many.
 
         Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, D] int64. A seed names
@@ -228,8 +241,21 @@ class Network(nn.Module):
         elif num is not None:
             raise ValueError(f'give num or seeds, not both: num={num} and {len(seeds)} seeds')
         seeds = [int(s) for s in seeds]  # of any array
+        by_prior = bool(self.prior) and not uniform and guide is None
+        if not by_prior and (temperature is not None or top_p is not None):
+            why = 'this network has none' if not self.prior else 'uniform choices and guides do not use it'
+            raise ValueError(f'temperature and top_p are those of the own prior: {why}')
         if guide is not None:
             output = guided_sampling.sample(self, guide, seeds, condition)
+            return output.images, output.codes
+        if by_prior:
+            temperatures = prior.checked_temperatures(1.0 if temperature is None else temperature, self.num_layers)
+            draws = samplers.uniforms(self.num_codes, seeds)
+            top_p = 1.0 if top_p is None else top_p
+            if not 0 < top_p <= 1:
+                raise ValueError(f'top_p is above 0 and at most 1, not {top_p}')
+            chosen = prior.from_prior(draws, temperatures, top_p)
+            output = self(chosen, len(seeds), condition)
             return output.images, output.codes
         codes = samplers.uniform_codes(self.code_nodes, seeds).to(self.device)
         return self.decode(codes, condition), codes
@@ -281,6 +307,31 @@ class Network(nn.Module):
         candidate per layer is rendered. ``share_prefixes``: see ``forward``."""
         codes = self.check_codes(codes).to(self.device)
         return self(samplers.given(codes), len(codes), condition, share_prefixes=share_prefixes).images
+
+    @torch.no_grad()
+    def log_prob(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """log p(codes) in nats by the network's own prior, uniform without one: codes [B, D] -> [B] float64."""
+        codes = self.check_codes(codes).to(self.device)
+        output = self(samplers.with_log_prior(samplers.given(codes)), len(codes), condition, keep=True)
+        total = torch.zeros(len(codes), dtype=torch.float64, device=self.device)
+        for log_p, columns in zip(output.log_prior, self.code_slices, strict=True):
+            log_p = log_p.view(len(codes), log_p.shape[1], -1)  # [B, K, n]
+            total += log_p.gather(1, codes[:, None, columns]).double().sum((1, 2))
+        return total
+
+    def _head(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Features -> logits of a layer's choice; None without a prior."""
+        if not self.prior:
+            return None
+        head = self.prior[min(layer, len(self.prior) - 1)]
+
+        def logits(features: torch.Tensor) -> torch.Tensor:
+            still = features.detach()
+            if self.prior_gradient and torch.is_grad_enabled():
+                still = still + self.prior_gradient * (features - still)  # the same numbers
+            return head(still, layer)
+
+        return logits
 
     def branches(self, prefixes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """The children of nodes of the tree (Fig. 1b): all K candidates [B, K, C, h, w] of the layer after the codes

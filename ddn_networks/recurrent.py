@@ -16,6 +16,7 @@ from ddn_networks.cells import checked_grid
 from ddn_networks.condition_set import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
+from ddn_networks.prior import PriorHead
 from ddn_networks.snapshots import persistent_class
 
 STEP_FREQUENCIES = 8  # sines and cosines that encode the number of a step
@@ -99,6 +100,7 @@ class RecurrentDDN(Network):
         learning_residual: candidates are added to the image selected before (Section 3.3).
         leak_choice: see ``DDL``.
         dropout: inside the blocks, in training mode only.
+        prior_width, prior_gradient: see ``DDN``; one head serves all steps.
         condition_channels, augment_dim, conditions, condition_optional: see ``DDN``; every step sees the condition.
     """
 
@@ -122,6 +124,8 @@ class RecurrentDDN(Network):
         conditions: Sequence[str] = (),
         condition_optional: bool = False,
         grid: int | Sequence[int] = 1,
+        prior_width: int = 0,
+        prior_gradient: float = 0.0,
     ):
         super().__init__()
         if not multipliers or min(base_width, num_blocks, features, *multipliers) < 1:
@@ -155,6 +159,9 @@ class RecurrentDDN(Network):
         self.norm_out = nn.GroupNorm(num_groups(base_width), base_width, eps=1e-6)
         self.conv_out = nn.Conv2d(base_width, features, 3, padding=1)
         self.ddls = nn.ModuleList([DDL(features, num_nodes, img_channels, leak_choice, grid)])
+        self.prior_gradient = prior_gradient
+        heads = [PriorHead(features, num_nodes, grid, prior_width, steps=True)] if prior_width else []
+        self.prior = nn.ModuleList(heads)
         for conv in (self.unet.conv_in, self.conv_out):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
@@ -206,7 +213,7 @@ class RecurrentDDN(Network):
             else:
                 x, hidden = self._features(x, step)  # [B or U, F, H, W], [B or U, base_width, H, W]
             base = image if self.learning_residual else None
-            selection = self.ddls[0](x, base, sampler, step, codes, shared)
+            selection = self.ddls[0](x, base, sampler, step, codes, shared, prior=self._head(step))
             image, leak = selection.partial, selection.leak  # [B or U, C, H, W]
             codes, shared = selection.codes, selection.sharing
             if selection.continues is not None:

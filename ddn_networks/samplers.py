@@ -23,6 +23,7 @@ class Choice(NamedTuple):
         matches by Split-and-Prune.
     parents: [B] int64, which of the B partial images each code continues (beam search), or None for "its own".
     evidence: what the penalty on the choice was computed from, for the ``observe`` of the balancing that made it.
+    log_prior: [B, K] or [B, K, n], log p of every answer by the network's own prior, or None where nothing asked it.
     """
 
     codes: torch.Tensor
@@ -30,6 +31,7 @@ class Choice(NamedTuple):
     dropped: torch.Tensor | None = None
     parents: torch.Tensor | None = None
     evidence: Any = None
+    log_prior: torch.Tensor | None = None
 
 
 class Penalty(NamedTuple):
@@ -86,6 +88,17 @@ def given(codes: torch.Tensor) -> Sampler:
     return lambda candidates, layer, so_far: Choice(of_layer(codes, candidates, so_far))
 
 
+def with_log_prior(sampler: Sampler) -> Sampler:
+    """``sampler``, and with each choice the log-probability of every answer by the network's own prior
+    (``Choice.log_prior``)."""
+
+    def asking(candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
+        log_prior = candidates.log_prior()
+        return sampler(candidates, layer, codes)._replace(log_prior=log_prior)
+
+    return asking
+
+
 def of_layer(table: torch.Tensor, candidates: Candidates, so_far: torch.Tensor) -> torch.Tensor:
     """The columns of ``table`` [B, D] that belong to a layer, given its candidates and the codes so far [B, d]: [B] for
     the whole image, [B, n] for n cells."""
@@ -100,9 +113,13 @@ def uniform_codes(num_nodes: list[int], seeds: list[int]) -> torch.Tensor:
     A row depends on its seed alone, so a seed names the same image at any batch size, rank count and device. Of a seed
     PyTorch's generator reads the lower 32 bits: s and s + 2^32 are the same image.
     """
-    K = torch.tensor(num_nodes, dtype=torch.float64)
-    rows = [torch.rand(len(num_nodes), generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
-    return (torch.stack(rows) * K).long() if rows else torch.zeros(0, len(num_nodes), dtype=torch.long)  # [B, D]
+    return (uniforms(len(num_nodes), seeds) * torch.tensor(num_nodes, dtype=torch.float64)).long()  # [B, D]
+
+
+def uniforms(num_codes: int, seeds: list[int]) -> torch.Tensor:
+    """The random numbers of generation, [B, D] float64 in [0, 1): a row for each seed, one number for each choice."""
+    rows = [torch.rand(num_codes, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+    return torch.stack(rows) if rows else torch.zeros(0, num_codes, dtype=torch.float64)
 
 
 def chain_dropout_codes(

@@ -16,6 +16,7 @@ from ddn_networks.cells import checked_grid
 from ddn_networks.condition_set import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
+from ddn_networks.prior import PriorHead
 from ddn_networks.snapshots import persistent_class
 
 
@@ -41,6 +42,8 @@ class DDN(Network):
             in the channels beside it, and are zero everywhere else.
         grids: cells that choose, one grid per scale or one per layer, each an int or (rows, columns); () for whole
             images everywhere. See ``cells``.
+        prior_width: hidden units of the heads of the network's own prior (``prior``); 0 for no prior.
+        prior_gradient: the share of the heads' gradient that training lets into the features.
         repeat_blocks: all blocks of a scale after its first are one, applied again and again with one DDL: Recurrence
             Iteration (Fig. 3c) within a single-shot generator.
     """
@@ -62,6 +65,8 @@ class DDN(Network):
         condition_optional: bool = False,
         condition_placement: str = 'published',
         grids: Sequence[int | Sequence[int]] = (),
+        prior_width: int = 0,
+        prior_gradient: float = 0.0,
     ):
         super().__init__()
         if condition_placement not in ('published', 'centred'):
@@ -110,6 +115,10 @@ class DDN(Network):
             self.blocks.append(ResBlock(before.channels, spec.channels, up=up, dropout=dropout))
             self.ddls.append(DDL(spec.channels, spec.num_nodes, img_channels, leak_choice, spec.grid))
             before = spec
+        self.prior_gradient = prior_gradient
+        self.prior = nn.ModuleList(
+            PriorHead(spec.channels, spec.num_nodes, spec.grid, prior_width) for spec in self.specs if prior_width
+        )
 
     def layer_modules(self, layer: int) -> list[nn.Module]:
         return [self.blocks[self.ddl_of_layer[layer]], self.ddls[self.ddl_of_layer[layer]]]
@@ -156,7 +165,8 @@ class DDN(Network):
             else:
                 x = block(x, spec.size)  # [B or U, C_l, H_l, W_l]
             base = pixel_maps.upsample(image, spec.size) if self.learning_residual and image is not None else None
-            selection = ddl(x, base, sampler, layer, codes, shared, next_input=layer + 1 < self.num_layers)
+            more = layer + 1 < self.num_layers
+            selection = ddl(x, base, sampler, layer, codes, shared, next_input=more, prior=self._head(layer))
             image, x = selection.partial, selection.next_input  # [B or U, C or C_l, H_l, W_l]
             codes, shared = selection.codes, selection.sharing
             yield selection
