@@ -67,7 +67,7 @@ if TYPE_CHECKING:  # a plain seed loads neither
 
 GRID_MAX = 1024  # images that a grid shows
 COLUMNS = 8  # of a grid
-GUIDING = ('top_k', 'temperature', 'beam', 'combine', 'guide_every', 'guide_layers')  # mean nothing without --guide
+GUIDING = ('top_k', 'beam', 'combine', 'guide_every', 'guide_layers')  # mean nothing without --guide
 
 
 class Task(NamedTuple):
@@ -119,8 +119,10 @@ def sampling(
     batch: int,
     subdirs: bool,
     columns: int | None,
+    prior: dict[str, Any],
 ) -> Task:
-    """Samples of seeds, guided or uniform."""
+    """Samples of seeds: by guides, by the network's own prior (``prior``: arguments of ``Network.sample``), or
+    uniform."""
     given = [*(guides.pictures if guides else ()), *(conditions.pictures.values() if conditions else ())]
     labels = conditions.labels if conditions else (None,)
     todo = jobs(seeds, seeds_given, given, labels)
@@ -135,7 +137,7 @@ def sampling(
     def make(positions: Sequence[int]) -> Iterator[Batch]:
         condition = conditions and (lambda part: conditions.of_jobs(some(part)))
         guidance = guides and (lambda part: guides.guidance([job.target for job in some(part)], net.img_resolution))
-        return generate.samples(net, [job.seed for job in todo], batch, condition, guidance, positions)
+        return generate.samples(net, [job.seed for job in todo], batch, condition, guidance, positions, **prior)
 
     def layout(images: np.ndarray, originals: np.ndarray | None) -> list:
         if conditions and conditions.pictures:
@@ -299,8 +301,14 @@ def check_options(ctx: click.Context) -> None:
     if given and not o['guide']:
         option = given[0].replace('_', '-')
         raise click.ClickException(f'--{option} needs --guide: give it too, or leave --{option} out')
-    if len({'top_k', 'temperature', 'beam'} & set(given)) > 1:
+    if len({'top_k', 'temperature', 'beam'} & {name for name in o if was_given(ctx, name)}) > 1:
         raise click.ClickException('--top-k, --temperature and --beam exclude each other: give one')
+    of_prior = [name for name in ('temperature', 'top_p', 'uniform') if was_given(ctx, name)]
+    if of_prior and (o['codes'] or o['reconstruct']):
+        option = of_prior[0].replace('_', '-')
+        raise click.ClickException(f'--{option} is for samples: leave it out with --codes and --reconstruct')
+    if o['guide'] and (o['top_p'] is not None or o['uniform'] or len(o['temperature'] or ()) > 1):
+        raise click.ClickException('with --guide, --temperature is one number, and --top-p and --uniform say nothing')
 
 
 @click.command(
@@ -324,11 +332,18 @@ def check_options(ctx: click.Context) -> None:
     click.option('--condition-image', metavar='[KIND:]PATH', multiple=True, help='Picture, folder or zip'),
 )  # fmt: skip
 @option_group(
+    'How to choose',
+    click.option('--temperature', metavar='LIST', type=Numbers(),
+                 help="Of the network's own prior, one or one per layer; with --guide: choose by exp(-distance / t)  "
+                 '[default: 1]'),
+    click.option('--top-p', metavar='FLOAT', type=float, help='Only the likeliest answers that add up to it'),
+    click.option('--uniform', is_flag=True, help='Choose uniformly, although the network has a prior'),
+)  # fmt: skip
+@option_group(
     'Guides (conditions that the network was not trained for)',
     click.option('--guide', metavar='SPEC', type=Text(guide_help), multiple=True,
                  help="Guide the choices by this condition; 'help' lists all"),
     click.option('--top-k', metavar='INT', type=click.IntRange(min=1), default=2, help='Choose one of the k best'),
-    click.option('--temperature', metavar='FLOAT', type=float, help='Sample by exp(-distance / t) instead'),
     click.option('--beam', metavar='INT', type=BEAM, default=1, help='Keep so many partial images instead'),
     click.option('--combine', type=click.Choice(['ranks', 'distances']), default='ranks',
                  help='What is summed over several guides'),
@@ -347,8 +362,8 @@ def check_options(ctx: click.Context) -> None:
 @click.pass_context
 def main(
     ctx, network, outdir, seeds, codes, reconstruct, max_images, classes, label, condition_image, guide, top_k,
-    temperature, beam, combine, guide_every, guide_layers, save_codes, grid, columns, subdirs, steps, batch, ema,
-    device,
+    temperature, top_p, uniform, beam, combine, guide_every, guide_layers, save_codes, grid, columns, subdirs, steps,
+    batch, ema, device,
 ) -> None:  # fmt: skip
     check_options(ctx)
     with one_line_errors(), dist.session(device) as device:
@@ -359,10 +374,11 @@ def main(
         elif reconstruct:
             task = reconstruction(net, reconstruct, max_images, conditions, batch, columns)
         else:
-            how = {'top_k': top_k, 'temperature': temperature, 'beam': beam, 'combine': combine,
+            how = {'top_k': top_k, 'temperature': temperature and temperature[0], 'beam': beam, 'combine': combine,
                    'every': guide_every, 'layers': guide_layers}  # fmt: skip
             guides = guide_arguments(guide, device, how)
-            task = sampling(net, seeds, was_given(ctx, 'seeds'), conditions, guides, batch, subdirs, columns)
+            prior = {} if guide else {'temperature': temperature, 'top_p': top_p, 'uniform': uniform}
+            task = sampling(net, seeds, was_given(ctx, 'seeds'), conditions, guides, batch, subdirs, columns, prior)
         require_outputs(task, outdir, save_codes, grid)
         made = write_images(task, outdir, bool(save_codes), bool(grid))
         dist.print0(printable(f'{len(task.names)} images from {network} to {outdir}'))

@@ -40,17 +40,23 @@ def samples(
     condition: Condition = None,
     guidance: Guidance | Callable[[Sequence[int]], Guidance] | None = None,
     positions: Sequence[int] | None = None,
+    temperature: float | Sequence[float] | None = None,
+    top_p: float | None = None,
+    uniform: bool = False,
 ) -> Iterator[Batch]:
-    """One image per seed, by uniform choices or by ``guidance`` (or a function of positions that gives it).
+    """One image per seed, by the network's own prior, uniform choices, or ``guidance`` (or a function of positions that
+    gives it).
 
     Args:
         net: in evaluation mode.
         seeds: may be a range; only one batch of it is looked at a time.
         positions: which of the seeds to do, for a rank its share; None for all.
+        temperature, top_p, uniform: see ``Network.sample``.
     """
     for part in _batches(len(seeds), batch_size, positions):
         guide = guidance(part) if callable(guidance) else guidance
-        images, codes = net.sample(seeds=[seeds[i] for i in part], condition=_of(condition, part), guide=guide)
+        some, given = [seeds[i] for i in part], _of(condition, part)
+        images, codes = net.sample(None, 0, some, given, guide, temperature, top_p, uniform)
         yield Batch(part, images, codes)
 
 

@@ -184,8 +184,10 @@ def test_bad_input_is_one_line(network, tmp_path):
         return lines[0]
 
     net = f'--network={network}'
-    for option in ('top-k=1', 'temperature=1', 'beam=2', 'combine=ranks', 'guide-every=1', 'guide-layers=0-1'):
+    for option in ('top-k=1', 'beam=2', 'combine=ranks', 'guide-every=1', 'guide-layers=0-1'):
         assert f'--{option.split("=")[0]} needs --guide' in error(net, f'--{option}')
+    for option in ('--temperature=0.5', '--top-p=0.9'):
+        assert 'those of the own prior: this network has none' in error(net, option)
     for two in ('--top-k=1 --temperature=0.1', '--beam=4 --temperature=0.1', '--top-k=1 --beam=2'):
         assert 'exclude each other: give one' in error(net, *two.split(), '--guide=l2:x.png')
     assert 'did you mean 1-5' in error(net, '--seeds=5-1', expect=2)
