@@ -74,11 +74,14 @@ def network_options(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str,
         if o[name]:
             raise ValueError(f'--{name.replace("_", "-")} does nothing with --arch={o["arch"]}: leave it out')
     kwargs = kwargs_fn(o, dataset)
+    network = {'network_class': class_name, 'network_kwargs': kwargs}
+    if o['prior'] == 'head':
+        network |= {'prior_clean': o['prior_clean'], 'prior_softness': o['prior_soft']}
     names, pairs = _conditions(o, dataset)
     if not names:
-        return {'network_class': class_name, 'network_kwargs': kwargs}
+        return network
     return {
-        'network_class': class_name,
+        **network,
         'network_kwargs': {**kwargs, 'conditions': names, 'condition_optional': o['condition_dropout'] > 0},
         'condition_dropout': o['condition_dropout'],
         'pair_data': pairs,
@@ -120,6 +123,7 @@ def _single_shot(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, An
         'repeat_blocks': o['repeat_blocks'],
         'condition_placement': 'published',
         **({'grids': _grids(o['grids'])} if o['grids'] else {}),
+        **_prior(o),
     }
 
 
@@ -142,10 +146,16 @@ def _recurrent(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any]
         'multipliers': _numbers(o, 'cres') or [1, 2, 4, 8],
         'num_blocks': blocks[0],
         **({'grid': grids[0]} if o['grids'] else {}),
+        **_prior(o),
         'learning_residual': o['learning_residual'],
         'leak_choice': o['leak_choice'],
         'dropout': o['dropout'],
     }
+
+
+def _prior(o: dict[str, Any]) -> dict[str, Any]:
+    """The network's own prior, if one is asked for."""
+    return {'prior_width': o['prior_width'], 'prior_gradient': o['prior_gradient']} if o['prior'] == 'head' else {}
 
 
 # Class, how its arguments are found, and the options that only the other one knows.

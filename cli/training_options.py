@@ -134,6 +134,18 @@ GROUPS = (
         _option('--dropout', metavar='FLOAT', type=BELOW_ONE, default=0.0, help='Dropout of features in the blocks'),
     ),
     option_group(
+        'Own prior (how likely each choice is given those before)',
+        _option('--prior', type=click.Choice(['none', 'head']), default='none',
+                help='Train a head per layer, on its features'),
+        _option('--prior-width', metavar='INT', type=INT_POS, default=256, help='Hidden units of a head'),
+        _option('--prior-gradient', metavar='FLOAT', type=PROBABILITY, default=0.0,
+                help="Share of the heads' gradient that reaches the features"),
+        _option('--prior-clean', metavar='FLOAT', type=PROBABILITY, default=0.5,
+                help='Share of the images without Chain Dropout'),
+        _option('--prior-soft', metavar='FLOAT', type=FLOAT_NONNEGATIVE, default=0.0,
+                help='Soft targets: softmax(-distance / (this times its spread))'),
+    ),
+    option_group(
         'Training',
         _option('--duration', metavar='MIMG', type=FLOAT_POS, default=200.0, help='Length of training'),
         _option('--batch', metavar='INT', type=BATCH, default=512, help='Images per step, all ranks'),

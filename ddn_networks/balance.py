@@ -8,10 +8,11 @@ counts what was chosen, ``step_`` runs at the end of the optimizer's step. Count
 step is one reduction over ranks without waiting for the device; every rank computes the same from the same counts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ddn_networks import samplers
 from ddn_networks.candidates import Candidates
@@ -79,6 +80,15 @@ class UsageCounter:
         for weight, copy in zip(self.weights, copies, strict=True):
             if copy.shape != weight.shape:
                 raise ValueError(f'a copy of node weights {list(weight.shape)} has the shape {list(copy.shape)}')
+
+    def follow_prior(
+        self, heads: Sequence[Sequence[nn.Module]], copies: Sequence[Mapping[torch.Tensor, torch.Tensor]] = ()
+    ) -> None:
+        """Move the rows of the own prior with the nodes; where nodes do not move, nothing does.
+
+        ``heads``: for each weight the ``PriorHead``s whose choices are of its nodes. ``copies``: of each EMA the copies
+        {parameter: copy} of their last layers.
+        """
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let every ``optimizer.step()`` end with ``step_``."""

@@ -319,6 +319,14 @@ class Network(nn.Module):
             total += log_p.gather(1, codes[:, None, columns]).double().sum((1, 2))
         return total
 
+    @property
+    def prior_heads(self) -> list[list[nn.Module]]:
+        """For each of ``ddls`` the heads of the prior whose choices are of its nodes."""
+        heads = [[] for _ in self.ddls]
+        for layer, head in enumerate(self.prior):
+            heads[self.ddl_of_layer[layer]].append(head)
+        return heads
+
     def _head(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Features -> logits of a layer's choice; None without a prior."""
         if not self.prior:

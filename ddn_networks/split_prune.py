@@ -94,8 +94,6 @@ class SplitAndPrune(UsageCounter):
     (``requires_grad=False``), take ``UsageCounter``.
 
     Args:
-        priors: for each weight the heads of the network's own prior whose choices are of its nodes: their rows move
-            with the nodes, and both halves of a split node are half as likely.
         weights, ddl_of_layer, reduce_fn, dtype, num_cells: see ``UsageCounter``.
         split_at, prune_at, pairs, confidence: see ``make_plan``.
         memory: counts are scaled down to at most this many matches per node, so that old matches are forgotten.
@@ -114,7 +112,6 @@ class SplitAndPrune(UsageCounter):
         confidence: float = 0.0,
         memory: float = torch.inf,
         num_cells: Sequence[int] | None = None,
-        priors: Sequence[Sequence[PriorHead]] | None = None,
     ):
         super().__init__(weights, ddl_of_layer, reduce_fn, dtype, num_cells)
         if pairs < 1 or memory <= 0 or not 0 <= prune_at < split_at or not confidence >= 0:
@@ -125,8 +122,8 @@ class SplitAndPrune(UsageCounter):
         self.split_at, self.prune_at = split_at, prune_at
         self.pairs, self.confidence, self.memory = pairs, confidence, memory
         self.copies: list[Sequence[torch.Tensor]] = []
-        self.priors = priors or [[] for _ in weights]
-        self.prior_copies: list[Mapping[torch.nn.Parameter, torch.Tensor]] = []
+        self.heads: Sequence[Sequence[PriorHead]] = [[] for _ in weights]
+        self.head_copies: Sequence[Mapping[torch.Tensor, torch.Tensor]] = ()
 
     def follow(self, copies: Sequence[torch.Tensor]) -> None:
         super().follow(copies)
@@ -155,13 +152,14 @@ class SplitAndPrune(UsageCounter):
             states = [s for s in states if torch.is_tensor(s) and s.shape == shape]
             tensors = [self.weights[i], *states, *(copy[i] for copy in self.copies)]
             apply_to_rows_(tensors, moves.source[i], moves.prune[i])
-            for head in self.priors[i]:
+            for head in self.heads[i]:
                 self._move_head_(head, moves.source[i], moves.prune[i], plan, i, optimizer)
         return plan
 
-    def follow_prior(self, copies: Mapping[torch.nn.Parameter, torch.Tensor]) -> None:
-        """Move the rows of an EMA's copies {parameter: copy} of the heads' last layers with those of the heads."""
-        self.prior_copies.append(copies)
+    def follow_prior(
+        self, heads: Sequence[Sequence[PriorHead]], copies: Sequence[Mapping[torch.Tensor, torch.Tensor]] = ()
+    ) -> None:
+        self.heads, self.head_copies = heads, copies
 
     def _move_head_(
         self,
@@ -178,11 +176,11 @@ class SplitAndPrune(UsageCounter):
         for param in (head.out.weight, head.out.bias):
             states = optimizer.state.get(param, {}).values() if optimizer is not None else ()
             moments = [s.view(K, -1) for s in states if torch.is_tensor(s) and s.shape == param.shape]
-            averages = [copies[param].view(K, -1) for copies in self.prior_copies]
+            averages = [copies[param].view(K, -1) for copies in self.head_copies]
             apply_to_rows_([param.view(K, -1), *averages, *moments], source, prune)
         halves = torch.cat([plan.split[i], plan.prune[i]]).where(plan.active[i].repeat(2), 0)
         less = plan.active[i].repeat(2).to(head.out.bias.dtype) * -math.log(2)  # [2 P], 0 for pairs that stay
-        for bias in (head.out.bias, *(copies[head.out.bias] for copies in self.prior_copies)):
+        for bias in (head.out.bias, *(copies[head.out.bias] for copies in self.head_copies)):
             rows = bias.view(K, -1)
             rows.index_add_(0, halves, less[:, None].expand(-1, rows.shape[1]))
 

@@ -7,6 +7,7 @@ import torch
 
 from ddn_networks import DDN, Network, RecurrentDDN, SplitAndPrune, guides, prior, samplers, snapshots
 from ddn_networks.prior import PriorHead, inverse_cdf
+from training.loss import prior_loss
 
 
 def random_heads_(net: Network, scale: float = 1.0) -> Network:
@@ -199,8 +200,8 @@ def test_a_split_shares_the_probability_of_a_node(grid):
     head(features).square().sum().backward()
     node.grad = torch.randn_like(node)
     copies = {p: (p.detach() + 0.1).clone() for p in head.out.parameters()}
-    balance = SplitAndPrune([node], num_cells=[head.num_cells], priors=[[head]])
-    balance.follow_prior(copies)
+    balance = SplitAndPrune([node], num_cells=[head.num_cells])
+    balance.follow_prior([[head]], [copies])
     codes = torch.tensor([2] * 50 + [0] * 20 + [1] * 20 + [3] * 20 + [4])[:, None].expand(-1, head.num_cells)
     balance.observe(codes)
     optimizer.step()
@@ -229,3 +230,22 @@ def test_a_split_shares_the_probability_of_a_node(grid):
     still = [head.out.bias.clone(), *(copy.clone() for copy in copies.values())]
     assert not balance.step_(optimizer).active.any()
     assert all(torch.equal(a, b) for a, b in zip(still, [head.out.bias, *copies.values()], strict=True))
+
+
+def test_heads_learn_what_the_features_say():
+    """On a network that stays as it is: below the entropy that counts per layer have."""
+    torch.manual_seed(0)
+    net = random_heads_(DDN(4, 1, [8, 8], [1, 2], [4, 4], grids=[1, 1, 2], prior_width=32), 0.0).train()
+    images = torch.randn(48, 1, 1, 1) + 0.3 * torch.randn(48, 1, 4, 4)
+    optimizer = torch.optim.Adam(net.prior.parameters(), lr=0.02)
+    losses = []
+    for _ in range(60):
+        output = net(samplers.with_log_prior(samplers.nearest(images)), 48, keep=True)
+        loss = prior_loss(output.log_prior, output.distances)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    share = torch.stack([output.codes[:, d].bincount(minlength=4) for d in range(net.num_codes)]) / 48
+    marginal = torch.special.entr(share).sum(1).mean().item()
+    assert losses[0] == pytest.approx(math.log(4)) and losses[-1] < 0.8 * marginal

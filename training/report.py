@@ -40,6 +40,9 @@ def layer_table(net: Network) -> str:
     lines += [f'{"":>9}  {len(net.ddls)} sets of nodes for {net.num_layers} layers'] * (len(net.ddls) < net.num_layers)
     sums = f'{f"L = {net.num_layers}":>9}  {"":>9}  {"":>8}  {"codes":>5}  {net.num_codes:>6}'
     lines.append(f'{sums}  {net.num_bits:>8.1f}  {_parameters(net):>11,}')
+    if net.prior:
+        heads = sum(p.numel() for p in net.prior.parameters())
+        lines.append(f'{"prior":>9}  {heads:,} of the parameters')
     return '\n'.join(lines)
 
 

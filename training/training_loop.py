@@ -20,7 +20,7 @@ import psutil
 import torch
 
 import ddn_networks
-from ddn_networks import samplers
+from ddn_networks import prior, samplers
 from ddn_networks.network import Output
 from dnnlib.images import to_float
 from dnnlib.util import atomic_write, format_time
@@ -32,7 +32,7 @@ from training.dataset import ImageFolderDataset, PairedDataset
 from training.ema import EMA
 from training.interrupt import StopRequest
 from training.loader import BatchStream, Loader
-from training.loss import layer_losses, total_loss
+from training.loss import layer_losses, prior_loss, total_loss
 from training.monitor import Health, UsageWindow
 from training.report_html import write_report
 
@@ -74,6 +74,8 @@ def training_loop(
     compile_blocks: bool = False,
     grad_checkpoint: bool = False,
     share_prefixes: bool = False,
+    prior_clean: float = 0.5,
+    prior_softness: float = 0.0,
     tick_nimg: int = 50_000,
     snapshot_ticks: int = 50,
     state_ticks: int = 50,
@@ -113,6 +115,8 @@ def training_loop(
         compile_blocks, grad_checkpoint: torch.compile of the blocks; recompute blocks in the backward pass.
         share_prefixes: make features once for the images of a batch that made the same choices so far: the same
             numbers, and faster where the batch is large against the K of the first layers.
+        prior_clean: of a network with a prior, the share of each batch without Chain Dropout; with many cells no other
+            image has a clean prefix. ``prior_softness``: see ``prior_loss``.
         tick_nimg: images between two lines of progress; ``snapshot_ticks``, ``state_ticks``: ticks between snapshots
             with pictures, and between training states.
         val_data: images of the validation batch; None takes the training set's.
@@ -172,6 +176,8 @@ def training_loop(
     ema = EMA(dict(net.named_parameters()), ema_halflives_nimg)
     for copy in ema.copies.values():
         balancer.follow([copy[name] for name, _ in _node_weights(net)])
+    heads = {name: p for name, p in net.named_parameters() if name.startswith('prior.')}
+    balancer.follow_prior(net.prior_heads, [{p: copy[n] for n, p in heads.items()} for copy in ema.copies.values()])
     balancer.attach(optimizer)
     autocast_dtype = misc.PRECISIONS[precision]
     scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale or 2**16, enabled=precision == 'fp16')
@@ -248,6 +254,7 @@ def training_loop(
                 'grad_norm': collected['grad_norm'].mean,
                 'skipped_steps': health.num_skipped,
                 'val_psnr': _validation_psnr(net, ema, val_images, val_condition),
+                **_prior_stats(net, ema, collected, val_images, val_condition),
                 **usage.stats(),
                 'splits': balancer.num_splits.tolist(),
                 'lr': learning_rate(cur_nimg, lr, lr_rampup_nimg, lr_decay, total_nimg),
@@ -283,6 +290,8 @@ def training_loop(
             # What chance decides in this step, for the whole batch; this rank takes its rows.
             chance = torch.Generator().manual_seed(_step_seed(seed, cur_nimg))
             table = samplers.chain_dropout_codes(net.code_nodes, chain_dropout, batch_size, chance)
+            if net.prior:
+                table[: round(prior_clean * batch_size)] = -1
             table = table.view(world_size, rounds, B, -1)[rank].to(device, non_blocking=True)  # [rounds, B, L]
             changes = pipe.draw(batch_size, chance).view(world_size, rounds, B, -1)[rank] if pipe else None
             told = None
@@ -307,6 +316,7 @@ def training_loop(
                     condition = _condition(net, images, *facts, draws=told[r])  # [B, c, H, W]
                 target = samplers.target_pyramid(images)
                 sampler = samplers.chain_dropout(samplers.nearest_to(target, balancer.penalty), table[r])
+                sampler = samplers.with_log_prior(sampler) if net.prior else sampler
                 sync = ddp.no_sync() if world_size > 1 and r < rounds - 1 else contextlib.nullcontext()
                 with sync:
                     with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
@@ -315,7 +325,12 @@ def training_loop(
                             share_prefixes=share_prefixes, grad_checkpoint=grad_checkpoint,
                         )  # fmt: skip
                     per_layer = layer_losses(output.selected, target)  # [L]
-                    scaler.scale(total_loss(per_layer, image_shape) / rounds).backward()
+                    loss = total_loss(per_layer, image_shape)
+                    if net.prior:
+                        nats = prior_loss(output.log_prior, output.distances, prior_softness)
+                        collector.report('prior_nats', nats.detach())
+                        loss = loss + nats
+                    scaler.scale(loss / rounds).backward()
                 losses += per_layer.detach() / rounds
                 balancer.observe(output.codes, output.dropped, output.distances, output.evidence)
                 usage.observe(output.codes, output.dropped)
@@ -405,6 +420,22 @@ def _validation_psnr(
     return report.psnr(reconstruction, images)
 
 
+@torch.no_grad()
+def _prior_stats(
+    net: ddn_networks.Network,
+    ema: EMA,
+    collected: dict[str, training_stats.Stat],
+    images: torch.Tensor,
+    condition: torch.Tensor | None,
+) -> dict[str, float]:
+    """Nats per code of the own prior, of the tick and of the validation images; nothing without a prior."""
+    if not net.prior:
+        return {}
+    output = _averaged(net, ema, samplers.with_log_prior(samplers.nearest(images)), len(images), condition, keep=True)
+    nats = prior_loss(output.log_prior, output.distances)
+    return {'prior_nats': collected['prior_nats'].mean, 'val_prior_nats': nats.item()}
+
+
 def _write_pictures(
     run_dir: str,
     cur_nimg: int,
@@ -442,8 +473,12 @@ def _sample_sheet(
             shown = net.conditions.look(condition, net.img_resolution)
             columns -= 0 if shown is None else 2
         condition = condition.repeat_interleave(columns, 0)
-    codes = samplers.uniform_codes(net.code_nodes, list(range(rows * columns))).to(val_images.device)
-    samples = _averaged(net, ema, samplers.given(codes), len(codes), condition).images
+    seeds = list(range(rows * columns))
+    if net.prior:
+        sampler = prior.from_prior(samplers.uniforms(net.num_codes, seeds))
+    else:
+        sampler = samplers.given(samplers.uniform_codes(net.code_nodes, seeds).to(val_images.device))
+    samples = _averaged(net, ema, sampler, len(seeds), condition).images
     if shown is None:
         return samples
     samples = samples.unflatten(0, (rows, columns))
