@@ -1,7 +1,7 @@
 """Files from the web, in a cache.
 
-A download is checked before it gets its name in the cache: it is complete, not a web page, within bounds of time and
-size, and has the digest that is asked for.
+A download is checked before it gets its name in the cache: it is complete, is not a web page, keeps within bounds of
+time and size, and has the digest asked for.
 
 Nothing happens at import; requests and tqdm are imported where they are needed.
 """
@@ -29,15 +29,15 @@ PAGE = re.compile(
 
 
 class DownloadError(OSError):
-    """A URL could not be fetched, or what came is not what was asked for. The message says what to do instead."""
+    """A URL could not be fetched, or its content is not a file to be used. The message says what to do instead."""
 
 
 class Limits(NamedTuple):
     """How much a download may take.
 
-    retries: how often a failed download is tried again; it continues where it stopped if the server supports that.
+    retries: attempts after a failed one; each continues where the last one stopped if the server supports that.
     backoff: seconds before the first retry, doubled each time, at most 30.
-    stall: seconds within which the server must answer, and within which each 64 KiB must come.
+    stall: seconds within which the server must answer, and within which each 64 KiB must arrive.
     seconds: for the whole download, retries included.
     max_bytes: size of the file.
     """
@@ -53,14 +53,14 @@ DEFAULT_LIMITS = Limits()
 
 
 def is_url(path_or_url: str | os.PathLike) -> bool:
-    """True for `http://` and `https://`; everything else is a path."""
+    """True for ``http://`` and ``https://``; everything else is a path."""
     return str(path_or_url).lower().startswith(('http://', 'https://'))
 
 
 def cache_path(url: str) -> Path:
-    """Where the download of `url` is kept: in $DNNLIB_CACHE_DIR, else in ~/.cache/ddn; its name stays readable.
+    """Where the download of ``url`` is kept: in $DNNLIB_CACHE_DIR, else in ~/.cache/ddn. Its name stays readable.
 
-    User and password are not part of what names the file. ValueError for a URL that is none.
+    The file's name does not depend on user and password. ValueError for a malformed URL.
     """
     try:
         parts = urlsplit(url)
@@ -76,17 +76,17 @@ def _cache_dir() -> Path:
 
 
 def local_path(path_or_url: str | os.PathLike, sha256: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Path:
-    """A path on this machine for a path (itself, a folder too) or a URL (its download in the cache).
+    """The local file or folder of a path (itself) or of an http(s) URL (its download in the cache).
 
     Args:
         path_or_url: a path, or an http(s) URL.
-        sha256: hex digest that the file must have. A cached download without it is fetched again.
+        sha256: hex digest that the file must have. A cached download with another one is fetched again.
         limits: of a download.
 
     Raises:
-        FileNotFoundError: no such path.
-        DownloadError: URL that cannot be fetched (the message says where a copy may be put by hand).
-        OSError: another digest, disk full, cache not writable.
+        FileNotFoundError: there is no such path.
+        DownloadError: the URL cannot be fetched; the message says where to put a copy by hand.
+        OSError: the digest is another one, the disk is full, or the cache cannot be written.
     """
     if not is_url(path_or_url):
         path = Path(path_or_url)
@@ -99,15 +99,15 @@ def local_path(path_or_url: str | os.PathLike, sha256: str | None = None, limits
     path = cache_path(url)
     if _is_cached(path) and (file_sha256(path) == sha256.lower() if sha256 else not _complaint(_head(path))):
         return path
-    # Several ranks may do this at once: each fetches its own temporary file, the last rename wins, all are the same.
+    # Several ranks may do this at once, each with a temporary file of its own; all are the same, the last rename wins.
     with atomic_write(path) as file:
         _Download(url, file, limits, sha256, hint=f'put the file at {path}').run()
     return path
 
 
 def lasting_path(path_or_url: str | os.PathLike) -> str:
-    """How a file should name a path or URL for later: from any folder, and without secrets. A URL that holds some is
-    downloaded, and its copy in the cache is named."""
+    """A path or URL as files should store it, valid from any folder and without secrets: for a URL with secrets, the
+    path of its download in the cache."""
     text = str(path_or_url)
     if not is_url(text):
         return os.path.abspath(text)
@@ -117,9 +117,9 @@ def lasting_path(path_or_url: str | os.PathLike) -> str:
 def open_url(
     path_or_url: str | os.PathLike, cache: bool = True, sha256: str | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> BinaryIO:
-    """A binary file, open for reading, from a path or a URL; close it. Errors and arguments as in `local_path`.
+    """Open a path or URL for reading in binary. Arguments and errors as in ``local_path``.
 
-    With `cache=False` a download goes to a temporary file that is gone when it is closed.
+    With ``cache=False`` a download goes to a temporary file that closing removes.
     """
     if cache or not is_url(path_or_url):
         path = local_path(path_or_url, sha256, limits)
@@ -137,11 +137,11 @@ def open_url(
 
 
 def error_line(error: BaseException) -> str:
-    """An error in one line for the user: without the secrets of URLs, and with the cached downloads that it may be
-    about, which would otherwise be used again."""
+    """An error in one line for the user: without the secrets of URLs, and with the cached files of the URLs in it, so
+    that a bad download can be removed."""
     text = ' '.join(str(error).split())
     files = re.findall(re.escape(f'{_cache_dir()}{os.sep}') + r'[0-9a-f]{16}-[\w.-]*\w', text)
-    for url in re.findall(r'https?://\S+', text):
+    for url in re.findall(r'https?://\S+', text, re.IGNORECASE):
         with contextlib.suppress(ValueError):
             files.append(str(cache_path(url.rstrip('\'":,.;)'))))
     cached = dict.fromkeys(file for file in files if os.path.isfile(file))
@@ -153,7 +153,7 @@ def error_line(error: BaseException) -> str:
 
 
 def _is_cached(path: Path) -> bool:
-    """Whether a regular file is at ``path``. A symbolic link is not followed: DownloadError."""
+    """Whether there is a file at ``path``. DownloadError for a folder, and for a symbolic link: it is not followed."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -174,7 +174,7 @@ def _head(path: Path) -> bytes:
 
 
 def _complaint(head: bytes) -> str:
-    """What is wrong with a download of any kind that begins so; nothing if it may be right."""
+    """What is wrong with a download of any kind, given its first bytes; empty if it may be right."""
     if not head:
         return 'the server sent an empty file'
     return 'the server sent a web page, not a file' if PAGE.match(head) else ''
@@ -188,7 +188,7 @@ def _other_digest(found: str, sha256: str) -> str:
 
 
 class _Download:
-    """One URL into one open file."""
+    """Fetches one URL into one open file."""
 
     def __init__(self, url: str, file: BinaryIO, limits: Limits, sha256: str | None, hint: str):
         self.url = url
@@ -197,12 +197,12 @@ class _Download:
         self.sha256 = sha256
         self.hint = hint
         self.end = time.monotonic() + limits.seconds
-        self.etag: str | None = None  # of what the file holds the beginning of, if the server can send the rest
+        self.etag: str | None = None  # of the remote file, if its rest can be requested
         self.total: int | None = None  # bytes, if known
         self.waiting = False  # a thread is still reading
 
     def run(self) -> None:
-        """Try until the whole file is there and right; DownloadError if that cannot be."""
+        """Try until the whole file is there and valid. Raises DownloadError."""
         reason = ''
         for attempt in range(self.limits.retries + 1):
             if attempt:
@@ -232,7 +232,7 @@ class _Download:
                 self._fail(_other_digest(found, self.sha256))
 
     def _attempt(self) -> str:
-        """Request the file, or the rest of it. Returns why it should be tried again, or nothing."""
+        """Request the file, or the rest of it. Returns why to try again, or '' when it is complete."""
         import requests
 
         headers = {'Accept-Encoding': 'identity'}
@@ -267,15 +267,15 @@ class _Download:
                 reply.close()
 
     def _restart(self, reply=None) -> None:
-        """Begin the file anew, with what a reply says of it."""
+        """Empty the file, and take its length and ETag from a reply."""
         self.file.seek(0)
         self.file.truncate()
         self.etag = self.total = None
         if reply is not None and 'Content-Encoding' not in reply.headers:
             self.total = _content_length(reply)
             self._require_size(self.total or 0)
-            etag = reply.headers.get('ETag')
-            self.etag = None if etag is None or etag.startswith('W/') else etag  # a weak one promises no same bytes
+            etag = reply.headers.get('ETag', 'W/')
+            self.etag = None if etag.startswith('W/') else etag  # a weak one does not promise the same bytes
 
     def _require_size(self, size: int) -> None:
         if size > self.limits.max_bytes:
@@ -305,10 +305,10 @@ class _Download:
                 bar.update(len(chunk))
 
     def _ask(self, action: Callable[[], Any]) -> Any:
-        """What the action returns, or a _NetworkError.
+        """The result of a network action. Raises _NetworkError.
 
-        It runs in a thread: the timeout of a socket is one of each byte, so a server that sends a byte a minute can
-        only be left. The thread then waits on, as a daemon; closing the reply would wait for it.
+        The action runs in a thread. A socket's timeout restarts with every byte, so a server that sends a byte a minute
+        can only be abandoned: its daemon thread stays behind, and the reply is not closed, which would wait for it.
         """
         done: list[tuple[Any, Exception | None]] = []
 
@@ -332,7 +332,7 @@ class _Download:
 
 
 class _NetworkError(Exception):
-    """No reply, or only a part of it; ``final`` if another try would end the same way."""
+    """No reply, or only a part of it. ``final``: trying again is useless."""
 
     def __init__(self, reason: str, final: bool = False):
         super().__init__(reason)
@@ -345,7 +345,7 @@ def _content_length(reply) -> int | None:
 
 
 def _why(error: Exception) -> str:
-    """The cause of an error of requests, in few words. None of its own: they hold the URL."""
+    """The cause of an error of requests in a few words, without its own text, which contains the URL."""
     import requests
 
     if isinstance(error, requests.Timeout):

@@ -28,7 +28,7 @@ _URL = re.compile(
 
 
 class EasyDict(dict):
-    """A dict whose keys are attributes too: `options.lr = 1e-3` is `options["lr"] = 1e-3`."""
+    """A dict whose keys are attributes too: ``options.lr = 1e-3`` is ``options['lr'] = 1e-3``."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -50,7 +50,7 @@ class EasyDict(dict):
 
 
 def format_time(seconds: float) -> str:
-    """Seconds as a person says them: `7s`, `5m 06s`, `2h 03m 04s`, `1d 02h 03m`."""
+    """Seconds in words: ``7s``, ``5m 06s``, ``2h 03m 04s``, ``1d 02h 03m``."""
     total = max(0, round(seconds))
     minutes, s = divmod(total, 60)
     hours, m = divmod(minutes, 60)
@@ -63,22 +63,24 @@ def format_time(seconds: float) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """A text, or all texts of nested dicts, lists and tuples, without the secrets of URLs: `user:password@` and every
-    value of a query become `***`.
+    """A text, or all texts of nested dicts, lists and tuples, without the secrets of URLs: ``user:password@`` and every
+    value of a query become ``***``.
 
-    For everything that is printed, raised or stored; which file a URL names stays readable.
+    Apply it to everything that is printed, raised or stored. The file that a URL names stays readable.
     """
     if isinstance(value, dict):
         return {redacted(key): redacted(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(redacted, value))
+    if isinstance(value, list):
+        return [redacted(entry) for entry in value]
+    if isinstance(value, tuple):
+        return tuple(map(redacted, value))
     if not isinstance(value, str):
         return value
     return _URL.sub(lambda url: url['start'] + '***@' * bool(url['user']) + url['rest'] + _hidden(url['query']), value)
 
 
 def _hidden(query: str | None) -> str:
-    """`?token=abc&raw` as `?token=***&***`; a fragment goes with the last value."""
+    """``?token=abc&raw`` as ``?token=***&***``; a fragment goes with the last value."""
     if not query:
         return ''
     names = [part.partition('=') for part in query[1:].split('&')]
@@ -86,7 +88,7 @@ def _hidden(query: str | None) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in the largest unit that leaves a number of at least 1: `512 B`, `1.5 KiB`, `2.0 GiB`."""
+    """Bytes in the largest unit in which they are at least 1: ``512 B``, ``1.5 KiB``, ``2.0 GiB``."""
     for unit in ('B', 'KiB', 'MiB', 'GiB'):
         if count < 1024:
             return f'{count:.0f} B' if unit == 'B' else f'{count:.1f} {unit}'
@@ -98,10 +100,10 @@ def format_bytes(count: float) -> str:
 
 
 class _Tee:
-    """A text stream that also writes into a log file. Once nobody can read the stream any more, only the log file."""
+    """A text stream that also writes into a log file; into that alone once the stream cannot be written any more."""
 
     def __init__(self, stream: TextIO | None, name: str, logger: 'Logger'):
-        self._stream = stream  # None where the process was started without: `>&-`
+        self._stream = stream  # None where the process was started without: ``>&-``
         self._name = name
         self._logger = logger
         self._gone = stream is None
@@ -116,13 +118,15 @@ class _Tee:
         self._try(lambda: self._stream.flush())
 
     def isatty(self) -> bool:
-        return not self._gone and self._stream.isatty()
+        with contextlib.suppress(ValueError):  # it was closed
+            return not self._gone and self._stream.isatty()
+        return False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def _try(self, action: Callable[[], Any]) -> None:
-        """Do it, or give the stream up: a closed pipe, terminal or file, or a full disk behind it, never ends a run."""
+        """Run the action; if the pipe, terminal or file is closed, or its disk is full, give the stream up."""
         if self._gone:
             return
         try:
@@ -156,14 +160,14 @@ def _reason(error: Exception) -> str:
 
 
 class Logger:
-    """While it is open, what is printed (stdout and stderr) also goes into the file `path`, flushed at every write.
+    """Copies everything printed (stdout and stderr) into the file ``path`` while it is open, flushed at every write.
 
         with Logger('runs/00000/log.txt'):
             print('seen and kept')
 
     Appends by default, so a resumed run continues its log. An exception that leaves the block is written into the log
-    with its traceback. Neither a log that can no longer be written (full disk) nor an output whose reader has gone
-    (`| head`, a closed terminal) ends the run: it is given up with one line in the other.
+    with its traceback. A log that can no longer be written (full disk) and an output whose reader has gone (``| head``,
+    a closed terminal) do not end the run: each is given up with one line in the other.
     """
 
     def __init__(self, path: str | os.PathLike, mode: str = 'a'):
@@ -213,19 +217,19 @@ class Logger:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = 'wb', sync: bool = True) -> Iterator[IO]:
-    """A file that appears at `path` whole or not at all.
+    """A file that appears at ``path`` whole or not at all.
 
-    Yields a file opened under a temporary name in the same directory (`.NAME.XXXXXXXX.tmp`). When the block ends well
-    it is flushed to the disk and renamed over `path`; when an exception leaves the block it is removed and whatever
-    stood at `path` before still stands. After a `kill -9` the temporary file stays behind: see `remove_unfinished`.
+    Yields a file opened under a temporary name in the same directory (``.NAME.XXXXXXXX.tmp``). When the block ends well
+    it is flushed to the disk and renamed over ``path``; when an exception leaves the block it is removed, and the file
+    that was at ``path`` before remains. A ``kill -9`` leaves the temporary file: see ``remove_unfinished``.
 
     Args:
-        path: where the file shall be; its directory is made where there is none.
-        mode: "wb" (the default) or "w" (UTF-8 text); both can be read back ("+" is added).
+        path: where the file should be; a missing directory is created.
+        mode: 'wb' (the default) or 'w' (UTF-8 text); both can be read back ('+' is added).
         sync: wait until it is on the disk. Without, a power cut may lose it: for files that are many and easily remade.
 
     Raises:
-        OSError: disk full (`errno.ENOSPC`) or no permission, in one line with the path.
+        OSError: the disk is full (``errno.ENOSPC``), or permission is missing; in one line with the path.
     """
     path = Path(path)
     if mode not in ('wb', 'w'):
@@ -233,7 +237,7 @@ def atomic_write(path: str | os.PathLike, mode: str = 'wb', sync: bool = True) -
     temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # "x" rather than tempfile: the file gets the permissions that the user's umask gives to any new file.
+        # Mode 'x' rather than tempfile: the file gets the permissions that the user's umask gives to any new file.
         with open(temporary, mode.replace('w', 'x') + '+', encoding=None if 'b' in mode else 'utf-8') as file:
             yield file
             file.flush()
@@ -255,16 +259,16 @@ def atomic_write(path: str | os.PathLike, mode: str = 'wb', sync: bool = True) -
 
 
 def require_writable(option: str, path: str | os.PathLike, beside: Iterable[str] = ()) -> None:
-    """Before long work whose result goes to `path`: see that a file can be written there, or in the last folder on the
-    way that there is. `atomic_write` makes the others: work that is refused leaves none behind.
+    """Check before long work that its result can be written to ``path``, without creating anything: the last existing
+    folder on the way is tried.
 
     Args:
-        option: what named the path, for the error: `--dest`.
-        beside: files that will be written too, none of which it may replace.
+        option: what named the path, for the error: ``--dest``.
+        beside: files that will be written too, and that ``path`` must not replace.
 
     Raises:
         OSError: it cannot be written; in one line with option and path.
-        ValueError: it is one of `beside`.
+        ValueError: it is one of ``beside``.
     """
     path = Path(path)
     try:
@@ -290,9 +294,8 @@ def file_sha256(file: str | os.PathLike | BinaryIO) -> str:
 
 
 def remove_unfinished(directory: str | os.PathLike) -> list[Path]:
-    """Remove what `atomic_write` calls killed by `kill -9` or a power cut left in `directory`; returns the paths.
-
-    Call it only where no other process is writing: at the start of a run, in the run's own folder.
+    """Remove the temporary files that ``atomic_write`` left in ``directory`` at a ``kill -9`` or a power cut, and
+    return the paths. Call it only while no other process writes there.
     """
     left = [p for p in Path(directory).iterdir() if re.fullmatch(r'\..+\.[0-9a-f]{8}\.tmp', p.name) and p.is_file()]
     for path in left:
@@ -306,7 +309,7 @@ def _unlink(path: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """The rename itself survives a power cut only when the directory is synced; not every system can."""
+    """Make a rename survive a power cut, where the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)
         try:
@@ -321,14 +324,14 @@ def _sync_directory(directory: Path) -> None:
 def construct_by_name(
     name: str, /, *args: Any, allowed: Mapping[str, Callable | str] | Iterable[str], **kwargs: Any
 ) -> Any:
-    """Call the class or function `name` with the arguments, if the allow-list has that name; nothing else is imported.
+    """Call the class or function ``name``, which must be in an allow-list, with the arguments.
 
     Args:
-        name: a key of `allowed`.
-        allowed: `{name: callable}`, `{name: "package.module.Class"}`, or a collection of `"package.module.Class"`.
+        name: a key of ``allowed``.
+        allowed: ``{name: callable}``, ``{name: 'package.module.Class'}``, or a list of ``'package.module.Class'``.
 
     Raises:
-        ValueError: the name is not in the list. Names come from files: what is not expected must not run.
+        ValueError: the name is not in the list. Names come from files, which must not run other code.
     """
     table = allowed if isinstance(allowed, Mapping) else {entry: entry for entry in allowed}
     if name not in table:

@@ -116,6 +116,17 @@ def whole_run(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, output
 
 
+def test_a_run_outlives_the_reader_of_its_output(tiny_zip, tmp_path):
+    args = [f'--outdir={tmp_path / "a"}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000160']
+    with start(*args, '--tick=0.016') as process:
+        process.stdout.readline()
+        process.stdout.close()  # as ``| head -1`` does, for stdout and stderr
+        assert process.wait(60) == 0
+    log = (tmp_path / 'a' / 'log.txt').read_text()
+    assert log.count('stdout is given up (Broken pipe)') == 1 and log.rstrip().split('\n')[-1].startswith('Done')
+    assert checkpoint.find_states(str(tmp_path / 'a'))[0].endswith('000000160.safetensors')
+
+
 def test_a_resume_tells_changes_and_no_others(tmp_path):
     data = write_zip(tmp_path / 'data.zip', 40, (1, 8, 8))
     args = [f'--data={data}', *TINY_RUN, '--nosubdir', '--batch-gpu=auto']
