@@ -33,8 +33,11 @@ def train(options: Mapping[str, Any]) -> str:
     Raises:
         click.ClickException: wrong options or data, in one line.
         SystemExit: after a signal; the state is saved.
+
+    PyTorch's random state and cuDNN's settings are as before afterwards, so that one process may train several times.
     """
-    return run(parsed(options))
+    with misc.global_state_kept():
+        return run(parsed(options))
 
 
 def run(ctx: click.Context) -> str | None:

@@ -1,18 +1,18 @@
-"""What the scripts share that train several networks and compare them: rows are trained, scored, shown, never twice.
+"""Train several networks and compare them: shared by the experiments whose tables have a row per network.
 
-A row is a name and options of train.py. Each is trained by train.py and scored by fid.py, in processes of their own, so
-a table holds what a user would get who typed these commands. Its run folder keeps ``row.json`` (what was asked for, CPU
-seconds, whether it is finished) and the scores; a second call goes on where the first one stopped.
+A row is a name and options of train.py. Each network is trained and scored as train.py and fid.py do it. Its run folder
+keeps ``row.json`` (the options, CPU seconds, whether training is finished) and the scores, so that the same command
+continues where it was stopped. With torchrun all ranks train each network together.
 """
 
+import contextlib
 import functools
+import io
 import itertools
 import json
-import os
 import re
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,26 +25,29 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import spearmanr
 
-from cli.options import one_line_errors
-from cli.tables import write_results
+from cli.networks import load_network
+from cli.options import Ints, one_line_errors, script_help
+from cli.tables import write_json, write_results
+from cli.training_runs import train as train_network
 from ddn_networks import Network
 from dnnlib.archives import ImageArchive
 from dnnlib.images import to_float
-from dnnlib.sheets import draw_sheet, in_pairs, in_rows
-from dnnlib.util import atomic_write, file_sha256, format_time
-from metrics.detectors import load_detector
+from dnnlib.sheets import draw_sheet, in_pairs, in_rows, save_png
+from dnnlib.util import file_sha256, format_time
+from experiments import digits
+from experiments.common import snapshots
+from metrics import evaluate
+from metrics.detectors import Detector, load_detector
+from metrics.reference import Statistics, load_statistics, save_statistics
+from metrics.sources import Files, Samples
+from torch_utils import distributed as dist
 from training.report import mean_or_none, read_stats
 
-ROOT = Path(__file__).resolve().parents[1]
-# A network for digits that one CPU core trains in minutes; what a script changes in it, it says.
+# A network for digits that one CPU core trains in minutes; experiments change single options of it.
 DIGITS_OPTIONS = {
     'channels': '32,32,32,32,24,16', 'batch': 32, 'lr': 0.002, 'lr-ramp': 0.002, 'lr-decay': 'cosine', 'beta2': 0.99,
     'ema': 0.002, 'workers': 0,
 }  # fmt: skip
-
-
-class Failed(Exception):
-    """A program did not end well. The message is its own last line."""
 
 
 class Row(NamedTuple):
@@ -55,10 +58,10 @@ class Row(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """How networks are judged.
+    """How networks are scored.
 
     data, held_out: training images and others (or None), zips or folders.
-    detector: of fid.py. num: samples of the FID; num_reconstructed: images of each rFID.
+    detector: as load_detector takes it. num: samples of the FID; num_reconstructed: images of each rFID.
     """
 
     data: str
@@ -68,8 +71,20 @@ class Scoring(NamedTuple):
     num_reconstructed: int
 
 
+class Study(NamedTuple):
+    """Where and how an experiment runs.
+
+    folder: of the run folders. into: of tables and pictures. more: options of train.py for all rows.
+    """
+
+    folder: Path
+    into: Path
+    device: torch.device
+    more: dict[str, str]
+
+
 class Result(NamedTuple):
-    """What became of a row: numbers by name, or the line that says why there are none."""
+    """A row with one seed: numbers by name, or the line that says why there are none."""
 
     row: str
     seed: int
@@ -80,110 +95,66 @@ class Result(NamedTuple):
     error: str | None = None
 
 
-# ------------------------------------------------------------------------------------------------------ other programs
-
-
-def run(script: str, args: Sequence[str], show: Callable[[str], None] | None = None, ranks: int = 1) -> None:
-    """``python script args`` in the repository's root.
-
-    ``show`` gets each line as it comes. An interrupt is passed on, and waited for. Raises Failed.
-    """
-    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}', '--'] if ranks > 1 else []
-    command = [sys.executable, *launcher, script, *args]
-    last = 'it said nothing'
-    # In a session of its own, so that Ctrl-C does not reach it twice: train.py saves at the first, ends at the second.
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        try:
-            for line in process.stdout:
-                line = line.strip().rsplit('\r', 1)[-1]  # of a progress bar, what stands at the end
-                if line:
-                    last = line if line.startswith('Error') or not last.startswith('Error') else last
-                    if show is not None:
-                        show(line)
-        except BaseException:
-            process.terminate()
-            process.communicate()
-            raise
-    if process.returncode:
-        raise Failed(f'{script}: {last.removeprefix("Error: ")}')
-
-
-def cpu_of_programs() -> float:
-    """CPU seconds of all that ``run`` has run (0 on Windows, which does not say)."""
-    times = os.times()
-    return times.children_user + times.children_system
-
-
-def absolute(path: str | None) -> str | None:
-    """A file or folder by its whole name; names of other things, such as URLs, as they are."""
-    return str(Path(path).resolve()) if path and Path(path).exists() else path
-
-
-def as_args(options: dict[str, Any]) -> list[str]:
-    """{'batch': 32} -> ['--batch=32']"""
-    return [f'--{name}={value}' for name, value in options.items()]
-
-
-def parse_options(tokens: Sequence[str]) -> dict[str, str]:
-    """What stood behind ``--``: ('--batch=64', ...) -> {'batch': '64', ...}. Raises click.UsageError."""
-    options = {}
-    for token in tokens:
-        match = re.fullmatch(r'--([a-z0-9][a-z0-9-]*)=(.*)', token)
-        if not match:
-            raise click.UsageError(f'{token}: options for train.py are given as --name=value, behind a --')
-        options[match[1]] = match[2]
-    return options
-
-
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def snapshots(run_dir: Path) -> list[Path]:
-    """Network snapshots of a run, the newest first."""
-    return sorted(run_dir.glob('network-snapshot-*.safetensors'), reverse=True)
+class Progress(io.TextIOBase):
+    """Where training prints to: passes lines of progress on, each after a title."""
+
+    def __init__(self, title: str):
+        self.title, self.out, self.line = title, sys.stdout, ''
+
+    def write(self, text: str) -> int:
+        *lines, self.line = (self.line + text).split('\n')
+        for line in lines:
+            if ' kimg ' in line:
+                self.out.write(f'{self.title}: {line.strip()}\n')
+        return len(text)
+
+    def flush(self) -> None:
+        self.out.flush()
 
 
-def train(options: dict[str, Any], run_dir: Path, show: Callable[[str], None], machine: dict[str, Any]) -> bool:
-    """Train a network in ``run_dir``, or go on with it; False if that was done before.
+def on_rank_0(make: Callable[[], Any]) -> Any:
+    """What ``make`` returns on rank 0, on all ranks; it runs there only."""
+    return dist.all_gather_object(make() if dist.get_rank() == 0 else None)[0]
 
-    ``machine`` holds what does not change the result: 'device', 'ranks'. Raises Failed.
+
+def train(options: dict[str, Any], run_dir: Path, title: str, device: torch.device) -> bool:
+    """Train a network in ``run_dir``, or resume it. False if it is finished already.
+
+    Raises ValueError where other options were used before, or training fails; SystemExit after a signal.
     """
     path = run_dir / 'row.json'
     options = {name: str(value) for name, value in options.items()}
     record = {'options': options, 'cpu_seconds': 0.0, 'finished': False}
-    if path.is_file():
-        record = json.loads(path.read_text(encoding='utf-8'))
-        before = record['options']
-        changed = [k for k in {**before, **options} if before.get(k) != options.get(k)]
-        if changed:
-            old, new = ({k: x[k] for k in sorted(changed) if k in x} for x in (before, options))
-            raise Failed(f'{run_dir} was trained with {old}, now {new} is asked for: give another --outdir')
-        if record['finished'] and snapshots(run_dir):
-            return False
-    run_dir.mkdir(parents=True, exist_ok=True)
-
-    def save() -> None:
-        with atomic_write(path, 'w') as f:
-            json.dump(record, f, indent=2)
-
-    save()
-    where = [f'--device={machine["device"]}'] if machine.get('device') else []
-    going_on = any(run_dir.glob('training-state-*.safetensors'))
-    args = [f'--resume={run_dir}'] if going_on else [f'--outdir={run_dir}', '--nosubdir', *as_args(options)]
-    before = cpu_of_programs()
+    record = on_rank_0(lambda: json.loads(path.read_text(encoding='utf-8')) if path.is_file() else record)
+    before = record['options']
+    changed = sorted(k for k in {**before, **options} if before.get(k) != options.get(k))
+    if changed:
+        old, new = ({k: x[k] for k in changed if k in x} for x in (before, options))
+        raise ValueError(f'{run_dir} was trained with {old}, not with {new}: give another --outdir')
+    if record['finished']:
+        return False
+    how = {'outdir': str(run_dir), 'nosubdir': True, **options}
+    if on_rank_0(lambda: any(run_dir.glob('training-state-*.safetensors'))):
+        how = {'resume': str(run_dir)}
+    started = time.process_time()
     try:
-        run('train.py', [*args, *where], show, machine.get('ranks', 1))
+        with contextlib.redirect_stdout(Progress(title)):
+            train_network({**how, 'device': device.type})
         record['finished'] = True
-    finally:  # stopped: the next call adds its seconds
-        record['cpu_seconds'] += cpu_of_programs() - before
-        save()
+    except click.ClickException as error:
+        raise ValueError(error.format_message()) from None
+    finally:  # if it was stopped, the next call adds its seconds
+        record['cpu_seconds'] += sum(dist.all_gather_object(time.process_time() - started))
+        if dist.get_rank() == 0:
+            write_json(path, record)
     return True
 
 
 def training_facts(run_dir: Path) -> dict[str, Any]:
-    """What the logs of a run say of it."""
+    """Facts from the logs of a run."""
     ticks = read_stats(str(run_dir))
     stored = json.loads((run_dir / 'training_options.json').read_text(encoding='utf-8'))
     steps = zip([0, *(t['nimg'] for t in ticks)], ticks, strict=False)
@@ -198,101 +169,8 @@ def training_facts(run_dir: Path) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- scoring
-
-
-def fid(command: str, path: Path, network: str, args: Sequence[str], machine: dict[str, Any]) -> dict[str, float]:
-    """The numbers of ``fid.py command`` for a network, kept in ``path`` and made once. Raises Failed."""
-    args = [f'--network={network}', *args]
-    key = {'args': args, 'sha256': file_sha256(network)}
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding='utf-8'))
-        if kept['key'] == key:
-            return kept['numbers']
-    fresh = path.with_suffix('.new.json')
-    where = [f'--device={machine["device"]}'] if machine.get('device') else []
-    run('fid.py', [command, *args, *where, f'--json={fresh}'], ranks=machine.get('ranks', 1))
-    result = json.loads(fresh.read_text(encoding='utf-8'))
-    with atomic_write(path, 'w') as f:
-        json.dump({'key': key, **result}, f, indent=2)
-    fresh.unlink()
-    return result['numbers']
-
-
-def reference(scoring: Scoring, folder: Path, machine: dict[str, Any]) -> Path:
-    """Statistics of the training images, made once for all rows. Raises Failed."""
-    path = folder / f'reference-{Path(scoring.data).stem}-{Path(scoring.detector).stem}.npz'
-    if not path.is_file():
-        where = [f'--device={machine["device"]}'] if machine.get('device') else []
-        args = [f'--data={scoring.data}', f'--dest={path}', f'--detector={scoring.detector}', '--keep=0', *where]
-        run('fid.py', ['ref', *args], ranks=machine.get('ranks', 1))
-    return path
-
-
-def starting(numbers: dict[str, float], start: str) -> float | None:
-    """The number whose name starts so: their ends say of how many images they are."""
-    return next((value for name, value in numbers.items() if name.startswith(start)), None)
-
-
-def score(
-    network: str, scoring: Scoring, folder: Path, machine: dict[str, Any], keep_in: Path | None = None
-) -> dict[str, float]:
-    """FID of a network's samples, rFID and PSNR of training and held-out images. Raises Failed.
-
-    fid.py's results are kept in ``keep_in``, else beside the network; the reference in ``folder``.
-    """
-    kept, judge = keep_in or Path(network).parent, f'--detector={scoring.detector}'
-    ref = reference(scoring, folder, machine)
-    args = [f'--ref={ref}', f'--num={scoring.num}', '--keep=0', judge]
-    drawn = fid('calc', kept / 'score-samples.json', network, args, machine)
-    numbers = {'FID': starting(drawn, 'FID')}
-    if scoring.num_reconstructed:
-        args = [f'--data={scoring.data}', f'--num={scoring.num_reconstructed}', judge]
-        args += [f'--held-out={scoring.held_out}'] if scoring.held_out else []
-        again = fid('reconstruct', kept / 'score-reconstruction.json', network, args, machine)
-        for where in ('training', 'held-out'):
-            numbers |= {f'{what} {where}': starting(again, f'{where} {what}') for what in ('rFID', 'PSNR')}
-    return {name: value for name, value in numbers.items() if value is not None}
-
-
-# ---------------------------------------------------------------------------------------------------------- all rows
-
-
-def work(
-    rows: Sequence[Row], seeds: Sequence[int], folder: Path, scoring: Scoring, machine: dict[str, Any]
-) -> Iterator[Result]:
-    """Train and score each row with each seed, all rows of a seed before the next seed, and say how long it takes.
-
-    A row that fails is a result with its ``error``; the others go on.
-    """
-    started, trained = time.monotonic(), 0
-    jobs = list(itertools.product(seeds, rows))
-    for done, (seed, row) in enumerate(jobs):
-        run_dir = folder / f'{re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")}-seed{seed}'
-        options = {**row.options, 'seed': seed}
-        title = f'[{done + 1}/{len(jobs)}] {row.name}' + (f', seed {seed}' if len(seeds) > 1 else '')
-        network = None
-        try:
-            show = lambda line, title=title: click.echo(f'{title}: {line}') if ' kimg ' in line else None  # noqa: E731
-            click.echo(f'{title}: trains' if not snapshots(run_dir) else f'{title}: is here')
-            trained += train(options, run_dir, show, machine)
-            network = str(snapshots(run_dir)[0])
-            click.echo(f'{title}: is judged')
-            numbers = score(network, scoring, folder, machine)
-            yield Result(row.name, seed, options, numbers, training_facts(run_dir) | shape(network), network)
-        except Failed as error:
-            click.echo(f'{title}: failed: {error}', err=True)
-            yield Result(row.name, seed, options, {}, {}, network, str(error))
-        except KeyboardInterrupt:
-            raise click.ClickException(f'stopped in row {row.name}; the same command goes on from there') from None
-        if trained and done + 1 < len(jobs):
-            spent = time.monotonic() - started
-            click.echo(f'About {format_time(spent / trained * (len(jobs) - done - 1))} left.')
-
-
-def shape(network: str) -> dict[str, Any]:
-    """Layers, nodes, bits and parameters of a snapshot's network."""
-    net = Network.from_pretrained(network)
+def shape(net: Network) -> dict[str, Any]:
+    """Layers, nodes, bits and parameters of a network."""
     return {
         'layers': net.num_layers,
         'nodes': max(net.num_nodes),
@@ -301,7 +179,115 @@ def shape(network: str) -> dict[str, Any]:
     }
 
 
-# -------------------------------------------------------------------------------------------------------- their tables
+# ------------------------------------------------------------------------------------------------------------- scoring
+
+
+def reference(scoring: Scoring, folder: Path, detector: Detector) -> Statistics:
+    """Statistics of the training images, computed once and kept in ``folder``."""
+    path = folder / f'reference-{Path(scoring.data).stem}-{Path(scoring.detector).stem}.npz'
+    if not on_rank_0(path.is_file):
+        made = evaluate.statistics(Files(scoring.data), detector, keep=0, title='reference')
+        if dist.get_rank() == 0:
+            save_statistics(path, made._replace(meta={'detector': detector.describe()}))
+        return made
+    made = load_statistics(path)
+    evaluate.require_same_detector(made, str(path), detector)
+    return made
+
+
+def kept(path: Path, key: dict[str, Any], make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The numbers that ``make`` returns, kept in the file ``path`` and computed once for each ``key``."""
+    record = on_rank_0(lambda: json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {})
+    if record.get('key') != key:
+        record = {'key': key, 'numbers': make()}
+        if dist.get_rank() == 0:
+            write_json(path, record)
+    return record['numbers']
+
+
+def starting(numbers: dict[str, float | None], start: str) -> float | None:
+    """The number whose name starts so: the ends of names are sample counts."""
+    return next((value for name, value in numbers.items() if name.startswith(start)), None)
+
+
+def score(
+    network: str, scoring: Scoring, folder: Path, device: torch.device, keep_in: Path | None = None
+) -> dict[str, float]:
+    """FID of a network's samples, rFID and PSNR of training and held-out images.
+
+    The numbers are kept in ``keep_in``, else beside the network; the reference in ``folder``.
+    """
+    keep_in = keep_in or Path(network).parent
+    net, detector = load_network(network, device=device), load_detector(scoring.detector, device=device)
+    key = {**scoring._asdict(), 'network': file_sha256(network), 'weights': detector.digest}
+
+    def of_samples() -> dict[str, float]:
+        made = evaluate.statistics(Samples(net, scoring.num), detector, keep=0, title='samples')
+        return evaluate.compare(reference(scoring, folder, detector), made)[0]
+
+    def of_reconstructions(path: str) -> dict[str, float]:
+        return evaluate.reconstruction(net, Files(path, scoring.num_reconstructed), detector, title='images')[0]
+
+    numbers = {'FID': starting(kept(keep_in / 'score-samples.json', key, of_samples), 'FID')}
+    for where, path in (('training', scoring.data), ('held-out', scoring.held_out)):
+        if path and scoring.num_reconstructed:
+            make = functools.partial(of_reconstructions, path)
+            found = kept(keep_in / f'score-{where}.json', key, make)
+            numbers |= {f'{what} {where}': starting(found, what) for what in ('rFID', 'PSNR')}
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+def work(rows: Sequence[Row], seeds: Sequence[int], study: Study, scoring: Scoring) -> Iterator[Result]:
+    """Train and score each row with each seed, all rows of a seed before the next seed; print the time that is left.
+
+    A row that fails is a result with its ``error``, and the others follow (with several ranks the run ends).
+    """
+    started, trained = time.monotonic(), 0
+    jobs = list(itertools.product(seeds, rows))
+    for done, (seed, row) in enumerate(jobs):
+        run_dir = study.folder / f'{re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")}-seed{seed}'
+        options = {**row.options, 'seed': seed}
+        title = f'[{done + 1}/{len(jobs)}] {row.name}' + (f', seed {seed}' if len(seeds) > 1 else '')
+        network = None
+        try:
+            dist.print0(f'{title}: training')
+            trained += train(options, run_dir, title, study.device)
+            network = snapshots(run_dir)[-1]
+            dist.print0(f'{title}: scoring')
+            numbers = score(network, scoring, study.folder, study.device)
+            facts = training_facts(run_dir) | shape(load_network(network))
+            yield Result(row.name, seed, options, numbers, facts, network)
+        except (ValueError, OSError) as error:
+            if dist.get_world_size() > 1:
+                raise
+            click.echo(f'{title}: failed: {error}', err=True)
+            yield Result(row.name, seed, options, {}, {}, network, str(error))
+        except (SystemExit, KeyboardInterrupt):
+            raise click.ClickException(f'stopped in row {row.name}; the same command continues there') from None
+        if trained and done + 1 < len(jobs):
+            spent = time.monotonic() - started
+            dist.print0(f'About {format_time(spent / trained * (len(jobs) - done - 1))} left.')
+
+
+def chosen(rows: Sequence[Row], only: str | None) -> list[Row]:
+    """The rows whose names contain one of the words of 'K=8,leak'. Raises click.UsageError where none does."""
+    words = [word.strip().lower() for word in (only or '').split(',')]
+    found = [row for row in rows if any(word in row.name.lower() for word in words)]
+    if not found:
+        names = ', '.join(row.name for row in rows)
+        raise click.UsageError(f'--only={only}: no name of a row contains that; choose from {names}')
+    return found
+
+
+def ticks(duration: float, number: int = 10) -> dict[str, Any]:
+    """Options for a number of lines of progress and training states, and one snapshot, at the end."""
+    return {'duration': duration, 'tick': f'{duration * 1000 / number:g}', 'snap': number * 10, 'dump': 1}
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
 
 
 def over_seeds(results: Sequence[Result], row: str, name: str) -> list[float]:
@@ -315,7 +301,7 @@ def mean_of(results: Sequence[Result], row: str, name: str) -> float | None:
 
 
 def cell(values: Sequence[float], digits: int = 1) -> str:
-    """The mean, and behind ± the standard deviation (over n - 1) where there are several; '-' for nothing."""
+    """The mean and, of several values, ± the standard deviation (over n - 1); '-' for none."""
     if not values:
         return '-'
     text = f'{statistics.mean(values):.{digits}f}'
@@ -323,7 +309,7 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
 
 
 class Order(NamedTuple):
-    """How two columns order the rows: Spearman's rho, and of how many pairs of rows both say the same."""
+    """How two columns order the rows: Spearman's rho, and in how many pairs of rows both agree."""
 
     rho: float
     agreeing: int
@@ -331,8 +317,8 @@ class Order(NamedTuple):
 
 
 def order(ours: Sequence[float | None], paper: Sequence[float]) -> Order | None:
-    """Compare two columns, over the rows that ours has. Pairs that are equal in the paper's say nothing and are left
-    out. None where there are fewer than three rows, or all are equal."""
+    """Compare two columns over the rows that ours has, without pairs that are equal in the paper. None where there are
+    fewer than three rows, or all are equal."""
     known = [(a, b) for a, b in zip(ours, paper, strict=True) if a is not None]
     if len(known) < 3 or any(len({pair[side] for pair in known}) == 1 for side in (0, 1)):
         return None
@@ -345,134 +331,8 @@ def failures(results: Sequence[Result]) -> list[str]:
     return [f'{r.row} (seed {r.seed}): {r.error}' for r in results if r.error]
 
 
-def write(folder: Path, text: str, settings: dict[str, Any], results: Sequence[Result]) -> None:
-    """``results.md`` and ``results.json``. Raises click.ClickException at the end if a row failed."""
-    write_results(folder / 'results', text, {**settings, 'rows': [r._asdict() for r in results]})
-    click.echo(f'\n{text}\n\nWritten to {folder}')
-    if failures(results):
-        raise click.ClickException('rows failed: ' + '; '.join(failures(results)))
-
-
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
-def title_of(result: Result) -> str:
-    """The row and its FID."""
-    return f'{result.row}: {result.numbers["FID"]:.1f}' if 'FID' in result.numbers else result.row
-
-
-def panel(title: str, network: str, pictures: torch.Tensor, samples: int, columns: int, scale: int) -> Image.Image:
-    """A titled grid: samples of seeds 0, 1, ..., and below them pictures [N, C, H, W] above their reconstructions."""
-    net = Network.from_pretrained(network)
-    sheets = [in_rows(net.sample(samples)[0], columns)]
-    if len(pictures):
-        sheets.append(in_pairs(pictures, net.decode(net.encode(pictures)), columns))
-    parts = [draw_sheet(rows, columns, scale=scale) for rows in sheets]
-    top, gap = 26, 8
-    height = top + sum(part.height + gap for part in parts)
-    page = Image.new(parts[0].mode, (parts[0].width, height), 'white')
-    ImageDraw.Draw(page).text((page.width / 2, top / 2), title, 'black', ImageFont.load_default(15), anchor='mm')
-    for part in parts:
-        page.paste(part, (0, top))
-        top += part.height + gap
-    return page
-
-
-def side_by_side(panels: Sequence[Image.Image], columns: int, gap: int = 16) -> Image.Image:
-    """Pictures of one size on one page."""
-    width, height = panels[0].width + gap, panels[0].height + gap
-    rows = -(-len(panels) // columns)
-    page = Image.new(panels[0].mode, (gap + width * min(columns, len(panels)), gap + height * rows), 'white')
-    for i, picture in enumerate(panels):
-        page.paste(picture, (gap + i % columns * width, gap + i // columns * height))
-    return page
-
-
-def sheet(
-    path: Path, results: Sequence[Result], held_out: str | None, columns: int, samples: int = 40, across: int = 8,
-    scale: int = 1,
-) -> None:  # fmt: skip
-    """Write a page with a panel for each row that has a network, of its first seed."""
-    first = {r.row: r for r in reversed(results) if r.network is not None}
-    chosen = [first[row] for row in dict.fromkeys(r.row for r in results) if row in first]
-    if not chosen:
-        return
-    pictures = torch.zeros(0)
-    if held_out is not None:
-        archive = ImageArchive(held_out)
-        shown = range(min(across, len(archive)))
-        pictures = to_float(torch.from_numpy(np.stack([archive.image(i) for i in shown])))
-    page = side_by_side([panel(title_of(r), r.network, pictures, samples, across, scale) for r in chosen], columns)
-    with atomic_write(path) as f:
-        page.save(f, format='png', optimize=True)
-
-
-# ------------------------------------------------------------------------------------------------------- command lines
-
-
-def check(scoring: Scoring) -> Scoring:
-    """Look at all that scoring needs before hours go into training. Raises click.ClickException in one line."""
-    scoring = scoring._replace(
-        data=absolute(scoring.data), held_out=absolute(scoring.held_out), detector=absolute(scoring.detector)
-    )
-    with one_line_errors():
-        sizes = [len(ImageArchive(path)) for path in (scoring.data, scoring.held_out) if path]
-        load_detector(scoring.detector)
-    if scoring.num_reconstructed > min(sizes):
-        raise click.ClickException(f'--num-reconstructed={scoring.num_reconstructed}: there are {min(sizes)} images')
-    return scoring
-
-
-def shared_options(name: str, duration: float | str) -> Callable:
-    """The options of all these commands. What stands behind ``--`` arrives as a dict, ``more``. Without ``--duration``,
-    which then arrives as None, a command takes what the help calls its default, ``duration``."""
-    decorators = [
-        click.option('--outdir', metavar='DIR', default=f'out/{name}', show_default=True,
-                     help='Run folders of the rows; finished ones in it are not trained again'),
-        click.option('--results', metavar='DIR', help='Where results.md, .json and pictures go  [default: --outdir]'),
-        click.option('--duration', metavar='MIMG', type=click.FloatRange(min=0, min_open=True),
-                     help=f'Budget of each row, millions of images, as train.py takes it  [default: {duration}]'),
-        click.option('--detector', metavar='NAME|FILE', help='Of fid.py: inception, lenet for digits, or a file'),
-        click.option('--device', metavar='NAME', help='cuda, mps or cpu  [default: the best there is]'),
-        click.option('--gpus', 'ranks', type=click.IntRange(min=1), default=1, show_default=True,
-                     help='Processes of torchrun, one per GPU'),
-        click.argument('more', nargs=-1, type=click.UNPROCESSED, metavar='[-- TRAIN.PY OPTIONS]'),
-    ]  # fmt: skip
-
-    def decorate(command: Callable) -> Callable:
-        @functools.wraps(command)
-        def wrapped(outdir, results, device, ranks, more, **options):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs is told to stop
-            folder = Path(outdir).resolve()
-            into = Path(results).resolve() if results else folder
-            with one_line_errors(Failed):
-                folder.mkdir(parents=True, exist_ok=True)
-                machine = {'device': device, 'ranks': ranks}
-                return command(folder=folder, into=into, machine=machine, more=parse_options(more), **options)
-
-        for decorator in reversed(decorators):
-            wrapped = decorator(wrapped)
-        return wrapped
-
-    return decorate
-
-
-def chosen(rows: Sequence[Row], only: str | None) -> list[Row]:
-    """The rows whose names hold one of the words of 'K=8,leak'. Raises click.UsageError where none does."""
-    words = [word.strip().lower() for word in (only or '').split(',')]
-    found = [row for row in rows if any(word in row.name.lower() for word in words)]
-    if not found:
-        raise click.UsageError(f'--only={only}: no row is named so; there are {", ".join(row.name for row in rows)}')
-    return found
-
-
-def ticks(duration: float, number: int = 10) -> dict[str, Any]:
-    """Options for so many lines of progress and training states, and one snapshot, the last."""
-    return {'duration': duration, 'tick': f'{duration * 1000 / number:g}', 'snap': number * 10, 'dump': 1}
-
-
-def budget(results: Sequence[Result], fields: str = '') -> str:
-    """The facts that belong in a caption: images, network, seeds, seconds."""
+def budget(results: Sequence[Result]) -> str:
+    """The facts for a caption: images, network, seeds, seconds."""
     good = [r for r in results if not r.error]
     if not good:
         return 'No row was trained.'
@@ -486,5 +346,155 @@ def budget(results: Sequence[Result], fields: str = '') -> str:
         f'{" or ".join(f"{n / 1000:g}" for n in nimg)} thousand images a row, L = {"/".join(map(str, layers))}, '
         f'{many} parameters, seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
         f'{" (± is the standard deviation over them)" if len(seeds) > 1 else ""}, '
-        f'{format_time(cpu)} of CPU time for the training of all rows{fields}.'
+        f'{format_time(cpu)} of CPU time for the training of all rows.'
     )
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def panel(title: str, network: str, pictures: torch.Tensor, samples: int, columns: int) -> Image.Image:
+    """Draw a titled grid: samples of seeds 0, 1, ..., then pictures [N, C, H, W] above their reconstructions."""
+    net = load_network(network)
+    sheets = [in_rows(net.sample(samples)[0], columns)]
+    if len(pictures):
+        sheets.append(in_pairs(pictures, net.reconstruct(pictures).images, columns))
+    parts = [draw_sheet(rows, columns, scale=1) for rows in sheets]
+    top, gap = 26, 8
+    height = top + sum(part.height + gap for part in parts)
+    page = Image.new(parts[0].mode, (parts[0].width, height), 'white')
+    ImageDraw.Draw(page).text((page.width / 2, top / 2), title, 'black', ImageFont.load_default(15), anchor='mm')
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height + gap
+    return page
+
+
+def side_by_side(panels: Sequence[Image.Image], columns: int, gap: int = 16) -> Image.Image:
+    """Arrange pictures of one size on a page."""
+    width, height = panels[0].width + gap, panels[0].height + gap
+    rows = -(-len(panels) // columns)
+    page = Image.new(panels[0].mode, (gap + width * min(columns, len(panels)), gap + height * rows), 'white')
+    for i, picture in enumerate(panels):
+        page.paste(picture, (gap + i % columns * width, gap + i // columns * height))
+    return page
+
+
+def sheet(path: Path, results: Sequence[Result], held_out: str | None, columns: int, samples: int, across: int) -> None:
+    """Write a page with a panel for each row that has a network, of its first seed."""
+    first = {r.row: r for r in reversed(results) if r.network is not None}
+    shown = [first[row] for row in dict.fromkeys(r.row for r in results) if row in first]
+    if not shown:
+        return
+    pictures = torch.zeros(0)
+    if held_out is not None:
+        archive = ImageArchive(held_out)
+        indices = range(min(across, len(archive)))
+        pictures = to_float(torch.from_numpy(np.stack([archive.image(i) for i in indices])))
+    titles = [f'{r.row}: {r.numbers["FID"]:.1f}' if 'FID' in r.numbers else r.row for r in shown]
+    panels = [panel(title, r.network, pictures, samples, across) for title, r in zip(titles, shown, strict=True)]
+    save_png(side_by_side(panels, columns), str(path))
+
+
+def finish(
+    study: Study, scoring: Scoring, results: Sequence[Result], parts: Sequence[str], settings: dict[str, Any],
+    columns: int, samples: int, across: int = 8, names: Callable[[str], str] = str,
+) -> None:  # fmt: skip
+    """Write ``results.md`` of the parts, ``results.json`` and ``samples.png``, whose panels have ``names`` of the rows.
+    Raises click.ClickException at the end if a row failed."""
+    failed = failures(results)
+    if dist.get_rank() == 0:
+        shown = [r._replace(row=names(r.row)) for r in results]
+        sheet(study.into / 'samples.png', shown, scoring.held_out, columns, samples, across)
+        text = '\n\n'.join([*parts, *(f'Failed: {line}' for line in failed)])
+        facts = {**settings, 'scoring': scoring._asdict(), 'rows': [r._asdict() for r in results]}
+        write_results(study.into / 'results', text, facts)
+        click.echo(f'\n{text}\n\nWritten to {study.into}')
+    if failed:
+        raise click.ClickException('rows failed: ' + '; '.join(failed))
+
+
+# ------------------------------------------------------------------------------------------------------- command lines
+
+
+def absolute(path: str | None) -> str | None:
+    """The absolute path of a file or folder; names of other things, such as URLs, unchanged."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+
+def parse_options(tokens: Sequence[str]) -> dict[str, str]:
+    """The options after ``--``: ('--batch=64', ...) -> {'batch': '64', ...}. Raises click.UsageError."""
+    options = {}
+    for token in tokens:
+        match = re.fullmatch(r'--([a-z0-9][a-z0-9-]*)=(.*)', token)
+        if not match:
+            raise click.UsageError(f'{token}: give options of train.py as --name=value, after a --')
+        options[match[1]] = match[2]
+    return options
+
+
+def check(scoring: Scoring) -> Scoring:
+    """The scoring with absolute paths. Raises ValueError, OSError or click.UsageError where it cannot work: before
+    hours of training."""
+    scoring = scoring._replace(
+        data=absolute(scoring.data), held_out=absolute(scoring.held_out), detector=absolute(scoring.detector)
+    )
+    sizes = [len(ImageArchive(path)) for path in (scoring.data, scoring.held_out) if path]
+    load_detector(scoring.detector)
+    if scoring.num_reconstructed > min(sizes):
+        raise click.UsageError(f'--num-reconstructed={scoring.num_reconstructed}: there are {min(sizes)} images')
+    return scoring
+
+
+def images_or_digits(data: str | None, held_out: str | None, study: Study) -> tuple[str, str]:
+    """--data and --held-out, or the built-in digits for neither. Raises click.UsageError for one without the other."""
+    if bool(data) != bool(held_out):
+        raise click.UsageError('give --data and --held-out, or neither for the built-in digits')
+    return (data, held_out) if data else on_rank_0(lambda: digits.datasets(study.folder))
+
+
+# Options of the experiments that train several rows.
+DATA = click.option('--data', metavar='ZIP', help='Training images, of dataset_tool.py  [default: 8,000 digits]')
+HELD_OUT = click.option('--held-out', metavar='ZIP', help='Images to reconstruct  [default: 2,000 other digits]')
+SEEDS = click.option('--seeds', type=Ints(), default='0', metavar='LIST', help='Random seeds to train each row with')
+ONLY = click.option('--only', metavar='LIST', help='Only rows whose names contain one of these words')
+NUM = click.option('--num', type=click.IntRange(min=2), default=5000, help='Samples of the FID')
+
+
+def command(file: str, duration: float | str) -> Callable[[Callable], click.Command]:
+    """Decorator: a command with the docstring of ``file`` as --help and the options that all these experiments have.
+
+    It gets them as ``study``, ``detector`` and ``duration``, which is None without --duration; the help then says
+    ``duration``.
+    """
+    name = Path(file).stem
+    options = [
+        click.option('--outdir', metavar='DIR', default=f'out/{name}',
+                     help='Folder of the run folders; rows that are finished in it are not trained again'),
+        click.option('--results', metavar='DIR', help='Folder for tables and pictures  [default: --outdir]'),
+        click.option('--duration', metavar='MIMG', type=click.FloatRange(min=0, min_open=True),
+                     help=f'Training length of each row, millions of images  [default: {duration}]'),
+        click.option('--detector', metavar='NAME|FILE', help='inception, lenet for digits, or a file of weights'),
+        click.option('--device', metavar='NAME', help='cuda, mps or cpu  [default: the best available]'),
+        click.argument('more', nargs=-1, type=click.UNPROCESSED, metavar='[-- TRAIN.PY OPTIONS]'),
+    ]  # fmt: skip
+
+    def decorate(function: Callable) -> click.Command:
+        @functools.wraps(function)
+        def wrapped(outdir, results, device, more, **options):
+            folder = Path(outdir).resolve()
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: training saves its state
+            try:
+                with one_line_errors(), dist.session(device) as chosen:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    into = Path(results).resolve() if results else folder
+                    function(study=Study(folder, into, chosen, parse_options(more)), **options)
+            finally:
+                signal.signal(signal.SIGTERM, before)
+
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        settings = {'show_default': True, 'max_content_width': 110}
+        return click.command(help=script_help(file), context_settings=settings)(wrapped)
+
+    return decorate

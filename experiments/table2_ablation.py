@@ -1,15 +1,16 @@
-"""Table 2: what K, Split-and-Prune, Chain Dropout, Learning Residual and Leak Choice are worth.
+"""Table 2: the effect of K, Split-and-Prune, Chain Dropout, Learning Residual and Leak Choice.
 
     python -m experiments.table2_ablation                                     # small, on built-in digits, minutes
-    python -m experiments.table2_ablation --setup=faces64 --data=ffhq-64x64.zip --held-out=celebahq-64x64.zip --gpus=8
+    torchrun --standalone --nproc_per_node=8 -m experiments.table2_ablation --setup=faces64 --data=ffhq-64x64.zip \\
+        --held-out=celebahq-64x64.zip
 
-Trains the eight rows of the table with train.py, each for --duration million images, judges them with fid.py (FID of
---num samples to the training images; rFID of training and of held-out images with their reconstructions) and writes the
-table beside the paper's numbers, with the order of the rows compared. Stop it at will: the same command goes on.
-Options of train.py go behind a --, for all rows alike; what makes a row is kept.
+Trains the eight rows of the table, each for --duration million images, scores them (FID of --num samples to the
+training images; rFID of training and of held-out images) and writes the table with the paper's numbers, and how the
+order of the rows compares. If it is stopped, the same command continues. Options of train.py after a -- hold for all
+rows; what defines a row is kept.
 
 faces64 is the paper's experiment: K = 512, 64, 8, 2. digits is one for a CPU: a small network (14 layers), 8,000 digits
-of 32x32, LeNet features, and K = 64, 16, 8, 2 in the places of 512, 64, 8, 2.
+of 32x32, LeNet features, and K = 64, 16, 8, 2 in place of 512, 64, 8, 2.
 """
 
 import itertools
@@ -19,11 +20,11 @@ from typing import Any, NamedTuple
 
 import click
 
-from cli.options import Ints, script_help
 from cli.tables import markdown
 from dnnlib.archives import ImageArchive
-from experiments import ablation, digits
-from experiments.ablation import Result, Row
+from experiments import ablation
+from experiments.ablation import Result, Row, Scoring, Study
+from torch_utils import distributed as dist
 
 # Table 2 as printed: FID, rFID of FFHQ (training), rFID of CelebA (held out).
 PAPER = {
@@ -40,7 +41,7 @@ COLUMNS = {'FID': 'FID', 'rFID training': 'rFID, training', 'rFID held-out': 'rF
 
 
 class Setup(NamedTuple):
-    """A size of the experiment. ks: K of the first four rows; k_option: the option that sets it."""
+    """A scale of the experiment. ks: K of the first four rows; k_option: the option that sets it."""
 
     options: dict[str, Any]
     k_option: str
@@ -57,7 +58,7 @@ SETUPS = {
 
 
 def rows_of(setup: Setup, base: dict[str, Any]) -> list[Row]:
-    """The rows by the paper's names; one whose K is another here says so in its own."""
+    """The rows, by the paper's names."""
     changes = [{setup.k_option: k} for k in setup.ks]
     changes[3]['chain-dropout'] = 0  # Section 4.2: none at K = 2
     changes += [{'balance': 'none'}, {'chain-dropout': 0}, {'learning-residual': False}, {'leak-choice': False}]
@@ -66,18 +67,18 @@ def rows_of(setup: Setup, base: dict[str, Any]) -> list[Row]:
 
 
 def label(name: str, k: int | None, paper_k: int | None) -> str:
-    """'K=64 for 512 (default)' where K is not the paper's."""
+    """The name of a row with our K: 'K=64 for 512 (default)'."""
     return name if k == paper_k else name.replace(f'K={paper_k}', f'K={k} for {paper_k}')
 
 
 def labels(ks: Sequence[int]) -> dict[str, str]:
-    """The paper's names of the rows -> those that say which K is used here."""
+    """{the paper's name of a row: its name with our K}"""
     pairs = itertools.zip_longest(PAPER, ks, (512, 64, 8, 2))
     return {name: label(name, k, paper_k) for name, k, paper_k in pairs}
 
 
 def table(results: Sequence[Result], ks: Sequence[int]) -> str:
-    """Ours and the paper's columns side by side, as Markdown."""
+    """Our columns and the paper's, as Markdown."""
     head = ['Model', *(f'{title} (paper)' for title in COLUMNS.values()), 'held-out PSNR, dB', 'bits', 'CPU seconds']
     lines = []
     for name, paper in PAPER.items():
@@ -85,14 +86,14 @@ def table(results: Sequence[Result], ks: Sequence[int]) -> str:
             f'{ablation.cell(ablation.over_seeds(results, name, column))} ({value})'
             for column, value in zip(COLUMNS, paper, strict=True)
         ]
-        cells += [ablation.cell(ablation.over_seeds(results, name, 'PSNR held-out'), 2)]
-        cells += [ablation.cell(ablation.over_seeds(results, name, key), 0) for key in ('bits', 'training CPU seconds')]
+        more = {'PSNR held-out': 2, 'bits': 0, 'training CPU seconds': 0}
+        cells += [ablation.cell(ablation.over_seeds(results, name, key), places) for key, places in more.items()]
         lines.append(dict(zip(head, [labels(ks)[name], *cells], strict=True)))
     return markdown(lines)
 
 
 def orders(results: Sequence[Result]) -> list[str]:
-    """How our columns order the rows, against the paper's."""
+    """Compare the order of the rows in our columns with the paper's."""
     lines = []
     for i, (column, title) in enumerate(COLUMNS.items()):
         ours = [ablation.mean_of(results, name, column) for name in PAPER]
@@ -107,7 +108,7 @@ def orders(results: Sequence[Result]) -> list[str]:
 
 
 def differences(results: Sequence[Result]) -> list[str]:
-    """Each row against the default: whether it is worse here as it is in the paper."""
+    """Compare each row with the default: is it worse here as it is in the paper?"""
     lines = []
     default, *others = PAPER
     for i, (column, title) in enumerate(COLUMNS.items()):
@@ -126,50 +127,42 @@ def differences(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-@click.command(help=script_help(__file__))
-@click.option('--setup', 'setup_name', type=click.Choice(list(SETUPS)), default='digits', show_default=True,
-              help='The size of the experiment')
-@click.option('--data', metavar='ZIP', help='Training images, of dataset_tool.py  [default: 8,000 built-in digits]')
-@click.option('--held-out', '--val-data', 'held_out', metavar='ZIP', help='Others  [default: 2,000 built-in digits]')
-@click.option('--seeds', type=Ints(), default='0', show_default=True, metavar='LIST',
-              help='Train every row with each of these: 0,1,2')
-@click.option('--only', metavar='LIST', help='Only rows whose names hold one of these words: K=8,Leak')
+@ablation.command(__file__, ', '.join(f'{name} {setup.duration:g}' for name, setup in SETUPS.items()))
+@click.option('--setup', 'setup_name', type=click.Choice(list(SETUPS)), default='digits', help='Scale')
+@ablation.DATA
+@ablation.HELD_OUT
+@ablation.SEEDS
+@ablation.ONLY
 @click.option('--num', type=click.IntRange(min=2), help='Samples of the FID  [default: digits 5000, faces64 50000]')
 @click.option('--num-reconstructed', type=click.IntRange(min=2),
               help='Images of each rFID  [default: as many as both have, 10,000 at most]')
-@ablation.shared_options('table2_ablation', ', '.join(f'{name} {setup.duration:g}' for name, setup in SETUPS.items()))
-def main(
-    setup_name, data, held_out, seeds, only, num, num_reconstructed, folder: Path, into: Path, machine, more, duration,
-    detector,
-):  # fmt: skip
+def main(study: Study, setup_name, data, held_out, seeds, only, num, num_reconstructed, duration, detector):
     setup = SETUPS[setup_name]
-    if bool(data) != bool(held_out) or (not data and setup_name != 'digits'):
-        raise click.UsageError('give --data and --held-out (the built-in digits are for --setup=digits alone)')
-    if not data:
-        data, held_out = digits.datasets(folder)
-    scoring = ablation.Scoring(data, held_out, detector or setup.detector, num or setup.num, num_reconstructed or 2)
+    if not data and setup_name != 'digits':
+        raise click.UsageError('give --data and --held-out: the built-in digits are for --setup=digits')
+    data, held_out = ablation.images_or_digits(data, held_out, study)
+    scoring = Scoring(data, held_out, detector or setup.detector, num or setup.num, num_reconstructed or 2)
     scoring = ablation.check(scoring)
     if num_reconstructed is None:
         held = [len(ImageArchive(path)) for path in (data, held_out)]
         scoring = scoring._replace(num_reconstructed=min(*held, 10_000))
-    base = {**setup.options, **ablation.ticks(duration or setup.duration), 'data': scoring.data, **more}
+    base = {**setup.options, **ablation.ticks(duration or setup.duration), 'data': scoring.data, **study.more}
     rows = ablation.chosen(rows_of(setup, base), only)
-    click.echo(f'Rows are called as in the paper; K is {", ".join(map(str, setup.ks))} where it says 512, 64, 8, 2.')
-    results = list(ablation.work(rows, seeds, folder, scoring, machine))
-    scaled = f' K is {", ".join(map(str, setup.ks))} in the places of 512, 64, 8, 2.' * (setup_name == 'digits')
-    text = '\n\n'.join([
-        f'Table 2 of the paper at another scale ({setup_name}): ' + ablation.budget(results)
-        + f' FID of {scoring.num:,} samples, rFID of {scoring.num_reconstructed:,} images, detector '
-        f'{Path(scoring.detector).stem}.{scaled} In brackets the paper\'s numbers (FFHQ-64x64, Inception, held out: '
-        'CelebA): their order can be compared, their size cannot.',
+    ks = ', '.join(map(str, setup.ks))
+    dist.print0(f'Rows have the names of the paper; K is {ks} in place of 512, 64, 8, 2.')
+    results = list(ablation.work(rows, seeds, study, scoring))
+    scaled = f' K is {ks} in place of 512, 64, 8, 2.' * (setup_name == 'digits')
+    parts = [
+        f'Table 2 of the paper at another scale ({setup_name}): {ablation.budget(results)} FID of {scoring.num:,} '
+        f'samples, rFID of {scoring.num_reconstructed:,} images, detector {Path(scoring.detector).stem}.{scaled} In '
+        "brackets the paper's numbers (FFHQ-64x64, Inception, held out: CelebA): their order can be compared, their "
+        'size cannot.',
         table(results, setup.ks),
         '\n'.join([*orders(results), *differences(results)]),
-        *[f'Failed: {line}' for line in ablation.failures(results)],
-    ])  # fmt: skip
-    into.mkdir(parents=True, exist_ok=True)
-    shown = [r._replace(row=labels(setup.ks)[r.row]) for r in results]
-    ablation.sheet(into / 'samples.png', shown, scoring.held_out, 4)
-    ablation.write(into, text, {'seeds': seeds, 'scoring': scoring._asdict(), 'options': base, 'paper': PAPER}, results)
+    ]
+    settings = {'seeds': seeds, 'options': base, 'paper': PAPER}
+    names = labels(setup.ks).get
+    ablation.finish(study, scoring, results, parts, settings, columns=4, samples=40, names=names)
 
 
 if __name__ == '__main__':

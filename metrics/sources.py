@@ -4,6 +4,7 @@ A source has ``num`` images, a ``resolution`` (H, W), and three methods: ``batch
 [B, C, H, W]), ``describe`` returns the facts that belong with a result, ``notes`` what its user should know.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
@@ -92,8 +93,9 @@ class Files:
             def start(part: Sequence[int]) -> list[Future]:
                 return [pool.submit(self.image, index) for index in self.indices[list(part)].tolist()]
 
-            reading = start(parts[0]) if parts else []
-            for part, following in zip(parts, [*parts[1:], ()], strict=True):
+            parts.append(())
+            reading = start(parts[0])
+            for part, following in itertools.pairwise(parts):
                 current, reading = reading, start(following)
                 yield part, torch.from_numpy(np.stack([future.result() for future in current]))
 

@@ -1,17 +1,36 @@
-"""The scripts of Fig. 10 and Tables 1 and 2: their words against hand-made numbers, and tiny runs of real programs."""
+"""The experiments of Fig. 10 and Tables 1 and 2: their words against hand-made numbers, and tiny runs."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import unpadded, write_zip
+from conftest import final, invoke, unpadded, write_zip
 
 import fid
 import train as train_script
-from experiments import ablation, digit_quality, mnist_ablation, table1_cifar10, table2_ablation
+from cli import training_runs
+from experiments import (
+    ablation,
+    balance_ablation,
+    digit_quality,
+    digits,
+    mnist_ablation,
+    table1_cifar10,
+    table2_ablation,
+)
+from metrics import evaluate
 from metrics.lenet import LeNet
+
+ROOT = Path(__file__).parents[1]
 
 FACTS = {
     'nimg': 30016, 'dead share': 0.25, 'usage entropy': 0.9, 'training CPU seconds': 61.0, 'layers': 10, 'nodes': 8,
@@ -30,25 +49,26 @@ def result(row, fid, seed=0, training=20.0, held_out=30.0, **more):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """(folder with images and a detector, the commands that were run): train.py and fid.py run in this process."""
+    """(folder with images and a detector, what was done): 'train', 'resume', and what was scored."""
     torch.manual_seed(0)
     torch.save(LeNet().state_dict(), tmp_path / 'judge.pth')
     for seed, name in enumerate(('a', 'b')):
         write_zip(tmp_path / f'{name}.zip', 24, (1, 8, 8), seed, labels=False)
-    commands = []
+    done = []
 
-    def run(script, args, show=None, ranks=1):
-        commands.append([script, *args])
-        program = {'train.py': train_script.main, 'fid.py': fid.main}[script]
-        outcome = CliRunner().invoke(program, list(args))
-        if outcome.exit_code:
-            raise ablation.Failed(f'{script}: {outcome.output.strip().splitlines()[-1].removeprefix("Error: ")}')
-        for line in outcome.output.splitlines():
-            if show is not None:
-                show(line)
+    def spy(module, name, word):
+        real = getattr(module, name)
 
-    monkeypatch.setattr(ablation, 'run', run)
-    return tmp_path, commands
+        def seen(*args, **kwargs):
+            done.append(word(*args))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, seen)
+
+    spy(ablation, 'train_network', lambda options: 'resume' if 'resume' in options else 'train')
+    spy(evaluate, 'statistics', lambda source, *_: type(source).__name__)
+    spy(evaluate, 'reconstruction', lambda net, source, *_: f'reconstruct {os.path.basename(source.path)}')
+    return tmp_path, done
 
 
 def call(script, here, *args, fails=False):
@@ -56,6 +76,7 @@ def call(script, here, *args, fails=False):
     common = [f'--data={folder / "a.zip"}', f'--detector={folder / "judge.pth"}', f'--outdir={folder / "out"}']
     outcome = CliRunner().invoke(script.main, [*common, '--device=cpu', *args])
     assert (outcome.exit_code != 0) == fails, outcome.output + repr(outcome.exception)
+    assert not outcome.exception or isinstance(outcome.exception, SystemExit), repr(outcome.exception)
     return outcome.output
 
 
@@ -129,7 +150,7 @@ def test_options_behind_the_dashes():
         ablation.parse_options(['--batch', '64'])
     rows = [ablation.Row(name, {}) for name in ('K=8', 'w/o Leak Choice')]
     assert ablation.chosen(rows, 'leak, x') == rows[1:] and ablation.chosen(rows, None) == rows
-    with pytest.raises(click.UsageError, match='there are K=8, w/o Leak'):
+    with pytest.raises(click.UsageError, match='choose from K=8, w/o Leak'):
         ablation.chosen(rows, 'K=9')
 
 
@@ -137,35 +158,115 @@ def test_rows_are_trained_once_and_a_failed_one_is_named(here):
     args = [f'--held-out={here[0] / "b.zip"}', '--num=12', '--num-reconstructed=8', '--duration=0.000032']
     only = ['--only=K=8,K=2', '--', *TINY]
     out = call(table2_ablation, here, *args, *only)
-    commands = here[1]
-    assert [c[0] for c in commands].count('train.py') == 2 and [c[1] for c in commands if c[0] == 'fid.py'] == [
-        'ref', 'calc', 'reconstruct', 'calc', 'reconstruct']  # fmt: skip
-    assert '[1/2] K=8: trains' in out and 'left' in out and 'K is 64, 16, 8, 2 in the places' in out
+    done = here[1]
+    scored = ['reconstruct a.zip', 'reconstruct b.zip']
+    assert done == ['train', 'Samples', 'Files', *scored, 'train', 'Samples', *scored]
+    assert '[1/2] K=8: training' in out and '[1/2] K=8: tick 1' in out and 'left' in out and 'parameters  ' not in out
+    assert 'K is 64, 16, 8, 2 in place' in out
     folder = here[0] / 'out'
     kept = json.loads((folder / 'results.json').read_text())
     assert [r['row'] for r in kept['rows']] == ['K=8', 'K=2 (BinDDN)'] and kept['rows'][0]['facts']['nodes'] == 8
     names = ['FID', 'rFID training', 'PSNR training', 'rFID held-out', 'PSNR held-out']
     assert list(kept['rows'][0]['numbers']) == names
-    assert kept['rows'][0]['facts']['nimg'] == 32
+    assert kept['rows'][0]['facts']['nimg'] == 32 and kept['rows'][0]['facts']['training CPU seconds'] > 0
     assert (folder / 'results.md').read_text().strip() in out and (folder / 'samples.png').is_file()
 
-    commands.clear()
-    again = call(table2_ablation, here, *args, *only)
-    assert not commands and 'K=8: is here' in again  # neither trained nor judged again
+    done.clear()
+    call(table2_ablation, here, *args, *only)
+    assert not done  # neither trained nor scored again
     assert json.loads((folder / 'results.json').read_text()) == kept
 
-    # Interrupted: the record says that it is not finished, so it goes on.
+    # Interrupted: the record says that it is not finished, so it is resumed.
     record = folder / 'k-8-seed0' / 'row.json'
     record.write_text(json.dumps(json.loads(record.read_text()) | {'finished': False}))
     call(table2_ablation, here, *args, *only)
-    assert [c[:2] for c in commands] == [['train.py', f'--resume={folder / "k-8-seed0"}']]
+    assert done == ['resume']
 
-    # Other options in the same folder are refused; the row is named, the other rows go on, the exit is not 0.
-    commands.clear()
+    # Other options in the same folder are refused; the row is named, the other rows follow, the exit is not 0.
+    done.clear()
     refused = call(table2_ablation, here, *args, '--only=K=8,Leak', '--', *TINY[:-1], '--workers=00', fails=True)
     assert 'rows failed: K=8 (seed 0)' in refused and "'workers': '00'" in refused and 'w/o Leak Choice' in refused
-    assert [c[0] for c in commands].count('train.py') == 1
+    assert done.count('train') == 1
     assert '| K=8 | - (52.6) |' in unpadded((folder / 'results.md').read_text())
+
+    # Wrong options of train.py are a row that failed, too.
+    refused = call(table2_ablation, here, *args, '--only=K=64', '--', *TINY, '--nods=4', fails=True)
+    assert 'rows failed: K=64 (seed 0): ' in refused and '--nods' in refused
+
+
+def test_numbers_are_those_of_the_scripts(here, tmp_path):
+    """What an ablation writes of a network, against train.py and fid.py as one types them."""
+    call(mnist_ablation, here, f'--held-out={here[0] / "b.zip"}', '--num=12', '--num-reconstructed=8',
+         '--duration=0.000032', '--only=both', '--', *TINY)  # fmt: skip
+    row = json.loads((here[0] / 'out' / 'results.json').read_text())['rows'][0]
+    options = [f'--{key}={value}' for key, value in row['options'].items()]
+    invoke(train_script.main, f'--outdir={tmp_path / "run"}', '--nosubdir', '--device=cpu', *options)
+    folders = tmp_path / 'run', here[0] / 'out' / 'both-seed0'
+    mine, theirs = (final(folder, 'network-snapshot') for folder in folders)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine) and mine.keys() == theirs.keys()
+    judge = [f'--detector={here[0] / "judge.pth"}', '--device=cpu', f'--network={tmp_path / "run"}']
+    a, b = (f'{here[0]}/{name}.zip' for name in 'ab')
+    invoke(fid.main, 'ref', *judge[:2], f'--data={a}', f'--dest={tmp_path}/ref.npz')
+    printed = invoke(fid.main, 'calc', *judge, f'--ref={tmp_path}/ref.npz', '--num=12', '--keep=0')
+    numbers = json.loads(printed.splitlines()[-1])['numbers']
+    printed = invoke(fid.main, 'reconstruct', *judge, f'--data={a}', f'--held-out={b}', '--num=8')
+    numbers |= json.loads(printed.splitlines()[-1])['numbers']
+    assert row['numbers'] == {
+        'FID': numbers['FID-12'],
+        'rFID training': numbers['training rFID-8'], 'PSNR training': numbers['training PSNR-8 dB'],
+        'rFID held-out': numbers['held-out rFID-8'], 'PSNR held-out': numbers['held-out PSNR-8 dB'],
+    }  # fmt: skip
+
+
+def test_trainings_leave_the_process_as_it_was(here, tmp_path, monkeypatch):
+    """Seeds, cuDNN's setting, signal handlers and streams; so a second training equals the first."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    options = dict(option.removeprefix('--').split('=') for option in TINY)
+    options |= {'data': f'{here[0]}/a.zip', 'nosubdir': True, 'seed': 3, 'duration': 0.000032, 'device': 'cpu'}
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
+    torch.manual_seed(5)
+    before = [*map(signal.getsignal, numbers), sys.stdout, sys.stderr, False]
+    state = torch.get_rng_state()
+    for name in 'xy':
+        training_runs.train({**options, 'outdir': str(tmp_path / name)})
+        assert before == [*map(signal.getsignal, numbers), sys.stdout, sys.stderr, torch.backends.cudnn.benchmark]
+        assert torch.equal(torch.get_rng_state(), state)
+    x, y = (final(tmp_path / name) for name in 'xy')
+    assert x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+    call(mnist_ablation, here, f'--held-out={here[0] / "b.zip"}', '--num=12', '--num-reconstructed=8',
+         '--duration=0.000016', '--only=neither,split', '--', *TINY)  # fmt: skip
+    assert before == [*map(signal.getsignal, numbers), sys.stdout, sys.stderr, torch.backends.cudnn.benchmark]
+
+
+def test_a_signal_says_where_to_continue(here, monkeypatch):
+    def stopped(options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(ablation, 'train_network', stopped)
+    out = call(mnist_ablation, here, f'--held-out={here[0] / "b.zip"}', '--num=12', '--num-reconstructed=8', fails=True)
+    assert 'Error: stopped in row neither; the same command continues there' in out
+
+
+def test_two_ranks_train_together(here):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    folder, options = here[0], ['--num=12', '--num-reconstructed=8', '--duration=0.000016', '--only=both']
+    command = [sys.executable, '-m', 'experiments.mnist_ablation', f'--data={folder / "a.zip"}', '--device=cpu',
+               f'--held-out={folder / "b.zip"}', f'--detector={folder / "judge.pth"}', f'--outdir={folder / "two"}',
+               *options, '--', *TINY]  # fmt: skip
+    environment = os.environ | {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env=environment | {'RANK': rank}, stdout=subprocess.PIPE, text=True)
+        for rank in '01'
+    ]
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0] and outputs[1] == '' and 'Written to' in outputs[0]
+    call(mnist_ablation, here, f'--held-out={folder / "b.zip"}', *options, '--', *TINY)
+    two, one = (json.loads((folder / name / 'results.json').read_text())['rows'] for name in ('two', 'out'))
+    for a, b in zip(two, one, strict=True):
+        assert a['numbers'] == pytest.approx(b['numbers'], rel=1e-3) and a['facts']['nimg'] == 16
 
 
 def test_table1_trains_or_scores(here):
@@ -175,7 +276,7 @@ def test_table1_trains_or_scores(here):
     (network,) = (here[0] / 'out' / 'ddn-this-run-seed0').glob('network-snapshot-*')
     here[1].clear()
     scored = call(table1_cifar10, here, '--num=12', f'--network={network}')
-    assert [c[:2] for c in here[1]] == [['fid.py', 'calc']] and out.splitlines()[-3] == scored.splitlines()[-3]
+    assert here[1] == ['Samples'] and out.splitlines()[-3] == scored.splitlines()[-3]
     refused = call(table1_cifar10, here, f'--network={network}', '--duration=1', fails=True)
     assert '--network is trained already' in refused
     assert 'no such' in call(table1_cifar10, here, '--data=nowhere.zip', fails=True).lower()
@@ -183,18 +284,20 @@ def test_table1_trains_or_scores(here):
 
 def test_fig10_runs(here):
     out = call(mnist_ablation, here, f'--held-out={here[0] / "b.zip"}', '--num=12', '--num-reconstructed=8',
-               '--duration=0.000016', '--seeds=0,1', '--', *TINY)  # fmt: skip
-    assert [c[0] for c in here[1]].count('train.py') == 8 and out.count('here: ') == 3
+               '--duration=0.000016', '--seeds=0,1', '--only=neither,chain,split', '--', *TINY)  # fmt: skip
+    assert here[1].count('train') == 6 and out.count('here: ') == 3
     assert '± ' in out and 'seeds 0, 1 (± is the standard deviation over them)' in out
     assert 'give --data and --held-out' in call(mnist_ablation, here, fails=True)
 
 
-def test_what_a_program_says_last_is_the_reason(tmp_path):
-    with pytest.raises(ablation.Failed, match='dataset_tool.py: .*nowhere'):
-        ablation.run('dataset_tool.py', ['--source=nowhere', f'--dest={tmp_path / "x.zip"}'])
-    lines = []
-    ablation.run('dataset_tool.py', ['--help'], lines.append)
-    assert lines[0].startswith('Usage')
+def test_balance_runs(here, monkeypatch):
+    monkeypatch.setenv('DDN_LENET', str(here[0] / 'judge.pth'))
+    monkeypatch.setattr(digits, 'quality', lambda net, lenet, real: {'samples_read': 0.75})
+    monkeypatch.setattr(balance_ablation, 'Scoring', lambda *args: ablation.Scoring(*args[:-1], 8))
+    out = call(balance_ablation, here, f'--held-out={here[0] / "b.zip"}', '--num=12', '--duration=0.000016',
+               '--only=bias,prefix', '--', *TINY, '--nodes=4')  # fmt: skip
+    rows = unpadded((here[0] / 'out' / 'results.md').read_text())
+    assert '| bias | 75.0 |' in rows and '| prefix | 75.0 |' in rows and 'Written to' in out
 
 
 @pytest.mark.parametrize('script', [mnist_ablation, table1_cifar10, table2_ablation])

@@ -32,7 +32,6 @@ STARTS = ('subprocess', 'runpy', 'torch.distributed.run', 'torch.distributed.lau
 # Files that may start other programs, with the reason; never a script of ours.
 MAY_START: dict[str, str] = {
     'torch_utils/misc.py': 'asks git for the revision',
-    'experiments/ablation.py': 'until training can be called',
 }
 # Files that may change where Python looks for modules, with the reason.
 MAY_EXTEND_PATH: dict[str, str] = {

@@ -173,7 +173,9 @@ def session(device: str | torch.device | None = None, timeout_s: float = TIMEOUT
     With one rank exceptions pass as they are. With several, an exception ends this process with one line on stderr
     that tells rank, reason and place (after a traceback where the error is not one of those that speak for themselves);
     the others hear of it and end as well, torchrun with them. Put it around everything else: nothing outside runs then.
+    A session within another one is part of it: the outer one shuts down.
     """
+    inner = _has_group()
     try:
         chosen = device_for_rank(device)
         if chosen.type == 'cuda':
@@ -183,13 +185,15 @@ def session(device: str | torch.device | None = None, timeout_s: float = TIMEOUT
     except SystemExit as e:
         if get_world_size() > 1 and e.code not in (None, 0) and not isinstance(e, AgreedExit):
             _fail(e)
-        shutdown()
+        if not inner:
+            shutdown()
         raise
     except BaseException as e:
         if get_world_size() > 1:
             _fail(e)
         raise
-    shutdown()
+    if not inner:
+        shutdown()
 
 
 # ---------------------------------------------------------------------------------------------------------- collectives

@@ -75,6 +75,18 @@ def git_revision() -> str | None:
 
 
 @contextlib.contextmanager
+def global_state_kept() -> Iterator[None]:
+    """Restore PyTorch's random state and cuDNN's choice of algorithms after the block, whatever it sets."""
+    benchmark = torch.backends.cudnn.benchmark
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextlib.contextmanager
 def host_syncs() -> Iterator[list[str]]:
     """A list that fills with one 'file:line' per time the host waited for a CUDA device inside the block.
 
