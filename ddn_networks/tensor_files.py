@@ -41,7 +41,7 @@ class Described(NamedTuple):
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f'{_NAMES[self.dtype]} {list(self.shape)}'
+        return f'{list(self.shape)} {_NAMES[self.dtype]}'
 
 
 class TensorFile:
@@ -173,7 +173,8 @@ def _digest(text: str, described: Mapping[str, Described], tensor: Callable[[str
     """SHA-256 of the JSON text and of all tensors with their names, types and shapes, in the order of names."""
     state = hashlib.sha256(text.encode())
     for name in sorted(described):
-        state.update(f'\n{name} {described[name]}\n'.encode())
+        dtype, shape = described[name]
+        state.update(f'\n{name} {_NAMES[dtype]} {list(shape)}\n'.encode())
         state.update(_bytes(tensor(name)))
     return state.hexdigest()
 

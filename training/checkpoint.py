@@ -1,4 +1,4 @@
-"""Training states: everything a run needs to go on as if it had never stopped.
+"""Training states: everything that a run needs to resume as if it had never stopped.
 
 A state is a safetensors file ``training-state-NNNNNNNNN.safetensors`` (N images seen) in the run folder, with the
 weights, every EMA, the optimizer's moments and the counters of Split-and-Prune. All randomness and the data position
@@ -7,12 +7,11 @@ are functions of (seed, images seen), so nothing else has to be kept.
 
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from torch_utils import persistence
+from ddn_networks import tensor_files
 from training.ema import EMA
 
 _STATE = re.compile(r'training-state-(\d+)\.safetensors')
@@ -20,57 +19,104 @@ _OF_IMAGES = re.compile(
     r'(?:training-state|network-snapshot|samples|reconstructions|layers)-(\d+)\.(?:safetensors|png)'
 )
 KEEP = 2  # newest states that are kept
+MOMENTS = ('step', 'exp_avg', 'exp_avg_sq')  # of Adam
+# What ``torch.amp.GradScaler`` keeps: type, least and greatest value.
+SCALER = {
+    'scale': (float, 0, 2.0**128),
+    'growth_factor': (float, 1.0, 2.0**16),
+    'backoff_factor': (float, 2.0**-16, 1.0),
+    'growth_interval': (int, 1, 2**31 - 1),
+    '_growth_tracker': (int, 0, 2**31 - 1),
+}
 
 
 def state_path(run_dir: str, cur_nimg: int) -> str:
     return os.path.join(run_dir, f'training-state-{cur_nimg:09d}.safetensors')
 
 
-def _tensors(net: torch.nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, balance: Any) -> Iterator:
-    """(name, tensor) of everything that a state holds; the tensors are the live ones."""
-    names = {p: n for n, p in net.named_parameters()}
-    for name, tensor in net.state_dict().items():
-        yield f'net/{name}', tensor
-    for label, copy in ema.copies.items():
-        for name, tensor in copy.items():
-            yield f'ema/{label}/{name}', tensor
-    for param, state in optimizer.state.items():
-        for key, value in state.items():
-            yield f'opt/{key}/{names[param]}', value
-    for name, tensor in balance.state_dict().items():
-        yield f'balance/{name}', tensor
+Moments = dict[torch.Tensor, dict[str, torch.Tensor]]  # of each parameter, as ``optimizer.state`` has them
 
 
-def save_state(path: str, net, ema: EMA, optimizer, balance, meta: dict[str, Any]) -> None:
-    """Write a state, then remove all but the newest ``KEEP`` of the folder."""
-    persistence.save_tensors(path, dict(_tensors(net, ema, optimizer, balance)), {**meta, 'kind': 'training-state'})
+def _tensors(net: torch.nn.Module, ema: EMA, moments: Moments, balance: Any) -> dict[str, torch.Tensor]:
+    """Everything that a state holds, by name; the tensors are the live ones."""
+    names = {param: name for name, param in net.named_parameters()}
+    groups = {
+        'net': net.state_dict(),
+        **{f'ema/{label}': copy for label, copy in ema.copies.items()},
+        **{f'opt/{key}': {names[p]: state[key] for p, state in moments.items()} for key in MOMENTS if moments},
+        'balance': balance.state_dict(),
+    }
+    return {f'{group}/{name}': tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+
+
+def _new_moments(optimizer: torch.optim.Adam) -> Moments:
+    """What Adam's first step makes of each parameter."""
+    moments = {}
+    for group in optimizer.param_groups:
+        for param in group['params']:
+            step = torch.zeros((), device=param.device if group['fused'] else 'cpu')
+            moments[param] = {'step': step, 'exp_avg': torch.zeros_like(param), 'exp_avg_sq': torch.zeros_like(param)}
+    return moments
+
+
+def save_state(path: str, net, ema: EMA, optimizer: torch.optim.Adam, balance, meta: dict[str, Any]) -> None:
+    """Write a state, then remove all but the newest ``KEEP`` of the folder. ValueError where weights, averages, moments
+    or counters are not finite: then nothing is written or removed."""
+    tensors = _tensors(net, ema, dict(optimizer.state), balance)
+    tensor_files.save_tensors(path, tensors, {**meta, 'kind': 'training-state'})
     for old in find_states(os.path.dirname(path))[KEEP:]:
         os.remove(old)
 
 
 @torch.no_grad()
-def load_state(path: str, net, ema: EMA, optimizer, balance) -> dict[str, Any]:
-    """Copy a state into the given objects; returns its meta data. ValueError names what does not fit."""
+def load_state(path: str, net, ema: EMA, optimizer: torch.optim.Adam, balance) -> dict[str, Any]:
+    """Copy a state into the given objects; returns its JSON. Names, shapes and types are those of the objects.
+
+    ValueError or OSError in one line where the file is damaged, another one, or of a run with other options; then
+    nothing is changed.
+    """
     try:
-        tensors, meta = persistence.load_tensors(path)
-    except ValueError as e:
-        others = [state for state in find_states(os.path.dirname(path) or '.') if not os.path.samefile(state, path)]
-        raise ValueError(f'{e}; there is also --resume={others[0]}' if others else str(e)) from None
+        with tensor_files.opened(path) as file:
+            _check_meta(path, file.meta)
+            moments = _new_moments(optimizer) if any(name.startswith('opt/') for name in file.described) else {}
+            live = _tensors(net, ema, moments, balance)
+            # Averages that this run does not keep, and counters of another way of balancing, may be there too.
+            strange = [n for n in file.described if n not in live and not n.startswith(('ema/', 'balance/'))]
+            wrong = tensor_files.misfit(live, file.described, (torch.float64, torch.float32))
+            wrong = wrong or (f'{strange[0]} is not in this run' if strange else None)
+            if wrong:
+                raise ValueError(f'{path} is of a run with other options: {wrong}')
+            read = file.read(live)
+            read = {name: tensor.to(live[name].dtype) for name, tensor in read.items()}
+            tensor_files.require_finite(read, path)
+    except (ValueError, OSError) as e:
+        others = [s for s in find_states(os.path.dirname(path) or '.') if os.path.basename(s) != os.path.basename(path)]
+        kind = OSError if isinstance(e, OSError) else ValueError
+        raise kind(f'{e}; there is also --resume={others[0]}' if others else str(e)) from None
+    for name, tensor in read.items():
+        live[name].copy_(tensor)
+    optimizer.state.update(moments)
+    return file.meta
+
+
+def _check_meta(path: str, meta: dict[str, Any]) -> None:
+    """ValueError where the JSON of a state does not hold what the training loop takes from it."""
     if meta.get('kind') != 'training-state':
-        raise ValueError(f'{path} is no training state; give --resume a run folder or a training-state-*.safetensors')
-    for name, param in net.named_parameters():  # moments exist after the first step only: make room for them
-        keys = [key for key in tensors if key.startswith('opt/') and key.split('/', 2)[2] == name]
-        for key in keys:
-            moment = tensors[key]
-            like = torch.zeros_like(param if moment.shape == param.shape else moment, device=param.device)
-            optimizer.state[param][key.split('/', 2)[1]] = like
-    for name, tensor in _tensors(net, ema, optimizer, balance):
-        if name not in tensors:
-            raise ValueError(f'{path} does not hold {name}: it is of a run with other options')
-        if tensors[name].shape != tensor.shape:
-            raise ValueError(f'{path}: {name} is {list(tensors[name].shape)}, this run needs {list(tensor.shape)}')
-        tensor.copy_(tensors[name])
-    return meta
+        raise ValueError(f'{path} is not a training state: give a run folder or a training-state-*.safetensors')
+    scaler = meta.get('scaler') or {}
+    right = {
+        'cur_nimg': _in_range(meta.get('cur_nimg'), int, 0, 2**53),
+        'loss_scale': meta.get('loss_scale') is None or _in_range(meta['loss_scale'], float, 0, 2.0**128),
+        'scaler': isinstance(scaler, dict) and (not scaler or scaler.keys() == SCALER.keys()),
+    }
+    right['scaler'] = right['scaler'] and all(_in_range(value, *SCALER[key]) for key, value in scaler.items())
+    for key, is_right in right.items():
+        if not is_right:
+            raise ValueError(f'{path} does not hold the state of a run: its {key} is {str(meta.get(key))[:80]}')
+
+
+def _in_range(value: Any, kind: type, least: float, most: float) -> bool:
+    return type(value) in (int, kind) and least <= value <= most
 
 
 def set_newer_aside(run_dir: str, cur_nimg: int, unchanged: bool) -> int:
