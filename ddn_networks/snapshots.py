@@ -30,7 +30,7 @@ CLASS_ALIASES = {'ddn_networks.network.DDN': DDN}  # in snapshots of earlier rev
 PRETRAINED = Path(__file__).parent / 'pretrained'  # networks that come with the package
 
 # Greatest values of constructor arguments. What else is huge needs as many weights, which a file has or has not.
-LIMITS = {'img_resolution': 2**12, 'num_layers': 10_000, 'num_blocks': 10_000}
+LIMITS = {'img_resolution': 2**12, 'num_layers': 10_000, 'num_blocks': 10_000, 'dropout': 1}
 LIMIT = 2**20  # of every other integer, and of the entries of a list
 
 # Constructor arguments -> number of weights that a network has at least, before any of it is built.
@@ -197,7 +197,7 @@ def load_network(path: str | os.PathLike, ema: str | float | None = None) -> tor
         if 'class_name' not in meta:
             raise ValueError(f'{path} is not a network snapshot (a training state? those are for train.py --resume)')
         labels = meta.get('emas', [])
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        if not _has_type(labels, Sequence[str]) or len(set(labels)) < len(labels):
             raise ValueError(f'{path} does not describe a network: emas is {str(labels)[:80]}, not a list of labels')
         chosen = str(ema) if ema is not None else labels[0] if labels else 'none'
         if chosen not in (*labels, 'none'):
