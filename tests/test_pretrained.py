@@ -13,6 +13,7 @@ import generate
 from ddn_networks import DDN, Network, RecurrentDDN, samplers
 from experiments import keep_network, recurrent_depth
 from torch_utils import persistence
+from training import report
 
 NAMES = sorted(path.stem for path in persistence.PRETRAINED.glob('*.safetensors'))
 
@@ -52,7 +53,9 @@ def run_folder(folder, net, emas) -> None:
     options = {**keep_network.PRESETS['mnist-cpu'].options, 'chain_dropout': 0.25, 'precision': 'bf16'}
     stored = {'options': options, 'loop': loop, 'preset': 'mnist-cpu', 'torch': '2.x'}
     (folder / 'training_options.json').write_text(json.dumps(stored))
-    (folder / 'stats.jsonl').write_text('{"nimg": 320, "seconds": 1.0}\n{"nimg": 640, "seconds": 2.5}\n')
+    tick = {**dict.fromkeys(report.NUMBERS, 1.0), **dict.fromkeys(report.LISTS, [1.0])}
+    ticks = [{**tick, 'nimg': nimg, 'seconds': seconds} for nimg, seconds in ((320, 1.0), (640, 2.5))]
+    (folder / 'stats.jsonl').write_text(''.join(json.dumps(tick) + '\n' for tick in ticks))
 
 
 @pytest.mark.parametrize('dtype, bytes_each', [('float16', 2), ('float32', 4)])
