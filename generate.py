@@ -70,7 +70,7 @@ COLUMNS = 8  # of a grid
 GUIDING = ('top_k', 'beam', 'combine', 'guide_every', 'guide_layers')  # mean nothing without --guide
 
 
-class Task(NamedTuple):
+class Request(NamedTuple):
     """Images to make.
 
     names: of their files.
@@ -87,7 +87,7 @@ class Task(NamedTuple):
     columns: int = 0
 
 
-# --------------------------------------------------------------------------------------------------------------- tasks
+# ------------------------------------------------------------------------------------------------------------ requests
 
 
 def condition_arguments(
@@ -120,7 +120,7 @@ def sampling(
     subdirs: bool,
     columns: int | None,
     prior: dict[str, Any],
-) -> Task:
+) -> Request:
     """Samples of seeds: by guides, by the network's own prior (``prior``: arguments of ``Network.sample``), or
     uniform."""
     given = [*(guides.pictures if guides else ()), *(conditions.pictures.values() if conditions else ())]
@@ -146,19 +146,20 @@ def sampling(
 
     width = columns or (min(GRID_MAX, len(todo) // len(labels)) if len(labels) > 1 else COLUMNS)
     sources = [path for given_by in (guides, conditions) if given_by for path in given_by.sources]
-    return Task([job.name for job in todo], make, layout, sources, 0 if conditions and conditions.pictures else width)
+    least = 0 if conditions and conditions.pictures else width
+    return Request([job.name for job in todo], make, layout, sources, least)
 
 
 def decoding(
     net: Network, path: str, conditions: 'ConditionArguments | None', batch: int, columns: int | None
-) -> Task:
+) -> Request:
     """The images that the latents of a file name."""
     table = net.check_codes(read_code_file(path).codes)
     if conditions:
         conditions.require_for(len(table))
     condition = conditions and conditions.of_rows
     width = columns or COLUMNS
-    return Task(
+    return Request(
         [f'{i:06d}.png' for i in range(len(table))],
         lambda positions: generate.decodings(net, table, batch, condition, positions),
         lambda images, originals: in_rows(images, width),
@@ -174,7 +175,7 @@ def reconstruction(
     conditions: 'ConditionArguments | None',
     batch: int,
     columns: int | None,
-) -> Task:
+) -> Request:
     """The images of a folder or zip, encoded and decoded, each by its own condition where none is given."""
     archive = ImageArchive(path)
     names = png_names(archive.names())[:max_images]
@@ -191,7 +192,7 @@ def reconstruction(
     def condition(positions: Sequence[int], images: torch.Tensor) -> torch.Tensor | None:
         return conditions.of_images(images, None if labels is None else labels[list(positions)], positions)
 
-    return Task(
+    return Request(
         names,
         lambda positions: generate.reconstructions(
             net, len(names), read, batch, conditions and condition, positions
@@ -233,15 +234,15 @@ class Made(NamedTuple):
     originals: list[np.ndarray]
 
 
-def write_images(task: Task, outdir: str, keep_codes: bool, keep_images: bool) -> Made:
+def write_images(request: Request, outdir: str, keep_codes: bool, keep_images: bool) -> Made:
     """Make this rank's images and write them."""
     rank, world = dist.get_rank(), dist.get_world_size()
     made = Made([], [], [])
-    with tqdm(total=len(task.names), unit='img', disable=None if rank == 0 else True) as bar:
-        for batch in task.make(range(len(task.names))[rank::world]):
+    with tqdm(total=len(request.names), unit='img', disable=None if rank == 0 else True) as bar:
+        for batch in request.make(range(len(request.names))[rank::world]):
             images = to_uint8(batch.images).cpu().numpy()  # [B, C, H, W]
             for i, image in zip(batch.positions, images, strict=True):
-                save_image(image, outdir, task.names[i])
+                save_image(image, outdir, request.names[i])
             if keep_codes:
                 made.codes.append(batch.codes.cpu().numpy())
             if keep_images and sum(map(len, made.images)) < GRID_MAX:
@@ -263,14 +264,14 @@ def gather(parts: list[np.ndarray], count: int) -> np.ndarray | None:
     return table[:count]
 
 
-def require_outputs(task: Task, outdir: str, save_codes: str | None, grid: str | None) -> None:
+def require_outputs(request: Request, outdir: str, save_codes: str | None, grid: str | None) -> None:
     """ValueError where an output cannot be written, or would replace another one or a picture that is read."""
-    for source in task.sources:
-        keep_originals(task.names, outdir, source)
+    for source in request.sources:
+        keep_originals(request.names, outdir, source)
         if grid:
             keep_originals([os.path.basename(grid)], os.path.dirname(grid), source)
-    images_at = [os.path.join(outdir, name) for name in task.names]
-    require_writable('--outdir', os.path.join(outdir, os.path.basename(task.names[0])))
+    images_at = [os.path.join(outdir, name) for name in request.names]
+    require_writable('--outdir', os.path.join(outdir, os.path.basename(request.names[0])))
     if save_codes:
         require_writable('--save-codes', save_codes, images_at)
     if grid:
@@ -370,25 +371,25 @@ def main(
         net = load_network(network, ema, device, steps).to(memory_format=torch.channels_last)
         conditions = condition_arguments(net, classes, label, condition_image)
         if codes:
-            task = decoding(net, codes, conditions, batch, columns)
+            request = decoding(net, codes, conditions, batch, columns)
         elif reconstruct:
-            task = reconstruction(net, reconstruct, max_images, conditions, batch, columns)
+            request = reconstruction(net, reconstruct, max_images, conditions, batch, columns)
         else:
             how = {'top_k': top_k, 'temperature': temperature and temperature[0], 'beam': beam, 'combine': combine,
                    'every': guide_every, 'layers': guide_layers}  # fmt: skip
             guides = guide_arguments(guide, device, how)
             prior = {} if guide else {'temperature': temperature, 'top_p': top_p, 'uniform': uniform}
-            task = sampling(net, seeds, was_given(ctx, 'seeds'), conditions, guides, batch, subdirs, columns, prior)
-        require_outputs(task, outdir, save_codes, grid)
-        made = write_images(task, outdir, bool(save_codes), bool(grid))
-        dist.print0(printable(f'{len(task.names)} images from {network} to {outdir}'))
+            request = sampling(net, seeds, was_given(ctx, 'seeds'), conditions, guides, batch, subdirs, columns, prior)
+        require_outputs(request, outdir, save_codes, grid)
+        made = write_images(request, outdir, bool(save_codes), bool(grid))
+        dist.print0(printable(f'{len(request.names)} images from {network} to {outdir}'))
         table, images, originals = (
-            gather(parts, count) for parts, count in zip(made, (len(task.names), GRID_MAX, GRID_MAX), strict=True)
+            gather(parts, count) for parts, count in zip(made, (len(request.names), GRID_MAX, GRID_MAX), strict=True)
         )
         if save_codes and dist.get_rank() == 0:
             write_codes(save_codes, table)
         if grid and dist.get_rank() == 0:
-            save_png(draw_sheet(task.layout(images, originals), task.columns), grid)
+            save_png(draw_sheet(request.layout(images, originals), request.columns), grid)
             dist.print0(printable(f'Grid: {grid}'))
 
 

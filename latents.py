@@ -159,7 +159,7 @@ def command(name: str) -> Callable:
 @net_options
 @option_group(
     'Images and codes',
-    click.option('--data', metavar='ZIP|DIR', required=True, help='Images of the network\'s shape'),
+    click.option('--data', metavar='ZIP|DIR', required=True, help="Images of the network's shape"),
     click.option('--dest', metavar='NPZ', required=True, help='File to write: codes, names and labels'),
     click.option('--bits', metavar='FILE', help='Also write the codes as strings of bits, one image per line'),
     click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='Encode only the first images'),

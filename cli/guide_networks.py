@@ -51,7 +51,7 @@ def python_module(path: str) -> ModuleType:
         sys.path.append(os.path.dirname(path))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # anything may happen in a user's file
         raise ValueError(f'{path} does not load: {type(error).__name__}: {error}') from error
     return module
 

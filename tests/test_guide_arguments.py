@@ -167,6 +167,9 @@ def test_python_functions_come_from_a_file(tmp_path, monkeypatch):
                     'self.factor * neighbour_of_mine.score(x)\nblue = Blue()\n')  # fmt: skip
     blue = black_boxes.python(lambda x: 2 * x[:, 2].mean((1, 2)))
     same(guide_arguments.parse(f'python:{file}:blue'), blue)
+    file.write_text('raise SystemExit(3)')
+    with pytest.raises(ValueError, match='mine.py does not load: SystemExit: 3'):
+        guide_arguments.parse(f'python:{file}:red')
     file.write_text('import nothing_of_this_name')
     with pytest.raises(ValueError, match='mine.py does not load: ModuleNotFoundError: No module'):
         guide_arguments.parse(f'python:{file}:red')

@@ -44,7 +44,7 @@ def failing(batch, raises):
 
 @pytest.mark.parametrize('raises, words', [
     ('memory', 'not enough memory: give a smaller --batch (not enough memory)'),
-    ('cpu', "not enough memory: give a smaller --batch ([enforce fail at"),
+    ('cpu', 'not enough memory: give a smaller --batch ([enforce fail at'),
     ('cuda', 'not enough memory: give a smaller --batch (CUDA out of memory'),
     ('value', r'x\udcff: not a number'),
 ])  # fmt: skip
