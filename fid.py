@@ -248,7 +248,7 @@ def reconstruct(network, ema, data, held_out, num, batch, seed, detector, device
 )
 @option_group(
     'Sheet',
-    click.option('--sheet', help='Picture to write: samples, each beside its neighbours', metavar='PNG'),
+    click.option('--sheet', help='Picture to write: in each row a sample and its neighbours', metavar='PNG'),
     click.option('--rows', help='Samples of the sheet', metavar='INT', type=click.IntRange(1), default=8),
     click.option('--columns', help='Neighbours of each', metavar='INT', type=click.IntRange(1), default=6),
 )

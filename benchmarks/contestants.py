@@ -117,7 +117,7 @@ class SddnLayer(nn.Module):
     """``sddn``'s layer with the interface of a ``DDL``.
 
     It ignores the sampler, since the layer chooses by itself: the nearest to ``target`` in training, ``codes`` [B, L]
-    otherwise. ``exact``: compute in float32, as ours does, whatever the precision of the blocks; else under their
+    otherwise. ``exact``: compute in float32, as ours does, at any precision of the blocks; else under their
     autocast, where it compares images of 8 bits.
     """
 
@@ -154,13 +154,13 @@ class SddnLayer(nn.Module):
             d['idx_ks'] = [codes]
         with full_precision(x) if self.exact else contextlib.nullcontext():
             d = self.layer(d)
-        image, leak, told = d['predict'], d['feat_leak'], None
+        image, leak, following = d['predict'], d['feat_leak'], None
         if next_input:
             between = x.shape[1] - image.shape[1] - leak.shape[1]
-            told = x + torch.cat([image, image.new_zeros(len(x), between, *x.shape[2:]), leak], 1).to(x.dtype)
+            following = x + torch.cat([image, image.new_zeros(len(x), between, *x.shape[2:]), leak], 1).to(x.dtype)
         codes = codes[:, None]
         so_far = codes if so_far is None else torch.cat([so_far, codes], 1)
-        return Selection(Choice(so_far[:, -1]), image, leak, so_far, next_input=told)
+        return Selection(Choice(so_far[:, -1]), image, leak, so_far, next_input=following)
 
 
 def with_sddn(net: DDN) -> DDN:

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# One script for a CUDA machine that is there only for a while.
-#   bash benchmarks/gpu.sh check             what is there, and do the tests pass on it
-#   bash benchmarks/gpu.sh train DATA.zip    one slice of training, at most 9 minutes; call it again to go on
-#   bash benchmarks/gpu.sh measure           speed of a layer, a step and generation; host synchronisations
+# Work on a CUDA machine that is available for a limited time.
+#   bash benchmarks/gpu.sh check             GPU, PyTorch, and the tests
+#   bash benchmarks/gpu.sh train DATA.zip    a slice of training of at most 9 minutes; run it again to continue
+#   bash benchmarks/gpu.sh measure           speed of a layer, a step and generation; waits for the device
 #   bash benchmarks/gpu.sh score DATA.zip    FID of the newest snapshot against DATA.zip
 #
-# Environment: OUT, where what must travel is put, in parts under 16 MiB (default out/gpu); RUN, the run folder (runs/gpu);
-# PRESET (cifar10); MINUTES of a slice (9); TRAIN_OPTIONS, more of train.py's. A slice ends by SIGINT: train.py saves its
-# state, and the next slice resumes it exactly. To bring a run back on another machine, put the parts into $OUT and call
-# `restore` first.
+# Environment: OUT, folder of the files to take along, in parts under 16 MiB (default out/gpu); RUN, the run folder
+# (runs/gpu); PRESET (cifar10); MINUTES of a slice (9); TRAIN_OPTIONS, more options of train.py. A slice ends by SIGINT:
+# train.py saves its state, and the next slice resumes it exactly. To continue on another machine, put the parts into $OUT
+# and run `restore` first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-out/gpu}
@@ -18,7 +18,7 @@ MINUTES=${MINUTES:-9}
 mkdir -p "$OUT" "$RUN"
 export PYTHONUNBUFFERED=1
 
-pack() { # what a later slice needs and what a person wants to see, in parts
+pack() { # state, snapshot and logs, in parts
     rm -f "$OUT"/part-*
     local state snapshot
     state=$(ls "$RUN"/training-state-*.safetensors | tail -n 1)
@@ -46,9 +46,9 @@ train)
     pack
     ;;
 measure)
-    python -m benchmarks.ddl 2>&1 | tee "$OUT/ddl.txt"
-    python -m benchmarks.train_step 2>&1 | tee "$OUT/train_step.txt"
-    python -m benchmarks.generate 2>&1 | tee "$OUT/generate.txt"
+    for name in ddl train_step generate; do
+        python -m "benchmarks.$name" --device=cuda 2>&1 | tee "$OUT/$name.txt"
+    done
     ;;
 score)
     network=$(ls "$RUN"/network-snapshot-*.safetensors | tail -n 1)

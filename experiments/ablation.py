@@ -215,7 +215,7 @@ def score(
 ) -> dict[str, float]:
     """FID of a network's samples, rFID and PSNR of training and held-out images.
 
-    The numbers are kept in ``keep_in``, else beside the network; the reference in ``folder``.
+    The numbers are kept in ``keep_in``, or in the folder of the network; the reference in ``folder``.
     """
     keep_in = keep_in or Path(network).parent
     net, detector = load_network(network, device=device), load_detector(scoring.detector, device=device)

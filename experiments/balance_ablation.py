@@ -29,7 +29,7 @@ COLUMNS = {
 
 
 def with_legible(result: Result, held_out: str) -> Result:
-    """The result with the share of legible samples, which is kept beside the network."""
+    """The result with the share of legible samples, which is kept in the run folder."""
     if result.network is None:
         return result
     path = Path(result.network).parent / 'digit_quality.json'

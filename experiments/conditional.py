@@ -95,7 +95,7 @@ def class_figures(
         row = {'way': name, 'images': len(images)}
         for judge_name, judge in judges.items():
             right = judge(images) == index
-            row[f'read by {judge_name}'] = right.float().mean().item()
+            row[f'accuracy by {judge_name}'] = right.float().mean().item()
         deviation = torch.stack([images[index == c].std(0).mean() for c in range(10)])
         row |= {'deviation in a class': deviation.mean().item(),
                 'guide calls per image': asked, 's per image': seconds}  # fmt: skip

@@ -96,8 +96,9 @@ def main(network, data, outdir, per_class, pool):
     for name, (images, calls, seconds) in made.items():
         wanted = torch.arange(10).repeat_interleave(len(images) // 10)
         by_guide, by_judge = share(guide_net, images, wanted), share(judge, images, wanted)
-        rows.append({'way': name, 'guide calls per image': calls, 'read by resnet20 (guide)': by_guide.mean().item(),
-                     'read by resnet56 (judge)': by_judge.mean().item(), 's per image': seconds,
+        rows.append({'way': name, 'guide calls per image': calls,
+                     'accuracy by resnet20 (guide)': by_guide.mean().item(),
+                     'accuracy by resnet56 (judge)': by_judge.mean().item(), 's per image': seconds,
                      **dict(zip(NAMES, by_judge.tolist(), strict=True))})  # fmt: skip
     facts = {'network': zscg.in_words(net, network),
              'images per class': f'{per_class}; one of top 1',

@@ -73,10 +73,10 @@ def classes(net: Network, lenet, judge, per_class: int) -> tuple[list[dict], tor
 
 
 def _class_row(way: str, images, index, lenet, judge, calls: int, seconds: float) -> dict:
-    guide_reads = (lenet.logits(images).argmax(1) == index).float().mean().item()
-    judge_reads = (judge(images) == index).float().mean().item()
+    by_guide = (lenet.logits(images).argmax(1) == index).float().mean().item()
+    by_judge = (judge(images) == index).float().mean().item()
     spread = images.unflatten(0, (10, -1)).std(1).mean().item()
-    return {'task': 'class', 'way': way, 'read by the guide': guide_reads, 'read by the judge': judge_reads,
+    return {'task': 'class', 'way': way, 'accuracy by the guide': by_guide, 'accuracy by the judge': by_judge,
             'deviation within a class': spread, 'guide calls per image': calls, 's per image': seconds}  # fmt: skip
 
 

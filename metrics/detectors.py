@@ -42,7 +42,7 @@ class Detector(NamedTuple):
     precision: str
     path: str
     sha256: str  # of the file
-    digest: str  # of the weights in it, whatever the file's format
+    digest: str  # of the weights in it, the same in any format
 
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:

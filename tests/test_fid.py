@@ -51,7 +51,7 @@ def make_net(**kwargs):
     torch.manual_seed(0)
     net = ddn_networks.DDN(16, 1, [8, 8, 8], [1, 1, 1], [16, 16, 16], **kwargs)
     with torch.no_grad():
-        for weight in net.parameters():  # as initialised, all samples are flat and alike
+        for weight in net.parameters():  # as initialised, all samples are flat and the same
             if weight.ndim > 2:
                 weight.normal_(0, 0.2)
     return net.eval()
@@ -242,7 +242,7 @@ def test_a_network_that_needs_a_condition_is_refused(room, tmp_path):
     assert 'needs a condition' in line
 
 
-def test_a_network_of_classes_draws_all_of_them_alike(room, tmp_path):
+def test_a_class_conditional_network_samples_every_class_equally_often(room, tmp_path):
     net = make_net(conditions=['onehot:4']).eval()
     net.start.data.normal_()
     source = Samples(net, 8, seed=2)
@@ -259,7 +259,7 @@ def test_a_network_of_classes_draws_all_of_them_alike(room, tmp_path):
     assert 'needs a condition' in line
 
 
-def test_a_network_whose_condition_is_optional_draws_without(room, tmp_path):
+def test_a_network_with_an_optional_condition_samples_without(room, tmp_path):
     net = make_net(conditions=['edge'], condition_optional=True).eval()
     assert torch.equal(read(Samples(net, 3), [2]), to_uint8(net.sample(seeds=[2])[0]))
     persistence.save_network(str(tmp_path / 'optional.safetensors'), net, meta={})
@@ -364,7 +364,7 @@ def test_neighbours_of_other_sizes_go_without_lpips(room, tmp_path, lpips_weight
     assert f'these are {" and ".join(sizes)}' in result['notes'][0] and (tmp_path / 'sheet.png').exists()
 
 
-def test_neighbours_are_told_before_the_sheet_is_drawn(room, tmp_path):
+def test_neighbours_are_printed_before_the_sheet_is_drawn(room, tmp_path):
     options = ['neighbours', '--images', room / 'a.zip', '--data', room / 'a.zip', '--num', '3', '--sheet', tmp_path]
     common = ['--detector', room / 'detector.pth', '--device', 'cpu']
     result = CliRunner().invoke(fid.main, [*map(str, options + common)])

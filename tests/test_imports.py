@@ -1,4 +1,4 @@
-"""Who may import and start whom: the directions between the rooms, read from the source of every Python file."""
+"""Which files may import and start which others: the directions between the rooms, for every Python file."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ('ddn_networks', 'dnnlib', 'torch_utils', 'training', 'metrics', 'cli')
 PACKAGES = {*ROOMS, 'experiments', 'benchmarks'}
 
-# What a room may import of ours, beside itself.
+# What a room may import of ours, besides itself.
 ALLOWED = {
     'ddn_networks': (),
     'dnnlib': ('ddn_networks',),

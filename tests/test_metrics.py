@@ -280,7 +280,7 @@ def test_manifold_metrics_at_the_edges():
     same = distances.manifold_metrics(x, x)
     assert same[:2] == (1, 1) and same.coverage == 1
     assert distances.manifold_metrics(x, x + 100) == (0, 0, 0, 0)
-    collapsed = distances.manifold_metrics(x, x[:1].repeat(30, 1))  # one real image, again and again
+    collapsed = distances.manifold_metrics(x, x[:1].repeat(30, 1))  # one real image, repeated
     assert collapsed.precision == 1 and collapsed.recall <= 2 / 30 and collapsed.coverage < 0.5
     with pytest.raises(ValueError, match='no 5 nearest'):
         distances.manifold_metrics(x[:5], x)
@@ -662,7 +662,7 @@ def test_weight_files_that_are_none(tmp_path):
         load_detector('inception', str(tmp_path / 'nowhere.pth'))
 
 
-def test_a_detector_file_tells_which_it_is_and_its_digest_knows_the_weights(tmp_path):
+def test_a_detector_file_names_its_network_and_its_digest_is_of_the_weights(tmp_path):
     from safetensors.torch import save_file
 
     state = randomise_(LeNet()).state_dict()
@@ -679,7 +679,7 @@ def test_a_detector_file_tells_which_it_is_and_its_digest_knows_the_weights(tmp_
         load_detector(str(tmp_path / 'a.pth'), precision='bfloat16')
 
 
-def test_weights_that_are_nowhere_are_told_where_to_go(tmp_path, monkeypatch):
+def test_missing_weights_are_named_with_the_place_to_put_them(tmp_path, monkeypatch):
     import metrics.detectors as detectors
 
     monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path))

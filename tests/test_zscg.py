@@ -116,7 +116,7 @@ def test_cifar_classes_run(net, tmp_path, resnets):
     assert calls['top 2'] == calls['top 1'] == 16 == calls['best of 16'] and calls['unguided'] == 0
     assert calls['top 2, every 2'] == 10 and calls['top 2, every 4'] == 6
     assert calls['top 2, layers 0-1 (16x16)'] == 12 and calls['top 2, layers 2-2 (32x32)'] == 4
-    assert all(0 <= row['read by resnet56 (judge)'] <= 1 for row in rows)
+    assert all(0 <= row['accuracy by resnet56 (judge)'] <= 1 for row in rows)
     assert (tmp_path / 'out' / 'zscg-cifar-classes-guided.png').exists()
 
 
