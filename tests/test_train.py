@@ -7,11 +7,7 @@ import math
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -21,8 +17,6 @@ import train
 from cli.presets import PRESETS
 from torch_utils import persistence
 from training import checkpoint, training_loop
-from training.dataset import ImageFolderDataset
-from training.loader import Loader
 from training.report import read_stats
 from training.report_html import write_report
 
@@ -99,32 +93,6 @@ def test_rounds_of_accumulation_change_nothing_but_rounding(tiny_zip, tmp_path):
     assert one['loss_layers'] == pytest.approx(other['loss_layers'], rel=1e-4)
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
-
-
-def start(*args: str, script: Sequence[str] = ('train.py',), **kwargs) -> subprocess.Popen:
-    command = [sys.executable, *script, *map(str, args)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
-
-
-def whole_run(process: subprocess.Popen) -> tuple[int, str]:
-    """(exit code, output) of a run that ends within a minute."""
-    with process:
-        try:
-            output, _ = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    return process.returncode, output
-
-
-def test_a_run_outlives_the_reader_of_its_output(tiny_zip, tmp_path):
-    args = [f'--outdir={tmp_path / "a"}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--duration=0.000160']
-    with start(*args, '--tick=0.016') as process:
-        process.stdout.readline()
-        process.stdout.close()  # as ``| head -1`` does, for stdout and stderr
-        assert process.wait(60) == 0
-    log = (tmp_path / 'a' / 'log.txt').read_text()
-    assert log.count('stdout is given up (Broken pipe)') == 1 and log.rstrip().split('\n')[-1].startswith('Done')
-    assert checkpoint.find_states(str(tmp_path / 'a'))[0].endswith('000000160.safetensors')
 
 
 def test_a_resume_tells_changes_and_no_others(tmp_path):
@@ -285,40 +253,6 @@ def test_the_loss_scale_of_fp16_is_part_of_the_state(tiny_zip, tmp_path):
     assert again['scaler']['scale'] == 4
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_state_and_says_how_to_go_on(tiny_zip, tmp_path, number):
-    with start(f'--outdir={tmp_path / "a"}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--tick=0.16') as process:
-        for line in process.stdout:
-            if line.startswith('tick'):
-                process.send_signal(number)
-                break
-        output = process.stdout.read()
-    assert process.returncode == 128 + number, output
-    command = re.search(r'python train.py (--resume=\S+)', output)
-    assert signal.Signals(number).name in output and command, output
-    nimg = int(re.search(r'at ([\d,]+) images', output)[1].replace(',', ''))
-    assert os.path.exists(tmp_path / 'a' / f'training-state-{nimg:09d}.safetensors')
-    duration = (nimg + 160) / 1e6
-    run_train(command[1], f'--duration={duration:f}')
-    run_train(f'--outdir={tmp_path / "b"}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', f'--duration={duration:f}')
-    assert_same(final(tmp_path / 'a'), final(tmp_path / 'b'))
-
-
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_saves_the_state(tiny_zip, tmp_path, number):
-    """As a terminal, torchrun and job schedulers send it: to the workers of the loader, too."""
-    args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--tick=0.16', '--workers=1']
-    with start(*args, start_new_session=True) as process:
-        for line in process.stdout:
-            if line.startswith('tick'):
-                os.killpg(process.pid, number)
-                break
-        output = process.stdout.read()
-    assert process.returncode == 128 + number and 'Traceback' not in output, output
-    nimg = int(re.search(r'at ([\d,]+) images', output)[1].replace(',', ''))
-    assert os.path.exists(tmp_path / f'training-state-{nimg:09d}.safetensors')
-
-
 @pytest.mark.parametrize('precision', ['fp32', 'fp16'])
 def test_a_step_that_is_not_finite_is_passed_over(tiny_zip, tmp_path, monkeypatch, precision):
     calls, real = itertools.count(), training_loop.layer_losses
@@ -332,49 +266,6 @@ def test_a_step_that_is_not_finite_is_passed_over(tiny_zip, tmp_path, monkeypatc
     last = json.loads((tmp_path / 'stats.jsonl').read_text().splitlines()[-1])
     assert last['nimg'] == 160 and last['skipped_steps'] >= 1 and last['loss'] < 10
     assert all(tensor.isfinite().all() for tensor in final(tmp_path, 'network-snapshot').values())
-
-
-KILLED = '''
-import os, random, signal, sys, time
-sys.path.insert(0, sys.argv[1])
-import torch
-from training import checkpoint
-from torch_utils import persistence
-
-torch.set_num_threads(1)  # a fork has no threads of its parent's pool
-folder, rng = sys.argv[2], random.Random(0)
-tensors = {'x': torch.zeros(200_000)}
-for round in range(50):
-    ready, told = os.pipe()
-    child = os.fork()
-    if child == 0:
-        nimg = 1 + max([int(os.path.basename(p)[15:24]) for p in checkpoint.find_states(folder)], default=0)
-        while True:
-            tensors['x'].fill_(nimg)
-            persistence.save_tensors(checkpoint.state_path(folder, nimg), tensors, {'cur_nimg': nimg})
-            nimg += 1
-            os.write(told, b'.')
-    os.read(ready, 1)  # one state at least, then a random moment
-    time.sleep(rng.uniform(0, 0.02))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    states = checkpoint.find_states(folder)
-    loaded, meta = persistence.load_tensors(states[0])
-    assert (loaded['x'] == meta['cur_nimg']).all() and meta['cur_nimg'] == int(os.path.basename(states[0])[15:24])
-    os.close(ready), os.close(told)
-    for path in states[2:]:
-        os.remove(path)
-left = [name for name in os.listdir(folder) if name.endswith('.tmp')]
-print(meta['cur_nimg'], len(left))
-'''
-
-
-def test_the_newest_state_is_whole_after_fifty_kills(tmp_path):
-    command = [sys.executable, '-c', KILLED, ROOT, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    newest, interrupted = map(int, result.stdout.split())
-    assert newest >= 50 and interrupted >= 5  # so many kills came in the middle of a write
 
 
 def test_resume_without_a_path_takes_the_newest_run(tiny_zip, tmp_path):
@@ -440,45 +331,6 @@ def test_a_number_that_goes_wrong_stops_the_run_and_is_never_saved(tiny_zip, tmp
     for name in os.listdir(tmp_path / 'a'):
         if name.endswith('.safetensors'):
             assert all(t.isfinite().all() for t in persistence.load_tensors(str(tmp_path / 'a' / name))[0].values())
-
-
-def test_a_signal_in_the_wait_for_images_saves_the_state(tiny_zip, tmp_path, monkeypatch):
-    """A file system that does not answer."""
-    images, answers = itertools.count(1), threading.Event()
-    get_image, ready = ImageFolderDataset.get_image, Loader.ready
-
-    def slow_image(dataset, index):
-        if threading.current_thread().name == 'ddn-loader' and next(images) == 40:
-            answers.wait(20)
-        return get_image(dataset, index)
-
-    def interrupted(loader, seconds):
-        if ready(loader, seconds):
-            return True
-        os.kill(os.getpid(), signal.SIGINT)
-        answers.set()
-        return False
-
-    monkeypatch.setattr(ImageFolderDataset, 'get_image', slow_image)
-    monkeypatch.setattr(Loader, 'ready', interrupted)
-    out = run_train(f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--workers=1', expect=130)
-    nimg = int(re.search(r'Stopped by SIGINT at ([\d,]+) images; the state is saved', out)[1])
-    assert nimg < 40 and os.path.exists(tmp_path / f'training-state-{nimg:09d}.safetensors')
-    assert not [thread for thread in threading.enumerate() if thread.name == 'ddn-loader']
-
-
-def test_a_run_needs_no_shared_memory_no_folder_for_temporary_files_and_few_files(tiny_zip, tmp_path):
-    args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--workers=2', '--duration=0.000160']
-    command = ['sh', '-c', 'ulimit -n 18; exec "$0" "$@"', sys.executable, 'train.py', *args]
-    env = os.environ | {'TMPDIR': f'/nonexistent/{"long" * 60}'}
-    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0 and 'Done: 160 images' in result.stdout, result.stdout + result.stderr
-
-
-def test_an_error_ends_a_run_whose_images_a_thread_loads(tiny_zip, tmp_path):
-    args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--lr=1e18', '--workers=1']
-    code, output = whole_run(start(*args))
-    assert code == 1 and 'is not finite in the step' in output.splitlines()[-1], output
 
 
 BAD = {

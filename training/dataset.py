@@ -4,9 +4,11 @@ N images, C channels, H rows, W columns. The order in which training sees them i
 """
 
 import os
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
+import torch
 
 from dnnlib.archives import ImageArchive
 from dnnlib.images import BadImageError
@@ -198,6 +200,51 @@ class PairedDataset:
         position, flipped = self.images._position(index)
         pair = self.pairs.get_image(self._pair_of[position])
         return pair[:, :, ::-1].copy() if flipped else pair
+
+
+class TrainingData(NamedTuple):
+    """What training sees: the images as ``loaded`` brings them (with pairs, if any), and a validation batch.
+
+    images: the training images. loaded: they, or their pairs with them. validation: arrays of ``loaded``, stacked.
+    """
+
+    images: ImageFolderDataset
+    loaded: ImageFolderDataset | PairedDataset
+    validation: list[torch.Tensor]
+
+
+def open_training_data(
+    dataset_kwargs: dict[str, Any],
+    num_validation: int,
+    val_data: str | None = None,
+    pair_data: str | None = None,
+    val_pairs: str | None = None,
+) -> TrainingData:
+    """Open the images of a run.
+
+    Args:
+        dataset_kwargs: arguments of ``ImageFolderDataset``.
+        num_validation: images of the validation batch at most, evenly spaced.
+        val_data: validation images; None takes the training images.
+        pair_data, val_pairs: pairs of the training and of the validation images.
+
+    Raises:
+        ValueError, OSError: they cannot be used, in one line.
+    """
+    images = ImageFolderDataset(**dataset_kwargs)
+    val_set = images if val_data is None else ImageFolderDataset(val_data, dataset_kwargs.get('use_labels', False))
+    if val_set.image_shape != images.image_shape:
+        raise ValueError(
+            f'{val_data}: the images are {_shape_words(val_set.image_shape)}, the training images '
+            f'{_shape_words(images.image_shape)}'
+        )
+    loaded = images
+    if pair_data is not None:
+        loaded = PairedDataset(images, pair_data, images.cached)
+        val_set = loaded if val_data is None else PairedDataset(val_set, val_pairs or pair_data)
+    shown = np.linspace(0, len(val_set) - 1, min(num_validation, len(val_set)))
+    batch = zip(*(val_set[int(i)] for i in shown), strict=True)
+    return TrainingData(images, loaded, [torch.from_numpy(np.stack(arrays)) for arrays in batch])
 
 
 def _shape_words(shape: tuple[int, ...]) -> str:

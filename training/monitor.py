@@ -1,14 +1,19 @@
-"""What is watched while training, without waiting for the device in the step: node usage and numbers that go wrong.
+"""Watch training without waiting for the device in the step: node usage, losses, speed, numbers that go wrong.
 
 Legend: W node weights, K nodes (the largest), L layers, P parameters.
 """
 
 import math
+import time
+from typing import Any
 
+import numpy as np
+import psutil
 import torch
 
 from ddn_networks import UsageCounter
 from torch_utils import distributed as dist
+from torch_utils import training_stats
 from training import checkpoint
 
 
@@ -52,6 +57,76 @@ class UsageWindow:
     def next_tick(self) -> None:
         """Begin again where the window was long enough."""
         self.counts *= ~self.ready()[:, None]
+
+
+class Meter:
+    """The numbers of a tick: losses, node usage, speed, memory.
+
+    Args:
+        balancer, health: of the run.
+        losses: like those of a step, [L].
+        cur_nimg, total_nimg: images seen before, and in the end.
+        started: time at which the run began.
+    """
+
+    def __init__(
+        self,
+        balancer: UsageCounter,
+        health: 'Health',
+        losses: torch.Tensor,
+        cur_nimg: int,
+        total_nimg: int,
+        started: float,
+    ):
+        self.balancer, self.health, self.usage = balancer, health, UsageWindow(balancer)
+        self.collector = training_stats.Collector(losses.device)
+        self.loss_sum, self.num_steps = torch.zeros_like(losses), 0  # since the last tick
+        self.first_nimg, self.total_nimg, self.started, self.in_ticks = cur_nimg, total_nimg, started, 0.0
+        self.next_tick(cur_nimg)
+
+    def observe(self, losses: torch.Tensor, taken: bool) -> None:
+        """Count the losses [L] of a step, which was ``taken`` unless they or the gradients are not finite."""
+        self.collector.report('loss', losses.mean())
+        self.collector.report('grad_norm', self.health.grad_norm)
+        if taken:
+            self.loss_sum += losses
+            self.num_steps += 1
+
+    def collect(self, cur_nimg: int) -> dict[str, Any]:
+        """JSON-able numbers of the tick that ends now. All ranks must call it; those of rank 0 count."""
+        dist.all_reduce_(self.loss_sum)
+        self.usage.reduce_()
+        collected = self.collector.update()
+        seconds = time.time() - self.tick_time
+        self.in_ticks += seconds
+        losses = (self.loss_sum / self.num_steps / dist.get_world_size()).tolist()  # NaN where every step was skipped
+        device = self.loss_sum.device
+        return {
+            'nimg': cur_nimg,
+            'loss': float(np.mean(losses)),
+            'loss_layers': losses,
+            'loss_std': collected['loss'].std,
+            'grad_norm': collected['grad_norm'].mean,
+            **({'prior_nats': collected['prior_nats'].mean} if 'prior_nats' in collected else {}),
+            'skipped_steps': self.health.num_skipped,
+            **self.usage.stats(),
+            'splits': self.balancer.num_splits.tolist(),
+            'images_per_sec': (cur_nimg - self.tick_nimg) / seconds,
+            'seconds': self.seconds(),
+            'seconds_left': (self.total_nimg - cur_nimg) * self.in_ticks / (cur_nimg - self.first_nimg),
+            'cpu_mem_gb': psutil.Process().memory_info().rss / 2**30,
+            'peak_gpu_mem_gb': torch.cuda.max_memory_allocated(device) / 2**30 if device.type == 'cuda' else None,
+        }
+
+    def next_tick(self, cur_nimg: int) -> None:
+        """Begin a tick: the time since ``collect`` is not of either."""
+        self.loss_sum.zero_()
+        self.num_steps = 0
+        self.usage.next_tick()
+        self.tick_nimg, self.tick_time = cur_nimg, time.time()
+
+    def seconds(self) -> float:
+        return time.time() - self.started
 
 
 class Health:
@@ -103,5 +178,5 @@ class Health:
         last = f'the last good state is {states[0]}' if states else f'{run_dir} has no state'
         raise FloatingPointError(
             f'{where} is not finite in the step after {first:,} images; nothing of it was saved, {last}. '
-            'Try a lower --lr or --precision=fp32, or pass over such steps with --on-nan=skip.'
+            'Try a lower --lr or --precision=fp32, or skip such steps with --on-nan=skip.'
         )

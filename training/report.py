@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ddn_networks import Network
-from dnnlib.readers import one_line, open_regular
+from dnnlib.readers import one_line, open_regular, reason
 from dnnlib.sheets import Tile, draw_sheet, in_pairs, in_rows, save_png
 from dnnlib.util import format_time
 from torch_utils import misc
@@ -154,6 +154,24 @@ def write_layers(run_dir: str, cur_nimg: int, originals: torch.Tensor, selected:
     save_png(draw_sheet(rows[:-1]), os.path.join(run_dir, f'layers-{cur_nimg:09d}.png'))
 
 
+class Attempts:
+    """Do what may fail without an end to the run: write logs and pictures. An error is a warning, once for each.
+
+    Attribute ``failed``: what has failed so far.
+    """
+
+    def __init__(self):
+        self.failed: set[str] = set()
+
+    def __call__(self, what: str, action: Callable, *args: Any) -> None:
+        try:
+            action(*args)
+        except Exception as error:
+            if what not in self.failed:
+                self.failed.add(what)
+                print(f'Warning: {what} could not be written ({reason(error)}); training continues', flush=True)
+
+
 def open_events(run_dir: str) -> Any:
     """A TensorBoard writer into ``run_dir``; ValueError where the package is missing."""
     try:
@@ -161,7 +179,7 @@ def open_events(run_dir: str) -> Any:
     except ImportError:
         install = "pip install -c constraints.txt -e '.[tensorboard]'"
         raise ValueError(f'--tensorboard=1 needs the package: {install}') from None
-    return SummaryWriter(run_dir)
+    return SummaryWriter(run_dir, max_queue=1000, flush_secs=30)
 
 
 def write_events(events: Any, stats: dict[str, Any]) -> None:
@@ -169,8 +187,7 @@ def write_events(events: Any, stats: dict[str, Any]) -> None:
     for name, value in stats.items():
         value = mean_or_none(value) if isinstance(value, list) else value
         if isinstance(value, (int, float)) and name not in ('nimg', 'tick'):
-            events.add_scalar(name, value, stats['nimg'])
-    events.flush()
+            events.add_scalar(name, value, stats['nimg'])  # no flush: it would wait for ever for a writer that failed
 
 
 # ---------------------------------------------------------------------------------------------------------- stats.jsonl

@@ -8,6 +8,7 @@ Legend: B images of a micro-batch, L layers, K nodes, C image channels, H x W pi
 """
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -16,28 +17,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 import ddn_networks
-from ddn_networks import prior, samplers
-from ddn_networks.network import Output
+from ddn_networks import samplers
 from dnnlib.images import to_float
 from dnnlib.util import atomic_write, format_time
 from torch_utils import distributed as dist
-from torch_utils import misc, persistence, training_stats
+from torch_utils import misc, persistence
 from training import checkpoint, report
 from training.augment import AugmentPipe
-from training.dataset import ImageFolderDataset, PairedDataset
+from training.dataset import open_training_data
 from training.ema import EMA
 from training.interrupt import StopRequest
 from training.loader import BatchStream, Loader
 from training.loss import layer_losses, prior_loss, total_loss
-from training.monitor import Health, UsageWindow
+from training.monitor import Health, Meter
 from training.report_html import write_report
+from training.validation import Validation, condition_of
 
-GRID = (10, 10)  # rows and columns of the sample sheet
-LAYERS_OF = 4  # validation images that are shown layer by layer
+NUM_VALIDATION = 100  # images
 BALANCERS = {
     'split-prune': ddn_networks.SplitAndPrune,
     'prefix': ddn_networks.PrefixBalancing,
@@ -130,40 +129,25 @@ def training_loop(
         ValueError, OSError: bad data or options, in one line.
         FloatingPointError: a loss or gradient is not finite.
     """
-    start_time = time.time()
+    started = time.time()
     device = torch.device(device)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.backends.cudnn.benchmark = cudnn_benchmark
     torch.manual_seed(seed)
 
-    # Data.
-    dataset = ImageFolderDataset(**dataset_kwargs)
-    image_shape = (dataset.num_channels, *dataset.resolution)  # (C, H, W)
-    val_set = dataset if val_data is None else ImageFolderDataset(val_data, dataset_kwargs.get('use_labels', False))
-    if (val_set.num_channels, *val_set.resolution) != image_shape:
-        raise ValueError(f'{val_data} has images {val_set.num_channels, *val_set.resolution}, training {image_shape}')
-    num_shown = min(GRID[0] * GRID[1], len(val_set))
-    shown = [int(i) for i in np.linspace(0, len(val_set) - 1, num_shown)]
-    loaded = dataset
-    if pair_data is not None:
-        loaded = PairedDataset(dataset, pair_data, dataset.cached)
-        val_set = loaded if val_data is None else PairedDataset(val_set, val_pairs or pair_data)
-    val_batch = [torch.from_numpy(np.stack(x)) for x in zip(*(val_set[i] for i in shown), strict=True)]
-    val_images = to_float(val_batch[0]).to(device)
-
     # Network, optimizer, balance, averages.
+    data = open_training_data(dataset_kwargs, NUM_VALIDATION, val_data, pair_data, val_pairs)
     pipe = AugmentPipe(**augment_kwargs) if augment_kwargs else None
     augment_dim = pipe.label_dim if pipe else 0
     net = persistence.rebuild({'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}})
     net = net.to(device, memory_format=misc.memory_format(device, precision)).train()
-    val_condition = _condition(net, val_images, *val_batch[1:]) if net.conditions else None
     if transfer is not None and resume_state is None:
         left = misc.copy_params_and_buffers_(persistence.load_network(transfer).state_dict(), net, allow_missing=True)
         dist.print0(f'Weights from {transfer}' + ''.join(f'\n  left at random: {line}' for line in left))
     if compile_blocks:
         for block in net.blocks:
             block.compile()
-    # The fused step is one kernel on CUDA; what it brings on a CPU: benchmarks/backbone_options.py.
+    # The fused step is one kernel on CUDA; for its effect on a CPU see benchmarks/backbone_options.py.
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=tuple(betas), eps=1e-8, fused=device.type != 'mps')
     balancer = BALANCERS[balance](
         net.node_weights,
@@ -175,17 +159,14 @@ def training_loop(
     )
     ema = EMA(dict(net.named_parameters()), ema_halflives_nimg)
     for copy in ema.copies.values():
-        balancer.follow([copy[name] for name, _ in _node_weights(net)])
+        balancer.follow([copy[name] for name in _node_weight_names(net)])
     heads = {name: p for name, p in net.named_parameters() if name.startswith('prior.')}
     balancer.follow_prior(net.prior_heads, [{p: copy[n] for n, p in heads.items()} for copy in ema.copies.values()])
     balancer.attach(optimizer)
     autocast_dtype = misc.PRECISIONS[precision]
     scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale or 2**16, enabled=precision == 'fp16')
-    ddp = net
-    if world_size > 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', FutureWarning)  # 2.13 has another name for broadcast_buffers
-            ddp = torch.nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
+    validation = Validation(net, ema, data.validation)
+    ddp = net if world_size == 1 else _distributed(net)
 
     # Where to begin.
     cur_nimg = 0
@@ -195,8 +176,9 @@ def training_loop(
         if meta.get('scaler') and meta.get('loss_scale') == loss_scale:  # a new --ls begins anew
             scaler.load_state_dict(meta['scaler'])
         dist.print0(f'Resuming from {resume_state} at {cur_nimg:,} images.')
-    stream = BatchStream(len(dataset), seed, cur_nimg, batch_size, batch_gpu, rank, world_size)
-    data = Loader(loaded, stream, device, num_workers)
+    stream = BatchStream(len(data.images), seed, cur_nimg, batch_size, batch_gpu, rank, world_size)
+    rounds, B = stream.num_accumulation_rounds, stream.batch_gpu
+    loader = Loader(data.loaded, stream, device, num_workers)
     events = report.open_events(run_dir) if tensorboard and rank == 0 else None
     if rank == 0:
         aside = checkpoint.set_newer_aside(run_dir, cur_nimg, resume_unchanged)
@@ -205,21 +187,25 @@ def training_loop(
         with atomic_write(os.path.join(run_dir, 'training_options.json'), 'w') as f:
             json.dump({**(run_options or {}), 'network': report.network_facts(net)}, f, indent=2)
         print(report.layer_table(net), flush=True)
-    rounds, B = stream.num_accumulation_rounds, stream.batch_gpu
     dist.print0(
-        f'Training on {device.type} x {world_size}: {len(dataset):,} images of {dataset.name}, batch {batch_size}'
-        f'{f" in {rounds} rounds" if rounds > 1 else ""}, {precision}, {total_nimg:,} images in all.'
+        f'Training on {device.type} x {world_size}: {len(data.images):,} images of {data.images.name}, batch '
+        f'{batch_size}{f" in {rounds} rounds" if rounds > 1 else ""}, {precision}, {total_nimg:,} images in all.'
     )
 
-    usage = UsageWindow(balancer)
     losses = torch.zeros(net.num_layers, device=device)  # of the step
-    loss_sum, loss_steps = torch.zeros_like(losses), 0  # since the last tick
     health = Health(net, watch_gradients=precision != 'fp16')
-    collector = training_stats.Collector(device)
-    tick, tick_start_nimg, tick_start_time = cur_nimg // tick_nimg, cur_nimg, time.time()
-    first_nimg, run_seconds = cur_nimg, 0.0
-    stop = StopRequest()
+    meter = Meter(balancer, health, losses, cur_nimg, total_nimg, started)
     progress = report.ProgressLine(total_nimg, cur_nimg, enabled=rank == 0)
+    attempt = report.Attempts()
+    stop = StopRequest()
+    rate_at = functools.partial(
+        learning_rate, lr=lr, rampup_nimg=lr_rampup_nimg, decay=lr_decay, total_nimg=total_nimg
+    )
+
+    def due(ticks: int = 1) -> bool:
+        """Whether the last step ended training, or a tick whose number is a multiple of ``ticks``."""
+        tick, before = cur_nimg // tick_nimg, (cur_nimg - batch_size) // tick_nimg
+        return cur_nimg >= total_nimg or tick // ticks > before // ticks
 
     def save_state() -> None:
         path = checkpoint.state_path(run_dir, cur_nimg)
@@ -228,92 +214,52 @@ def training_loop(
             meta = {'cur_nimg': cur_nimg, 'scaler': scaler.state_dict(), 'loss_scale': loss_scale}
             checkpoint.save_state(path, net, ema, optimizer, balancer, meta)
 
-    def maintain() -> None:
-        """What is due after ``cur_nimg`` images: a line, pictures, a snapshot, a training state."""
-        nonlocal tick, tick_start_nimg, tick_start_time, loss_steps, run_seconds
-        done = cur_nimg >= total_nimg
-        if not (done or cur_nimg >= (tick + 1) * tick_nimg):
-            return
-        health.raise_if_bad(run_dir)
-        last_tick, tick = tick, cur_nimg // tick_nimg
-        dist.all_reduce_(loss_sum)
-        usage.reduce_()
-        collected = collector.update()
-        seconds = time.time() - tick_start_time
-        run_seconds += seconds
-        mean_losses = (loss_sum / loss_steps / world_size).tolist()  # NaN where every step was skipped
-        loss_sum.zero_()
-        loss_steps = 0
-        if rank == 0:
-            stats = {
-                'nimg': cur_nimg,
-                'tick': tick,
-                'loss': float(np.mean(mean_losses)),
-                'loss_layers': mean_losses,
-                'loss_std': collected['loss'].std,
-                'grad_norm': collected['grad_norm'].mean,
-                'skipped_steps': health.num_skipped,
-                'val_psnr': _validation_psnr(net, ema, val_images, val_condition),
-                **_prior_stats(net, ema, collected, val_images, val_condition),
-                **usage.stats(),
-                'splits': balancer.num_splits.tolist(),
-                'lr': learning_rate(cur_nimg, lr, lr_rampup_nimg, lr_decay, total_nimg),
-                'images_per_sec': (cur_nimg - tick_start_nimg) / seconds,
-                'seconds': time.time() - start_time,
-                'seconds_left': (total_nimg - cur_nimg) * run_seconds / (cur_nimg - first_nimg),
-                'cpu_mem_gb': psutil.Process().memory_info().rss / 2**30,
-                'peak_gpu_mem_gb': torch.cuda.max_memory_allocated(device) / 2**30 if device.type == 'cuda' else None,
-            }
-            progress.clear()
-            print(report.tick_line(stats), flush=True)
-            report.append_stats(run_dir, stats)
-            if events is not None:
-                report.write_events(events, stats)
-            if done or tick // snapshot_ticks > last_tick // snapshot_ticks:
-                _write_pictures(run_dir, cur_nimg, net, ema, val_images, val_condition)
-                persistence.save_network(
-                    os.path.join(run_dir, f'network-snapshot-{cur_nimg:09d}.safetensors'),
-                    net,
-                    ema.copies,
-                    {**(snapshot_meta or {}), 'cur_nimg': cur_nimg},
-                )
-                write_report(run_dir)
-            if done or tick // state_ticks > last_tick // state_ticks:
-                save_state()
-        usage.next_tick()
-        dist.barrier()
-        tick_start_nimg, tick_start_time = cur_nimg, time.time()
+    def save_snapshot() -> None:
+        """The network, and pictures of it; where the snapshot is there, the run that it belongs to has made both."""
+        path = os.path.join(run_dir, f'network-snapshot-{cur_nimg:09d}.safetensors')
+        if rank == 0 and not os.path.exists(path):
+            persistence.save_network(path, net, ema.copies, {**(snapshot_meta or {}), 'cur_nimg': cur_nimg})
+            attempt('the pictures', validation.write_pictures, run_dir, cur_nimg)
 
-    with contextlib.closing(data), stop:
+    def show(stats: dict[str, Any]) -> None:
+        """The numbers of a tick."""
+        stats |= {'tick': cur_nimg // tick_nimg, 'lr': rate_at(cur_nimg), **validation.stats()}
+        progress.clear()
+        print(report.tick_line(stats), flush=True)
+        attempt('stats.jsonl', report.append_stats, run_dir, stats)
+        if events is not None and 'the TensorBoard events' not in attempt.failed:
+            attempt('the TensorBoard events', report.write_events, events, stats)
+        if due(snapshot_ticks):
+            attempt('report.html', write_report, run_dir)
+
+    if resume_state is not None and due(snapshot_ticks):
+        save_snapshot()  # where the run ended between its state and its snapshot
+
+    with contextlib.closing(loader), stop:
         step = 0
         while cur_nimg < total_nimg:
-            # What chance decides in this step, for the whole batch; this rank takes its rows.
+            # The random choices of this step, for the whole batch; this rank takes its rows.
             chance = torch.Generator().manual_seed(_step_seed(seed, cur_nimg))
             table = samplers.chain_dropout_codes(net.code_nodes, chain_dropout, batch_size, chance)
             if net.prior:
                 table[: round(prior_clean * batch_size)] = -1
-            table = table.view(world_size, rounds, B, -1)[rank].to(device, non_blocking=True)  # [rounds, B, L]
+            table = table.view(world_size, rounds, B, -1)[rank].to(device, non_blocking=True)  # [rounds, B, D]
             changes = pipe.draw(batch_size, chance).view(world_size, rounds, B, -1)[rank] if pipe else None
-            told = None
+            draws = [None] * rounds
             if net.conditions:
-                told = net.conditions.draw(batch_size, condition_dropout, chance).view(world_size, rounds, B, -1)[rank]
+                draws = net.conditions.draw(batch_size, condition_dropout, chance).view(world_size, rounds, B, -1)[rank]
             torch.manual_seed(_step_seed(seed, cur_nimg, rank))
-            if not stop.wait(data.ready):
+            if not stop.wait(loader.ready):
                 save_state()
-                progress.clear()
                 dist.print0(stop.message(run_dir, cur_nimg))
                 raise SystemExit(stop.exit_code)
-            micro_batches = next(data)
 
             optimizer.zero_grad(set_to_none=True)
             losses.zero_()
-            for r, (images, *facts) in enumerate(micro_batches):
+            for r, (images, *facts) in enumerate(next(loader)):
                 images = to_float(images.to(device, non_blocking=True))  # [B, C, H, W]
-                labels = condition = None
-                if pipe is not None:
-                    images, labels = pipe.apply(images, changes[r])
-                if told is not None:
-                    condition = _condition(net, images, *facts, draws=told[r])  # [B, c, H, W]
+                images, labels = pipe.apply(images, changes[r]) if pipe else (images, None)
+                condition = condition_of(net, images, *facts, draws=draws[r])  # [B, c, H, W]
                 target = samplers.target_pyramid(images)
                 sampler = samplers.chain_dropout(samplers.nearest_to(target, balancer.penalty), table[r])
                 sampler = samplers.with_log_prior(sampler) if net.prior else sampler
@@ -325,35 +271,44 @@ def training_loop(
                             share_prefixes=share_prefixes, grad_checkpoint=grad_checkpoint,
                         )  # fmt: skip
                     per_layer = layer_losses(output.selected, target)  # [L]
-                    loss = total_loss(per_layer, image_shape)
+                    loss = total_loss(per_layer, images.shape[1:])
                     if net.prior:
                         nats = prior_loss(output.log_prior, output.distances, prior_softness)
-                        collector.report('prior_nats', nats.detach())
+                        meter.collector.report('prior_nats', nats.detach())
                         loss = loss + nats
                     scaler.scale(loss / rounds).backward()
                 losses += per_layer.detach() / rounds
                 balancer.observe(output.codes, output.dropped, output.distances, output.evidence)
-                usage.observe(output.codes, output.dropped)
+                meter.usage.observe(output.codes, output.dropped)
                 del output, per_layer
 
             for group in optimizer.param_groups:
-                group['lr'] = learning_rate(cur_nimg, lr, lr_rampup_nimg, lr_decay, total_nimg)
+                group['lr'] = rate_at(cur_nimg)
             scaler.unscale_(optimizer)
             health.observe(losses, cur_nimg)
-            collector.report('loss', losses.mean())
-            collector.report('grad_norm', health.grad_norm)
-            if on_nan == 'stop' or health.step_is_finite():
+            if taken := on_nan == 'stop' or health.step_is_finite():
                 scaler.step(optimizer)  # ends with Split-and-Prune
                 ema.update_(cur_nimg, batch_size)
-                loss_sum += losses
-                loss_steps += 1
+            meter.observe(losses, taken)
             scaler.update()
             cur_nimg += batch_size
             step += 1
             if device.type == 'cpu' or step % LOOK_EVERY == 0:
                 health.raise_if_bad(run_dir)
-                progress.update(cur_nimg, losses, usage)
-            maintain()
+                progress.update(cur_nimg, losses, meter.usage)
+
+            # The state comes first: an error after it loses nothing.
+            if due():
+                health.raise_if_bad(run_dir)
+                stats = meter.collect(cur_nimg)
+                if due(state_ticks):
+                    save_state()
+                if due(snapshot_ticks):
+                    save_snapshot()
+                if rank == 0:
+                    show(stats)
+                dist.barrier()
+                meter.next_tick(cur_nimg)
             if stop.agreed():
                 save_state()
                 dist.barrier()
@@ -361,7 +316,7 @@ def training_loop(
                 dist.print0(stop.message(run_dir, cur_nimg))
                 raise dist.AgreedExit(stop.exit_code)
     progress.close()
-    dist.print0(f'Done: {cur_nimg:,} images in {format_time(time.time() - start_time)}. See {run_dir}')
+    dist.print0(f'Done: {cur_nimg:,} images in {format_time(meter.seconds())}. See {run_dir}')
 
 
 def learning_rate(cur_nimg: int, lr: float, rampup_nimg: int, decay: str, total_nimg: int) -> float:
@@ -375,111 +330,12 @@ def _step_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _node_weights(net: ddn_networks.Network) -> list[tuple[str, torch.Tensor]]:
-    nodes = {id(w) for w in net.node_weights}
-    return [(name, p) for name, p in net.named_parameters() if id(p) in nodes]
+def _node_weight_names(net: ddn_networks.Network) -> list[str]:
+    nodes = {id(weight) for weight in net.node_weights}
+    return [name for name, param in net.named_parameters() if id(param) in nodes]
 
 
-@torch.no_grad()
-def _condition(
-    net: ddn_networks.Network,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    pairs: torch.Tensor | None = None,
-    draws: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The condition [B, c, H, W] of images that may be augmented, their labels, and uint8 pairs."""
-    if pairs is not None:
-        pairs = to_float(pairs.to(images.device, non_blocking=True))
-    sources = net.conditions.sources(images, pairs)
-    return net.make_condition(labels if net.conditions.labels else None, sources, draws)
-
-
-@torch.no_grad()
-def _averaged(
-    net: ddn_networks.Network,
-    ema: EMA,
-    sampler: samplers.Sampler,
-    num: int,
-    condition: torch.Tensor | None = None,
-    keep: bool = False,
-) -> Output:
-    """A pass with the first averaged copy of the weights."""
-    training = net.training
-    net.eval()
-    weights = next(iter(ema.copies.values()), {})
-    output = torch.func.functional_call(net, weights, (sampler, num, condition), {'keep': keep})
-    net.train(training)
-    return output
-
-
-def _validation_psnr(
-    net: ddn_networks.Network, ema: EMA, images: torch.Tensor, condition: torch.Tensor | None
-) -> float:
-    reconstruction = _averaged(net, ema, samplers.nearest(images), len(images), condition).images
-    return report.psnr(reconstruction, images)
-
-
-@torch.no_grad()
-def _prior_stats(
-    net: ddn_networks.Network,
-    ema: EMA,
-    collected: dict[str, training_stats.Stat],
-    images: torch.Tensor,
-    condition: torch.Tensor | None,
-) -> dict[str, float]:
-    """Nats per code of the own prior, of the tick and of the validation images; nothing without a prior."""
-    if not net.prior:
-        return {}
-    output = _averaged(net, ema, samplers.with_log_prior(samplers.nearest(images)), len(images), condition, keep=True)
-    nats = prior_loss(output.log_prior, output.distances)
-    return {'prior_nats': collected['prior_nats'].mean, 'val_prior_nats': nats.item()}
-
-
-def _write_pictures(
-    run_dir: str,
-    cur_nimg: int,
-    net: ddn_networks.Network,
-    ema: EMA,
-    val_images: torch.Tensor,
-    val_condition: torch.Tensor | None,
-) -> None:
-    reconstructions = _averaged(net, ema, samplers.nearest(val_images), len(val_images), val_condition).images
-    samples = _sample_sheet(net, ema, val_images, val_condition)
-    report.write_sheets(run_dir, cur_nimg, samples, val_images, reconstructions, columns=GRID[1])
-    few = val_images[:LAYERS_OF]
-    condition = None if val_condition is None else val_condition[:LAYERS_OF]
-    layers = _averaged(net, ema, samplers.nearest(few), len(few), condition, keep=True).selected
-    report.write_layers(run_dir, cur_nimg, few, layers)
-
-
-def _sample_sheet(
-    net: ddn_networks.Network, ema: EMA, val_images: torch.Tensor, val_condition: torch.Tensor | None
-) -> torch.Tensor:
-    """Samples. With a condition one row for each of several classes, or for the condition of each of several validation
-    images; where that is a picture, it is on the left, and the image on the right."""
-    rows, columns = GRID
-    condition, shown = None, None
-    if val_condition is not None:
-        num_classes = net.conditions.num_classes
-        if num_classes is not None:
-            rows = min(rows, num_classes)
-            classes = torch.linspace(0, num_classes - 1, rows).long()
-            condition = net.make_condition(classes)
-        else:
-            rows = min(rows, len(val_images))
-            of = torch.linspace(0, len(val_images) - 1, rows).long()
-            condition, originals = val_condition[of], val_images[of]
-            shown = net.conditions.look(condition, net.img_resolution)
-            columns -= 0 if shown is None else 2
-        condition = condition.repeat_interleave(columns, 0)
-    seeds = list(range(rows * columns))
-    if net.prior:
-        sampler = prior.from_prior(samplers.uniforms(net.num_codes, seeds))
-    else:
-        sampler = samplers.given(samplers.uniform_codes(net.code_nodes, seeds).to(val_images.device))
-    samples = _averaged(net, ema, sampler, len(seeds), condition).images
-    if shown is None:
-        return samples
-    samples = samples.unflatten(0, (rows, columns))
-    return torch.cat([shown[:, None], samples, originals[:, None]], 1).flatten(0, 1)
+def _distributed(net: ddn_networks.Network) -> torch.nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # 2.13 has another name for broadcast_buffers
+        return torch.nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
