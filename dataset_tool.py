@@ -46,7 +46,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cli.options import one_line_errors, script_help
+from cli.options import Command, one_line_errors, script_help
 from dnnlib.images import BadImageError, ImageHeader, with_channels
 from dnnlib.readers import printable
 from dnnlib.sources import Source, open_source
@@ -294,7 +294,9 @@ def plan(
     return target, chosen
 
 
-@click.command(help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 120})
+@click.command(
+    cls=Command, help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 120}
+)
 @click.option('--source', required=True, metavar='PATH|URL', help='Where the images come from')
 @click.option('--dest', required=True, metavar='ZIP|DIR', type=click.Path(path_type=Path), help='What to write')
 @click.option('--max-images', metavar='N', type=click.IntRange(min=1), help='Take at most N images')

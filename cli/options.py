@@ -26,7 +26,15 @@ def script_help(file: str, function: str | None = None) -> str:
     return re.sub(r'\n\n(?= +\S)', '\n\n\b\n', ast.get_docstring(tree))
 
 
-class GroupedCommand(click.Command):
+class Command(click.Command):
+    """A command whose usage errors show no secrets of URLs either."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with one_line_errors():
+            return super().parse_args(ctx, args)
+
+
+class GroupedCommand(Command):
     """A command whose --help lists its options under the headings of their ``option_group``."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -93,7 +101,7 @@ def script(file: str) -> Callable[[Callable], click.Command]:
 
     def decorate(command: Callable) -> click.Command:
         settings = {'show_default': True, 'max_content_width': 110}
-        return click.command(help=script_help(file), context_settings=settings)(one_line_errors()(command))
+        return click.command(cls=Command, help=script_help(file), context_settings=settings)(one_line_errors()(command))
 
     return decorate
 

@@ -301,7 +301,7 @@ def test_secrets_in_urls_are_used_and_not_shown(server, tmp_path):
 
 @pytest.mark.parametrize('url', ['http://[', 'http://', 'http://a b/c', 'http://' + 'a' * 300, 'http://u:secret@h:port/x',
                                  'http://127.0.0.1:1/\udcff'])  # fmt: skip
-def test_urls_that_are_none(server, tmp_path, url):
+def test_malformed_urls(server, tmp_path, url):
     with pytest.raises((ValueError, OSError)) as error:
         dnnlib.local_path(url, limits=FAST)
     assert isinstance(error.value, DownloadError) or 'is not a URL' in str(error.value)

@@ -79,6 +79,22 @@ def test_no_secret_is_printed_or_stored(web, tiny_zip, tmp_path):
 @pytest.mark.parametrize(
     'command, args',
     [
+        (train.main, ['--batch=URL']),
+        (train.main, ['URL']),
+        (generate.main, ['--network=x', '--outdir=x', 'URL']),
+        (fid.main, ['calc', '--ref=x', '--batch=URL']),
+        (latents.main, ['nearest', '--codes=x', '--rows=URL']),
+        (dataset_tool.main, ['--source=x', '--dest=x', 'URL']),
+    ],
+)
+def test_usage_errors_show_no_secret(command, args):
+    args = [arg.replace('URL', 'https://u:password@host/x?signature') for arg in args]
+    assert 'https://***@host/x?***' in run(command, *args, expect=2)
+
+
+@pytest.mark.parametrize(
+    'command, args',
+    [
         (train.main, ['--data=URL', '--outdir=OUT']),
         (generate.main, ['--network=URL', '--seeds=0', '--outdir=OUT']),
         (latents.main, ['encode', '--network=URL', '--data=URL', '--dest=OUT.npz']),
