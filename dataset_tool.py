@@ -29,6 +29,9 @@ is in the order of its classes):
   python dataset_tool.py --source=photos --dest=test.zip --shuffle --max-images=1000
 """
 
+import cli.environment  # noqa: F401  # before anything is printed
+
+# isort: split
 import contextlib
 import errno
 import io

@@ -4,7 +4,6 @@ lists of numbers."""
 import ast
 import contextlib
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,11 +62,7 @@ def option_group(heading: str, *options: Callable) -> Callable:
 @contextlib.contextmanager
 def one_line_errors(*more: type[Exception]) -> Iterator[None]:
     """Report user errors, ValueError, OSError and ``more``, and a lack of memory, in one line and exit non-zero. For a
-    block, or for a command as a decorator. Output escapes what its encoding does not have, such as a file name that is
-    not UTF-8."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
+    block, or for a command as a decorator."""
     try:
         yield
     except BrokenPipeError:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import click
 import torch
 
+from cli.networks import load_network
 from cli.options import script
 from ddn_networks import Network, black_boxes, conditions, guides, pixel_maps
 from ddn_networks.guided_sampling import Guidance, top_k
@@ -252,7 +253,7 @@ def steered_sheet(net: Network, shown: torch.Tensor, n: int = 4) -> zscg.Sheet:
 @click.option('--outdir', metavar='DIR', default='out/conditional', help='Folder for tables and pictures')
 @click.option('--note', multiple=True, metavar='NAME=TEXT', help='Remark above the tables; may be repeated')
 def main(task, network, unconditional, data, num, samples, portrait_folder, per_class, few, every, outdir, note):
-    conditional, plain = Network.from_pretrained(network), Network.from_pretrained(unconditional)
+    conditional, plain = load_network(network), load_network(unconditional)
     facts = dict(text.partition('=')[::2] for text in note)
     for name, net in (('conditional', conditional), ('unconditional', plain)):
         meta = net.snapshot_meta

@@ -11,9 +11,9 @@ import json
 
 import click
 
+from cli.networks import load_network
 from cli.options import script
 from cli.tables import write_json
-from ddn_networks import Network
 from experiments import digits
 from metrics.detectors import load_detector
 
@@ -26,7 +26,7 @@ from metrics.detectors import load_detector
 @click.option('--out', metavar='JSON', help='Also write the numbers here')
 def main(network: str, real: str, num: int, ema: str | None, out: str | None) -> None:
     lenet = load_detector('lenet').net
-    result = digits.quality(Network.from_pretrained(network, ema=ema), lenet, real, num)
+    result = digits.quality(load_network(network, ema=ema), lenet, real, num)
     click.echo(json.dumps(result, indent=2))
     if out:
         write_json(out, result)

@@ -13,10 +13,10 @@ import os
 import click
 import torch
 
+from cli.networks import load_network
 from cli.options import script
 from cli.presets import PRESETS
 from cli.tables import write_json
-from ddn_networks import Network
 from dnnlib.readers import read_json
 from dnnlib.util import file_sha256
 from experiments.common import snapshots
@@ -49,7 +49,7 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str |
     preset = preset or stored['preset']
     if preset not in PRESETS:
         raise ValueError(f'{run} has no preset that exists now: name the nearest one with --preset')
-    net = Network.from_pretrained(newest, ema=ema)
+    net = load_network(newest, ema=ema)
     meta = {k: net.snapshot_meta.get(k) for k in ('dataset', 'git_revision', 'cur_nimg')} | {'preset': preset}
     kept = ema or next(iter(net.snapshot_meta['emas']), 'none')
     persistence.save_network(path, net.to(dtype), meta={**meta, 'averaged_over_mimg': kept})

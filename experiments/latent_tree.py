@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from cli.networks import load_network
 from cli.options import script
 from ddn_networks import Network
 from dnnlib.images import to_image, to_uint8
@@ -103,7 +104,7 @@ def draw_tree(levels: list[np.ndarray], num_nodes: list[int], leaf: tuple[int, i
 
 
 def tree_of(path: str, depth: int | None, ema: str | None, leaf: int) -> tuple[Image.Image, Network]:
-    net = Network.from_pretrained(path, ema=ema)
+    net = load_network(path, ema=ema)
     depth = depth or net.num_layers
     levels = grow(net, depth)
     H, W = net.img_resolution

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from cli.networks import load_network
 from cli.options import script
 from cli.tables import write_json
-from ddn_networks import Network, RecurrentDDN, samplers
+from ddn_networks import RecurrentDDN, samplers
 from dnnlib.archives import ImageArchive
 from dnnlib.sheets import draw_sheet, save_png
 from experiments.common import as_saved, pictures
@@ -99,7 +100,7 @@ def chart(trained: int, curves: list[tuple[str, list[float], str, tuple]]) -> Im
 @click.option('--ema', metavar='LABEL', help="Averaged weights by half-life, or 'none'  [default: the first]")
 @click.option('--outdir', metavar='DIR', help='Write results.json, quality.png and samples.png there')
 def main(network, real, steps, num, ema, outdir) -> None:
-    net = Network.from_pretrained(network, ema=ema)
+    net = load_network(network, ema=ema)
     if not isinstance(net, RecurrentDDN):
         raise ValueError(f'{network} is not recurrent: its {net.num_layers} layers are fixed')
     lenet, held = load_detector('lenet').net, len(ImageArchive(real))

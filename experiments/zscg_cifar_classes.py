@@ -12,6 +12,7 @@ import time
 import click
 import torch
 
+from cli.networks import load_network
 from cli.options import script
 from ddn_networks import Network, black_boxes
 from ddn_networks.guided_sampling import Guidance, top_k
@@ -71,7 +72,7 @@ def trust(net: Network, judge: CifarResNet, data: str) -> dict[str, str]:
               help='Unguided samples per image to choose from  [default: as many as the guide judges candidates]')
 @torch.no_grad()
 def main(network, data, outdir, per_class, pool):
-    net = Network.from_pretrained(network)
+    net = load_network(network)
     guide_net, judge = load_resnet(20), load_resnet(56)
     index = torch.arange(10).repeat_interleave(per_class)
     made = {}  # {way: (images, guide calls per image, seconds per image)}

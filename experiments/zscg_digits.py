@@ -11,6 +11,7 @@ import time
 import click
 import torch
 
+from cli.networks import load_network
 from cli.options import script
 from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided_sampling import Guidance, temperature, top_k
@@ -91,7 +92,7 @@ def _class_row(way: str, images, index, lenet, judge, calls: int, seconds: float
 @click.option('--pool', type=click.IntRange(min=1),
               help='Unguided samples to choose from  [default: as many as the guide judges candidates]')
 def main(network, data, reference, lenet, outdir, num, per_class, pool):
-    net, lenet = Network.from_pretrained(network), load_detector('lenet', lenet).net
+    net, lenet = load_network(network), load_detector('lenet', lenet).net
     judge = digits.nearest_digit(reference, net)
     originals, truth = pictures(data, net, range(num)), class_labels(data, range(num))
     drawn = zscg.unguided(net, pool or sum(net.num_nodes), seed=10**6)

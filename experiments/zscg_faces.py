@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from cli import guide_networks
+from cli.networks import load_network
 from cli.options import script
 from ddn_networks import Network, black_boxes, guides, pixel_maps
 from ddn_networks.guided_sampling import Guidance, by_distance, top_k
@@ -222,7 +223,7 @@ def drawn_tasks(net: Network, shown: torch.Tensor, every: Sequence[zscg.Task]) -
 @click.option('--task', 'only', multiple=True, metavar='NAME', help='Only this task; may be repeated')
 def main(network, data, portrait_folder, outdir, num, pool, clip, only):
     guide_of = clip_guides(clip) if clip else None
-    net, lpips = Network.from_pretrained(network), load_lpips()
+    net, lpips = load_network(network), load_lpips()
     originals, shown = pictures(data, net, range(num)), portraits(portrait_folder, net)
     calls = sum(net.num_nodes)
     drawn = zscg.unguided(net, pool or calls, seed=10**6, batch=16)
