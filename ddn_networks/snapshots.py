@@ -14,7 +14,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ PRETRAINED = Path(__file__).parent / 'pretrained'  # networks that come with the
 
 # Greatest values of constructor arguments. What else is huge needs as many weights, which a file has or has not.
 LIMITS = {'img_resolution': 2**12, 'num_layers': 10_000, 'num_blocks': 10_000, 'dropout': 1}
-LIMIT = 2**20  # of every other integer, and of the entries of a list
+LIMIT = 2**20  # of every other number
 
 # Constructor arguments -> number of weights that a network has at least, before any of it is built.
 _LEAST_WEIGHTS = {
-    DDN: lambda a: len(a['num_blocks']) if a['repeat_blocks'] else sum(a['num_blocks']),
+    DDN: lambda a: sum(a['num_blocks']) if a['prior_width'] or not a['repeat_blocks'] else len(a['num_blocks']),
     RECURRENT: lambda a: a['num_blocks'] * len(a['multipliers']),
 }
 
@@ -105,11 +105,8 @@ def _checked(spec: Mapping[str, Any], num_tensors: float) -> tuple[type, dict[st
         if not _has_type(value, signature.parameters[key].annotation):
             kind = inspect.formatannotation(signature.parameters[key].annotation).replace('collections.abc.', '')
             raise ValueError(f'{attribute}: {key} is {str(value)[:80]!r}, not {kind}')
-        values = value if isinstance(value, Sequence) else [value]
         limit = LIMITS.get(key, LIMIT)
-        flat = [w for v in values for w in (v if isinstance(v, (list, tuple)) else [v])]  # grids may be pairs
-        numbers = [v for v in flat if not isinstance(v, str)]
-        if len(values) > LIMIT or not all(0 <= v <= limit for v in numbers):
+        if not all(0 <= number <= limit for number in _numbers(value)):
             raise ValueError(f'{attribute}: {key}={str(value)[:80]} is out of range: 0 to {limit}')
     bound.apply_defaults()
     layers = bound.arguments['num_blocks']
@@ -135,6 +132,15 @@ class _Uninitialised(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return args[0] if func is torch.Tensor.uniform_ else func(*args, **(kwargs or {}))
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in a constructor argument: itself, or those of a list and of the lists in it."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _numbers(part)
+    elif not isinstance(value, str):
+        yield value
 
 
 def network_path(network: str | os.PathLike) -> Path:

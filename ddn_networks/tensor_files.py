@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import struct
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -71,7 +72,7 @@ def opened(path: str | os.PathLike) -> Iterator[TensorFile]:
     """The open file; ValueError or OSError in one line where it is damaged or another one."""
     with contextlib.ExitStack() as stack:
         with one_line(f'{path} is not a whole safetensors file (cut off, or a pickle under another name?)'):
-            file = stack.enter_context(safe_open(path, 'pt'))
+            file = stack.enter_context(safe_open(stack.enter_context(_utf8_name(path)), 'pt'))
         yield TensorFile(path, file)
 
 
@@ -130,6 +131,20 @@ def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
         if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite():
             if not tensor.isfinite().all():
                 raise ValueError(f'{where}: {name} holds NaN or infinite values')
+
+
+@contextlib.contextmanager
+def _utf8_name(path: str | os.PathLike) -> Iterator[str]:
+    """A name of the file that safetensors takes: a link to it where its own is not UTF-8."""
+    try:
+        name = os.fspath(path)
+        name.encode()
+        yield name
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = os.path.join(folder, 'link')
+            os.symlink(os.path.abspath(path), link)
+            yield link
 
 
 @contextlib.contextmanager

@@ -244,7 +244,8 @@ HUGE = [
     {'img_resolution': [2**31, 2**31]}, {'img_resolution': 2**12}, {'img_resolution': 10**30}, {'img_channels': 2**20},
     {'channels': [8] * 5000, 'num_blocks': [1] * 5000, 'num_nodes': [3] * 5000}, {'condition_channels': 2**31},
     {'augment_dim': 2**63}, {'conditions': ['onehot:999999999']}, {'conditions': ['class:' + '9' * 6000]},
-    {'conditions': ['vector:8'] * 3000},
+    {'conditions': ['vector:8'] * 3000}, {'num_blocks': [9, 9000], 'repeat_blocks': True, 'prior_width': 1},
+    {'grids': [1] * 2**17}, {'grids': [2**20, 2**20]},
 ]  # fmt: skip
 WRONG = [
     *({key: value} for key in ('img_channels', 'condition_channels', 'augment_dim')
@@ -260,6 +261,10 @@ WRONG = [
       for value in ('color', [5], [None], [['color']], ['nothing'], ['color', 'color'], {'color': 1}, ['class:0'],
                     ['class'], [''], [True])),
     *({'condition_placement': value} for value in ('left', '', 5, None, True, ['published'])),
+    *({'grids': value}
+      for value in (2, 'x', [2], [[1, 1, 1], 1], [[2**31, 1], 1], [[[1]], 1], [0, 1], [True, 1], [-1, 1])),
+    *({'prior_width': value} for value in (-1, True, 2.0, '4', [4], None, 2**31, 8)),
+    *({'prior_gradient': value} for value in (-1, '1', True, None, 1e400)),
     {'surprise': 1}, {'self': 1}, {'': 1},
 ]  # fmt: skip
 

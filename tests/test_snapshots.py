@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from conftest import invoke
+from mutations import outcome
+from safetensors.torch import load_file, save_file
 
+import generate
 from ddn_networks import DDN, snapshots, tensor_files
 
 CONFIG = {'img_resolution': (6, 4), 'img_channels': 3, 'channels': [8, 8], 'num_blocks': [1, 2], 'num_nodes': [4, 3]}
@@ -226,3 +230,61 @@ def test_arguments_are_remembered_as_plain_values(net):
     assert spec['class_name'] in snapshots.ALLOWED_CLASSES
     assert json.loads(json.dumps(spec)) == spec
     assert snapshots.rebuild(spec).specs == net.specs
+
+
+def test_a_folder_is_its_newest_snapshot(net, tmp_path):
+    for nimg in (5, 40, 300):
+        snapshots.save_network(tmp_path / f'network-snapshot-{nimg:09d}.safetensors', net, meta={'cur_nimg': nimg})
+    (tmp_path / 'network-snapshot-000000900.safetensors.old').write_bytes(b'')
+    (tmp_path / 'network-snapshot-best.safetensors').write_bytes(b'')
+    snapshots.save_network(tmp_path / 'network-snapshot-1234567890.safetensors', net, meta={'cur_nimg': 1234567890})
+    assert DDN.from_pretrained(tmp_path).snapshot_meta['cur_nimg'] == 1234567890
+    out = invoke(generate.main, f'--network={tmp_path}', '--device=cpu', '--seeds=0', f'--outdir={tmp_path}/out')
+    assert 'Error' not in out and (tmp_path / 'out' / '000000.png').is_file()
+
+
+def test_a_folder_without_a_snapshot(tmp_path):
+    (tmp_path / 'training-state-000000001.safetensors').write_bytes(b'')
+    with pytest.raises(OSError, match=r'has no network-snapshot-\*\.safetensors: give a snapshot or a run folder'):
+        DDN.from_pretrained(tmp_path)
+    out = invoke(generate.main, f'--network={tmp_path}', '--device=cpu', '--seeds=0', '--outdir=out', expect=1)
+    assert 'has no network-snapshot-*.safetensors' in out.splitlines()[-1]
+
+
+def test_what_is_not_a_file(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / 'pipe')  # reading it would wait for ever
+    (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+    for path in (tmp_path / 'pipe', Path('/dev/zero')):
+        with pytest.raises(OSError, match=f'{path} is not a file'):
+            DDN.from_pretrained(path)
+    monkeypatch.chdir(tmp_path)
+    for path in ('loop', 'loop/', 'nul\0.safetensors', 'x' * 5000, 'https://example.com/net.safetensors', ''):
+        error = outcome(lambda path=path: DDN.from_pretrained(path))
+        assert isinstance(error, (OSError, ValueError)), path
+
+
+def test_names_that_are_not_utf_8(net, tmp_path):
+    path = tmp_path / os.fsdecode(b'net-\xff.safetensors')
+    snapshots.save_network(path, net)
+    assert torch.equal(DDN.from_pretrained(path).ddls[0].weight, net.ddls[0].weight)
+    path.write_bytes(b'damaged')
+    assert isinstance(outcome(lambda: DDN.from_pretrained(path)), ValueError)
+
+
+def test_nothing_is_left_of_a_write_that_fails(net, tmp_path):
+    (tmp_path / 'folder.safetensors').mkdir()
+    with pytest.raises(OSError, match=r'cannot write .*folder\.safetensors: .*; nothing of it is left behind'):
+        snapshots.save_network(tmp_path / 'folder.safetensors', net)
+    (tmp_path / 'file').write_bytes(b'')
+    with pytest.raises(OSError, match='cannot write'):
+        snapshots.save_network(tmp_path / 'file' / 'net.safetensors', net)
+    with pytest.raises(ValueError, match='JSON'):
+        snapshots.save_network(tmp_path / 'nan.safetensors', net, meta={'loss': float('nan')})
+    assert sorted(os.listdir(tmp_path)) == ['file', 'folder.safetensors']
+
+
+def test_others_read_what_we_write(net, snapshot):
+    tensors = load_file(snapshot)
+    assert all(torch.equal(tensors[f'net/{name}'], t) for name, t in net.state_dict().items())
+    data = snapshot.read_bytes()
+    assert struct.unpack('<Q', data[:8])[0] % 8 == 0  # tensors are aligned
