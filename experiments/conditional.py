@@ -51,8 +51,7 @@ def timed(make: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
 
 def psnr_of_codes(net: Network, images: torch.Tensor, condition: torch.Tensor | None) -> float:
     """Mean PSNR in dB of held-out images encoded and decoded."""
-    decoded = net.decode(net.encode(images, condition), condition)
-    return psnr(as_saved(decoded), images, 2.0).mean().item()
+    return psnr(as_saved(net.reconstruct(images, condition).images), images, 2.0).mean().item()
 
 
 # Classes.

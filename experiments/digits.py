@@ -67,7 +67,7 @@ def quality(net: Network, lenet: LeNet, real: str, num: int = 1000) -> dict[str,
     samples = torch.cat([net.sample(seeds=part.tolist())[0] for part in torch.arange(num).split(250)])
     digits = pictures(real, net)
     of_samples = probabilities(lenet, samples)
-    decoded = torch.cat([net.decode(net.encode(part)) for part in digits.split(250)]).clamp(-1, 1)
+    decoded = torch.cat([net.reconstruct(part).images for part in digits.split(250)]).clamp(-1, 1)
     return {
         'samples_read': legible(of_samples),
         'real_read': legible(probabilities(lenet, digits)),

@@ -55,7 +55,7 @@ def trust(net: Network, judge: CifarResNet, data: str) -> dict[str, str]:
     """The judge's accuracy on held-out images and on their reconstructions, which bounds what samples can reach."""
     chosen = spread(data, HELD)
     truth, real = class_labels(data, chosen), pictures(data, net, chosen)
-    decoded = torch.cat([net.decode(net.encode(part)) for part in real.split(100)])
+    decoded = torch.cat([net.reconstruct(part).images for part in real.split(100)])
     facts = {}
     for name, images in (('held-out images', real), ('their reconstructions', as_saved(decoded))):
         right = (judge.classes(images) == truth).float().mean().item()
