@@ -42,7 +42,7 @@ NUM = 50_000  # images of an FID, unless given
 
 
 def report(command: str, numbers: evaluate.Numbers, notes: list[str], about: dict, path: str | None) -> None:
-    """Print the numbers, the notes as warnings, and all of it as a line of JSON, which also goes into the file `path`.
+    """Print the numbers, the notes as warnings, and all as a line of JSON, which also goes into the file ``path``.
 
     Raises ValueError for NaN.
     """

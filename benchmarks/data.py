@@ -3,7 +3,7 @@
     python -m benchmarks.data --data=datasets/cifar10-32x32.zip --need=50
 
 A row for each container (the zip, and the same files in a folder), cache and number of threads: images/s of the loader
-of training (`training.loader.Loader`), and how many times the need that is. Rows with a cache are measured once every
+of training (``training.loader.Loader``), and how many times the need that is. Rows with a cache are measured once every
 image has been seen. Without --data, temporary images of noise are used.
 """
 

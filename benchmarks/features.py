@@ -2,9 +2,9 @@
 
     python -m benchmarks.features --threads=2
 
-Compares the network as pytorch-fid runs it (plain modules, evaluation mode, NCHW, `no_grad`), ours (`fast_`: folded
-norms, joined 1x1 convolutions, channels-last, `inference_mode`), and ours in bfloat16; and the 2048-dimensional FID
-with `scipy.linalg.sqrtm`. Without Inception's weights random ones are used: speed is the same, features are not.
+Compares the network as pytorch-fid runs it (plain modules, evaluation mode, NCHW, ``no_grad``), ours (``fast_``: folded
+norms, joined 1x1 convolutions, channels-last, ``inference_mode``), and ours in bfloat16; and the 2048-dimensional FID
+with ``scipy.linalg.sqrtm``. Without Inception's weights random ones are used: speed is the same, features are not.
 """
 
 import time

@@ -1,13 +1,13 @@
-"""The 2D densities of `distribution_playground`, fitted by `sddn` and by us: KL and time.
+"""The 2D densities of ``distribution_playground``, fitted by ``sddn`` and by us: KL and time.
 
     PYTHONPATH=peers python -m benchmarks.toy_density_peer --out=benchmarks/results/toy_density_peer
 
 Both peers (MIT) are on PyPI: pip install --no-deps sddn==0.0.2 distribution_playground==0.1.2, and what they import
 (boxx, OpenCV, pandas, matplotlib and more). All get the same 72,000 samples and the same first positions of K = 2000
-nodes. `sddn` takes them in 1800 iterations of 40, as its authors do, by gradient descent at the best of several rates,
-and again in three passes, as our `trimmed` does. Our other ways use each sample once; batches and rates of ours are
-those of experiments/points.py. Times are CPU seconds of one thread, training alone, so that they hold on a busy
-machine; MALLOC_* of benchmarks/common.py makes `sddn` a third faster.
+nodes. ``sddn`` takes them in 1800 iterations of 40, as its authors do, by gradient descent at the best of several
+rates, and again in three passes, as our ``trimmed`` does. Our other ways use each sample once; batches and rates of
+ours are those of experiments/points.py. Times are CPU seconds of one thread, training alone, so that they hold on a
+busy machine; MALLOC_* of benchmarks/common.py makes ``sddn`` a third faster.
 """
 
 import time

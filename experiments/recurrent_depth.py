@@ -5,7 +5,7 @@
 
 One pass of --steps steps also gives the image of every smaller L, since a step does not depend on L. Measures the PSNR
 of held-out digits after each step, and the share of uniform samples that a LeNet recognises, as in
-experiments/digit_quality.py: the largest class probability is at least 0.9. The network `recurrent` of
+experiments/digit_quality.py: the largest class probability is at least 0.9. The network ``recurrent`` of
 ddn_networks/pretrained/ is for digits of 16x16; docs/latents.md makes those.
 """
 

@@ -2,7 +2,7 @@
 
     python -m experiments.zscg_digits --network=NET --data=datasets/mnist-test.zip --reference=datasets/mnist.zip
 
-NET: a snapshot of train.py --preset=mnist-cpu, or `mnist`. The judge of classes does not guide: it takes the label of
+NET: a snapshot of train.py --preset=mnist-cpu, or ``mnist``. The judge of classes does not guide: it takes the label of
 the nearest --reference image, by pixels. The report states its accuracy on the held-out digits.
 """
 

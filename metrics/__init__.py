@@ -1,1 +1,1 @@
-"""Numbers about pictures: tensors and arrays in, numbers out. No command line, no pickle."""
+"""Metrics of images: features and distances (tensors in, numbers out), and evaluation of files and networks."""

@@ -1,4 +1,4 @@
-"""Densities on a grid of bins, and how well K equal nodes represent one: the measure of Fig. 17.
+"""Densities on a grid of bins, and measures of how well K equal nodes represent one (Fig. 17).
 
 Legend: S x S bins over the square [-1, 1]^2, row 0 at the top (y = 1); K nodes; n samples. A density is a float64 array
 [S, S] that sums to 1 and is nowhere zero. Points are (x, y).
@@ -9,11 +9,11 @@ import heapq
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-FAINT = 1e-20  # mass spread over all bins, so that a node where no data is costs much and not infinitely much
+FAINT = 1e-20  # mass spread over all bins, so that a node without data costs much, but not infinitely much
 
 
 def from_array(values: np.ndarray) -> np.ndarray:
-    """Non-negative values [S, S] as a density. ValueError if there is nothing to see."""
+    """Non-negative values [S, S] as a density. Raises ValueError for others, or if all are zero."""
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not np.isfinite(values).all() or values.min() < 0 or values.sum() <= 0:
         raise ValueError('a density is a two-dimensional array of numbers >= 0 that are not all zero')
@@ -33,7 +33,7 @@ def gaussian(size: int = 100) -> np.ndarray:
 
 
 def rings(size: int = 100) -> np.ndarray:
-    """Five rings, in three corners blurred more and more."""
+    """Five rings, increasingly blurred in three corners."""
     big = 4 * size
     sharp = Image.new('L', (big, big))
     draw = ImageDraw.Draw(sharp)
@@ -48,7 +48,7 @@ def rings(size: int = 100) -> np.ndarray:
 
 
 def code(size: int = 100, modules: int = 25) -> np.ndarray:
-    """A picture like a QR code: random modules and three finder squares. It says nothing."""
+    """A picture like a QR code: random modules and three finder squares. It encodes nothing."""
     grid = np.random.RandomState(0).rand(modules, modules) < 0.5
     finder = np.ones((7, 7), bool)
     finder[1:6, 1:6] = False
@@ -82,7 +82,7 @@ BUILT_IN = {'gaussian': gaussian, 'rings': rings, 'code': code, 'spiral': spiral
 
 
 def sample(density: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n samples [n, 2], uniform within their bin."""
+    """Draw n samples [n, 2], uniform within their bins."""
     S = len(density)
     upto = density.ravel().cumsum()
     bins = np.searchsorted(upto, rng.random(n) * upto[-1], side='right').clip(max=S * S - 1)
@@ -92,7 +92,7 @@ def sample(density: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def histogram(points: np.ndarray, size: int) -> np.ndarray:
-    """How many of the points [K, 2] lie in each bin: [size, size] int64; those outside count for the nearest bin."""
+    """Count the points [K, 2] in each bin: [size, size] int64. Points outside count for the nearest bin."""
     x, y = np.asarray(points, np.float64).T
     column = np.floor((x + 1) / 2 * size).astype(int).clip(0, size - 1)
     row = np.floor((1 - y) / 2 * size).astype(int).clip(0, size - 1)
@@ -100,7 +100,7 @@ def histogram(points: np.ndarray, size: int) -> np.ndarray:
 
 
 def kl_of_counts(counts: np.ndarray, density: np.ndarray) -> float:
-    """KL(nodes || density) in nats, of nodes counted per bin."""
+    """KL(nodes || density) in nats, from the nodes per bin."""
     share = counts / counts.sum()
     held = counts > 0
     return float((share[held] * np.log(share[held] / density[held])).sum())
@@ -112,12 +112,12 @@ def kl(points: np.ndarray, density: np.ndarray) -> float:
 
 
 def total_variation(points: np.ndarray, density: np.ndarray) -> float:
-    """Half of sum |P - density|: what KL(P || density) forgives, mass that no node stands for, counts here. 0..1"""
+    """Half of sum |P - density|, 0..1. Counts mass that no node represents, which KL(P || density) ignores."""
     return float(np.abs(histogram(points, len(density)) / len(points) - density).sum() / 2)
 
 
 def best_counts(density: np.ndarray, num_nodes: int) -> np.ndarray:
-    """The allocation of K equal-mass nodes to bins with the least KL(nodes || density), [S, S] int64.
+    """The allocation [S, S] int64 of K equal-mass nodes to bins that has the least KL(nodes || density).
 
     With c_b nodes in bin b, K KL = sum c_b log c_b - c_b log(K q_b): a sum of convex functions of the c_b. So putting
     each node where it costs least is exact.

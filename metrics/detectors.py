@@ -1,4 +1,4 @@
-"""The networks that metrics look at images with: where their weights are looked for, and how they are loaded and run.
+"""The networks of the metrics: where their weights are looked for, and how they are loaded and run.
 
 A file of detector weights names its network by the tensors in it.
 """
@@ -33,7 +33,7 @@ PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
 
 class Detector(NamedTuple):
-    """A network that turns images `[B, 1 or 3, H, W]`, float in [-1, 1], into features `[B, dim]`, float32."""
+    """A network that turns images [B, 1 or 3, H, W], float in [-1, 1], into features [B, dim], float32."""
 
     name: str
     net: torch.nn.Module
@@ -61,10 +61,10 @@ class Detector(NamedTuple):
 
 
 def weights_path(kind: str, given: str | os.PathLike | None = None) -> Path:
-    """Find the weights of `kind`, a key of FILES, on this machine.
+    """Find the weights of ``kind``, a key of FILES, on this machine.
 
-    Looks at `given` (path or URL), the kind's environment variable, the download cache, `../shared/weights` beside the
-    checkout. Inception's are downloaded where none of them has a file.
+    Looks at ``given`` (path or URL), the kind's environment variable, the download cache and ``../shared/weights`` next
+    to the checkout. Inception's are downloaded where none of them has a file.
 
     Raises:
         FileNotFoundError: there are none; the line names the file and where to put it.
@@ -98,10 +98,10 @@ def load_detector(
     """Load a detector.
 
     Args:
-        name: `inception`, `lenet`, or a path or URL of a file of the weights of either.
-        weights: path or URL of the weights; None looks where `weights_path` says.
+        name: ``inception``, ``lenet``, or a path or URL of a file of the weights of either.
+        weights: path or URL of the weights; None looks where ``weights_path`` says.
         device: where it runs.
-        precision: `float32` or, for Inception, `bfloat16`: faster, features off by a few per cent.
+        precision: ``float32`` or, for Inception, ``bfloat16``: faster, features off by a few per cent.
 
     Raises:
         ValueError: the file is not one of weights, or of another network, or its numbers are not finite.
@@ -129,7 +129,7 @@ def load_detector(
 
 
 def load_lpips(device: str | torch.device = 'cpu') -> LPIPS:
-    """LPIPS v0.1 (AlexNet) with the weights that `weights_path` finds. Raises as `load_detector`."""
+    """LPIPS v0.1 (AlexNet) with the weights that ``weights_path`` finds. Raises as ``load_detector``."""
     paths = weights_path('lpips-alex'), weights_path('lpips-lin')
     state = read_state(paths[0]) | {key.split('.')[0]: value.flatten() for key, value in read_state(paths[1]).items()}
     net = LPIPS()
@@ -140,8 +140,8 @@ def load_lpips(device: str | torch.device = 'cpu') -> LPIPS:
 
 
 def load_resnet(depth: int) -> CifarResNet:
-    """A classifier of CIFAR-10 of depth 20 or 56, with the weights that `weights_path` finds. Raises as
-    `load_detector`."""
+    """A classifier of CIFAR-10 of depth 20 or 56, with the weights that ``weights_path`` finds. Raises as
+    ``load_detector``."""
     path = weights_path(f'resnet{depth}')
     net = CifarResNet(depth)
     load_(net, {name.removeprefix('module.'): tensor for name, tensor in read_state(path).items()}, path)

@@ -19,7 +19,7 @@ TABLE_BYTES = 1 << 27  # of one piece of a table of pairwise distances
 
 
 class Moments:
-    """Streaming mean `[D]` and covariance `[D, D]` in float64 of vectors in batches, on any number of ranks.
+    """Streaming mean [D] and covariance [D, D] in float64 of vectors in batches, on any number of ranks.
 
     Keeps the mean and the sum of squared deviations and merges batches by Chan, Golub and LeVeque (1983), so a large
     mean costs no digits.
@@ -31,7 +31,7 @@ class Moments:
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (x - mean) (x - mean)^T
 
     def add_(self, features: torch.Tensor) -> 'Moments':
-        """Add vectors `[N, D]`. Raises ValueError for another shape or a number that is not finite."""
+        """Add vectors [N, D]. Raises ValueError for another shape or a number that is not finite."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(f'features must be [N, {len(self.mean)}], not {[*features.shape]}')
         if len(features):
@@ -59,7 +59,7 @@ class Moments:
         self.num = total
 
     def all_reduce_(self, all_reduce_: Callable[[torch.Tensor], object]) -> 'Moments':
-        """Replace the moments by those of all ranks' vectors; `all_reduce_` sums a tensor over ranks in place."""
+        """Replace the moments by those of all ranks' vectors; ``all_reduce_`` sums a tensor over ranks in place."""
         num = torch.tensor([self.num], dtype=torch.float64)
         all_reduce_(num)
         total = int(num.item())
@@ -85,7 +85,7 @@ class Moments:
 
 
 def require_covariance(sigma: torch.Tensor) -> torch.Tensor:
-    """`covariance_factor` of a matrix `[D, D]`. Raises ValueError unless it is finite, symmetric and positive
+    """``covariance_factor`` of a matrix [D, D]. Raises ValueError unless it is finite, symmetric and positive
     semi-definite."""
     if not sigma.isfinite().all():
         raise ValueError('statistics that are not finite (NaN or infinite)')
@@ -95,7 +95,7 @@ def require_covariance(sigma: torch.Tensor) -> torch.Tensor:
 
 
 def covariance_factor(sigma: torch.Tensor) -> torch.Tensor:
-    """A `[D, R]` with A A^T = sigma `[D, D]`, R its rank. Cholesky where that is safe, else a symmetric
+    """A [D, R] with A A^T = sigma [D, D], R its rank. Cholesky where that is safe, else a symmetric
     eigendecomposition. Raises ValueError for eigenvalues that are negative by more than rounding."""
     noise = torch.finfo(sigma.dtype).eps * len(sigma)
     lower, failed = torch.linalg.cholesky_ex(sigma)
@@ -116,10 +116,10 @@ def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
 
     With S = A A^T from a symmetric eigendecomposition, tr (S1 S2)^(1/2) is the sum of the singular values of A1^T A2:
     no matrix root and no root of rounding errors, so singular covariances (fewer images than features) are as exact as
-    others, where `scipy.linalg.sqrtm` is off by 1e-6 and more.
+    others, where ``scipy.linalg.sqrtm`` is off by 1e-6 and more.
 
     Args:
-        mu1, mu2: `[D]`; sigma1, sigma2: `[D, D]`, symmetric, positive semi-definite. Arrays or tensors; float64 inside.
+        mu1, mu2: [D]; sigma1, sigma2: [D, D], symmetric, positive semi-definite. Arrays or tensors; float64 inside.
 
     Raises:
         ValueError: shapes that do not fit, numbers that are not finite or overflow, a sigma that is not a covariance.
@@ -152,7 +152,7 @@ class KID(NamedTuple):
 
 
 def polynomial_mmd(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Unbiased squared MMD of `[N, D]` and `[M, D]`, kernel (x.y / D + 1)^3 (Binkowski et al. 2018); can be below 0."""
+    """Unbiased squared MMD of [N, D] and [M, D], kernel (x.y / D + 1)^3 (Binkowski et al. 2018); can be below 0."""
     N, M, D = len(x), len(y), x.shape[1]
     # The products in the precision of the features: for float32 that is off by 1e-9 here, and twice as fast.
     xx, yy, xy = (((a @ b.T).double() / D + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
@@ -170,7 +170,7 @@ def kernel_distance(
     is unbiased at any subset size; for small sets subsets are a quarter of the smaller one.
 
     Args:
-        x, y: features `[N, D]`, `[M, D]`, at least 8 each.
+        x, y: features [N, D], [M, D], at least 8 each.
         seed: of the choice of subsets.
 
     Raises:
@@ -195,7 +195,7 @@ def kernel_distance(
 
 
 def square_distances(x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield `(i, table)`: squared distances of x[i : i + len(table)] to all of y, in pieces of TABLE_BYTES at most.
+    """Yield ``(i, table)``: squared distances of x[i : i + len(table)] to all of y, in pieces of TABLE_BYTES at most.
 
     Raises ValueError where they overflow.
     """
@@ -213,7 +213,7 @@ def square_distances(x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[int, to
 
 
 def neighbour_radii(x: torch.Tensor, *ks: int) -> list[torch.Tensor]:
-    """For each k `[N]`: squared distance of each vector of x `[N, D]` to its k-th nearest other one."""
+    """For each k [N]: squared distance of each vector of x [N, D] to its k-th nearest other one."""
     if not 0 < min(ks) <= max(ks) < len(x):
         raise ValueError(f'{len(x)} vectors have no {max(ks)} nearest others')
     nearest = []
@@ -226,9 +226,9 @@ def neighbour_radii(x: torch.Tensor, *ks: int) -> list[torch.Tensor]:
 
 
 class Nearest:
-    """The k nearest vectors of a gallery, which comes in batches (`add_`), to each of a set of queries `[N, D]`.
+    """The k nearest vectors of a gallery, which comes in batches (``add_``), to each of a set of queries [N, D].
 
-    `distances` `[N, k]` are Euclidean and ascending, `indices` `[N, k]` int64 count in the order added; infinity and -1
+    ``distances`` [N, k] are Euclidean and ascending, ``indices`` [N, k] int64 count in the order added; infinity and -1
     where fewer than k were added.
     """
 
@@ -239,7 +239,7 @@ class Nearest:
         self.distances = torch.full((len(queries), k), math.inf, dtype=torch.float64, device=queries.device)
 
     def add_(self, gallery: torch.Tensor) -> 'Nearest':
-        """Add vectors `[M, D]` to the gallery."""
+        """Add vectors [M, D] to the gallery."""
         gallery = gallery.to(self.queries)
         k = self.indices.shape[1]
         for i, table in square_distances(self.queries, gallery):
@@ -257,7 +257,7 @@ class Nearest:
 
 
 class Closeness(NamedTuple):
-    """Distances of samples to training images against those of held-out images. See `closeness`."""
+    """Distances of samples to training images against those of held-out images. See ``closeness``."""
 
     closer: float
     copies: float
@@ -266,11 +266,11 @@ class Closeness(NamedTuple):
 
 
 def closeness(samples: torch.Tensor, held_out: torch.Tensor) -> Closeness:
-    """Compare nearest-training-image distances of samples `[N]` and of held-out images `[M]`.
+    """Compare nearest-training-image distances of samples [N] and of held-out images [M].
 
-    `closer` is the share of (sample, held-out image) pairs in which the sample is closer to its nearest training image;
-    ties count half. 0.5: as new as held-out images; towards 1: memorised; towards 0: farther than real images.
-    `copies` is the share of samples that are closer than 99 % of held-out images; for these themselves it is 0.01.
+    ``closer`` is the share of (sample, held-out image) pairs in which the sample is closer to its nearest training
+    image; ties count half. 0.5: as new as held-out images; towards 1: memorised; towards 0: farther than real images.
+    ``copies`` is the share of samples that are closer than 99 % of held-out images; for these themselves it is 0.01.
     """
     s, h = samples.double().sort().values, held_out.double().sort().values
     below = torch.searchsorted(h, s, right=False)  # held-out ones strictly nearer than the sample
@@ -298,7 +298,7 @@ def manifold_metrics(real: torch.Tensor, fake: torch.Tensor, k_precision: int = 
     fake, on average, over k. Coverage: share of real balls that hold a fake. Balls are closed.
 
     Args:
-        real, fake: features `[N, D]`, `[M, D]`, more than k each; tables of distances are made in their precision.
+        real, fake: features [N, D], [M, D], more than k each; tables of distances are made in their precision.
 
     Raises:
         ValueError: too few vectors, different D.

@@ -1,13 +1,13 @@
-"""The Inception-v3 of FID (2015-12-05), our own torch module: images in, 2048 pooled features out.
+"""The Inception-v3 of FID (2015-12-05), own code: images in, 2048 pooled features out.
 
-Parameters carry the names of pytorch-fid (`Mixed_5b.branch1x1.conv.weight`), so its weight file loads. The network is
-torchvision's Inception-v3 but for two pooling quirks of the TensorFlow graph that FID was defined with: average pools
-do not count their padding, and the pool branch of the last block is a max pool. The resize to 299x299 is TensorFlow
-1's too: bilinear, no half-pixel shift, corners not aligned.
+Parameters have the names of pytorch-fid (``Mixed_5b.branch1x1.conv.weight``), so its weight file loads. The network is
+torchvision's Inception-v3 with two changes in pooling from the TensorFlow graph that defines FID: average pools do not
+count their padding, and the pool branch of the last block is a max pool. The resize to 299x299 is that of TensorFlow 1:
+bilinear, no half-pixel shift, corners not aligned.
 
-`fast_` turns a loaded network into one that computes the same features (to rounding) in less time: batch norm is folded
-into the convolutions, and the 1x1 convolutions that read the same input become one. The pool branch joins them, since a
-1x1 convolution and an average over pixels commute, and then its pool runs on fewer channels.
+``fast_`` makes a loaded network compute the same features (to rounding) in less time: batch norms are folded into the
+convolutions, and 1x1 convolutions of the same input become one. The pool branch joins them, since a 1x1 convolution and
+an average over pixels commute; its pool then runs on fewer channels.
 
     B images, C channels, H W pixels
 """
@@ -23,7 +23,7 @@ DIM = 2048  # features
 
 
 def resize_tf1(images: torch.Tensor, size: int = SIZE) -> torch.Tensor:
-    """Resize `[B, C, H, W]` to `[B, C, size, size]` as `tf.image.resize_bilinear` of TensorFlow 1 did.
+    """Resize [B, C, H, W] to [B, C, size, size] as ``tf.image.resize_bilinear`` of TensorFlow 1 did.
 
     Output pixel i reads input position i * n / size, computed in float32 as there, and is clamped at the border.
     """
@@ -41,7 +41,7 @@ def resize_tf1(images: torch.Tensor, size: int = SIZE) -> torch.Tensor:
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, batch norm (eps 1e-3), ReLU. `fold_` moves the norm into the convolution."""
+    """Convolution without bias, batch norm (eps 1e-3), ReLU. ``fold_`` moves the norm into the convolution."""
 
     def __init__(self, num_in: int, num_out: int, kernel, stride: int = 1, padding=0):
         super().__init__()
@@ -66,16 +66,16 @@ class ConvBN(nn.Module):
 
 
 def mean_pool(x: torch.Tensor) -> torch.Tensor:
-    """3x3 mean at stride 1; the padding is not counted."""
+    """3x3 mean at stride 1; padding is not counted."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class Mixed(nn.Module):
-    """A block of parallel branches. `heads` names the 1x1 convolutions that read the block's input.
+    """A block of parallel branches. ``heads`` names the 1x1 convolutions that read the block's input.
 
     Args:
-        heads: `{name: channels}` of those; `branch_pool` among them reads the pooled input.
-        convs: `{name: (in, out, kernel, stride, padding)}` of all the others.
+        heads: ``{name: channels}`` of those; ``branch_pool`` among them reads the pooled input.
+        convs: ``{name: (in, out, kernel, stride, padding)}`` of all the others.
     """
 
     max_pool = False  # what the pool branch does before its convolution
@@ -90,7 +90,7 @@ class Mixed(nn.Module):
         self.joint: nn.Conv2d | None = None
 
     def join_(self) -> None:
-        """Make one convolution of all folded heads but a pool branch that cannot change places with its (max) pool."""
+        """Join all folded heads into one convolution, except a pool branch with a max pool, which does not commute."""
         names = [name for name in self.head_names if not (self.max_pool and name == 'branch_pool')]
         if len(names) < 2:
             return
@@ -105,7 +105,7 @@ class Mixed(nn.Module):
             delattr(self, name)
 
     def read(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What each head makes of the block's input, by name."""
+        """The outputs of the heads for the block's input, by name."""
         heads = {}
         if self.joint is not None:
             heads = dict(zip(self.joint_names, self.joint(x).split(self.joint_sizes, dim=1), strict=True))
@@ -231,7 +231,8 @@ class MixedE(Mixed):
 
 
 class Inception(nn.Module):
-    """FID's Inception-v3 without its classifier. Call `load_weights_`, then `fast_` where only features are wanted."""
+    """FID's Inception-v3 without its classifier. Load weights by ``metrics.weights.load_``, then call ``fast_`` if only
+    features are needed."""
 
     dim = DIM
     resize = f'TensorFlow-1 bilinear to {SIZE}x{SIZE}'
@@ -257,7 +258,7 @@ class Inception(nn.Module):
         self.eval().requires_grad_(False)
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
-        """Features `[B, 2048]` of pictures that are already `[B, 3, 299, 299]` and scaled."""
+        """Features [B, 2048] of images [B, 3, 299, 299], resized and scaled already."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, 2)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
@@ -267,7 +268,7 @@ class Inception(nn.Module):
         return x.float().mean((2, 3))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Features `[B, 2048]`, float32, of images `[B, C, H, W]`, float in [-1, 1]; one channel counts as grey."""
+        """Features [B, 2048], float32, of images [B, C, H, W], float in [-1, 1]; one channel counts as grey."""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
             raise ValueError(f'Inception wants float images [B, 1 or 3, H, W], not {images.dtype} {[*images.shape]}')
         x = (images.float() * 127.5 - 0.5) / 128  # (pixel - 128) / 128
@@ -287,7 +288,7 @@ class Inception(nn.Module):
 
     @torch.no_grad()
     def fast_(self, dtype: torch.dtype = torch.float32) -> 'Inception':
-        """Fold the norms, join the heads, lay weights out channels-last in `dtype`. No way back; returns itself."""
+        """Fold the norms, join the heads, convert weights to ``dtype``, channels-last. Irreversible; returns itself."""
         for module in self.modules():
             if isinstance(module, ConvBN):
                 module.fold_()

@@ -1,7 +1,7 @@
-"""A LeNet-5 that reads MNIST (99 % right; Khushbu Patel, MIT): features and class probabilities of digits.
+"""A LeNet-5 for MNIST (99 % accuracy; Khushbu Patel, MIT): features and class probabilities of digits.
 
-It stands in for Inception where the pictures are digits: Frechet distances on its 84 features cost seconds on a CPU,
-and unlike Inception's they mean something there. The same probabilities can guide a sampler.
+It replaces Inception for digits: Frechet distances on its 84 features take seconds on a CPU and, unlike Inception's,
+are meaningful there. Its probabilities can also guide a sampler.
 """
 
 import torch
@@ -13,7 +13,7 @@ SIZE = 32  # pixels a side
 
 
 class LeNet(nn.Module):
-    """`forward` gives 84 features, `probabilities` the 10 digits'. Parameters as in the published file."""
+    """``forward`` gives 84 features, ``probabilities`` the 10 digits'. Parameters as in the published file."""
 
     dim = 84
     resize = f'none; below {SIZE}x{SIZE} zero-padded'
@@ -25,10 +25,10 @@ class LeNet(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Features `[B, 84]`, float32: what the last hidden layer says, after its ReLU.
+        """Features [B, 84], float32: the last hidden layer after its ReLU.
 
         Args:
-            images: `[B, 1 or 3, H, W]`, float in [-1, 1], white digits on black. Up to 32x32; smaller ones are padded
+            images: [B, 1 or 3, H, W], float in [-1, 1], white digits on black. Up to 32x32; smaller ones are padded
                 with black on all sides (MNIST's 28 to 32). Of three channels the mean counts.
 
         Raises:
@@ -49,9 +49,9 @@ class LeNet(nn.Module):
         return F.relu(self.fc['f6'](x))  # [B, 84]
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """`[B, 10]`; differentiable with respect to the images."""
+        """[B, 10] logits of the digits, differentiable with respect to the images."""
         return self.fc['f7'](self(images))
 
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """`[B, 10]`, rows that sum to 1: how much each image looks like a 0, 1, ... 9."""
+        """[B, 10], probabilities of the digits 0, 1, ... 9, which sum to 1."""
         return self.logits(images).softmax(1)

@@ -1,8 +1,8 @@
 """LPIPS v0.1 with the AlexNet backbone (Zhang et al. 2018, arXiv:1801.03924), own code, and as an embedding.
 
 The distance is  sum_l mean_hw sum_c w_lc (a_lchw - b_lchw)^2  with unit-length features a, b of layer l and w >= 0. So
-it is a squared Euclidean distance between the vectors  sqrt(w_lc / (H_l W_l)) a_lchw:  `embed` makes those, and nearest
-neighbours by LPIPS are then plain nearest neighbours, one pass of the network per picture instead of one per pair.
+it is a squared Euclidean distance between the vectors  sqrt(w_lc / (H_l W_l)) a_lchw,  which ``embed`` returns. Nearest
+neighbours by LPIPS then take one pass of the network per picture, instead of one per pair.
 """
 
 import torch
@@ -23,7 +23,7 @@ MIN_SIZE = 31  # below that, the second pool of AlexNet has nothing left
 
 
 class LPIPS(nn.Module):
-    """`forward(a, b)` is the distance of each pair, `embed(a)` the vectors whose squared distances those are."""
+    """``forward(a, b)`` returns the distance of each pair, ``embed(a)`` vectors whose squared distances these are."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def activations(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The five layers' features after ReLU, scaled to length 1 at each pixel; images as in `forward`."""
+        """The five layers' features after ReLU, scaled to length 1 at each pixel; images as in ``forward``."""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
             raise ValueError(f'LPIPS wants float images [B, 1 or 3, H, W], not {images.dtype} {[*images.shape]}')
         if min(images.shape[2:]) < MIN_SIZE:
@@ -51,7 +51,7 @@ class LPIPS(nn.Module):
         return layers
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Vectors `[B, D]`, float32: |embed(a) - embed(b)|^2 = LPIPS(a, b). At 32x32 D = 5760, at 64x64 D = 31872."""
+        """Vectors [B, D], float32: |embed(a) - embed(b)|^2 = LPIPS(a, b). At 32x32 D = 5760, at 64x64 D = 31872."""
         parts = []
         for i, x in enumerate(self.activations(images)):
             weight = getattr(self, f'lin{i}').view(1, -1, 1, 1) / (x.shape[2] * x.shape[3])
@@ -59,7 +59,7 @@ class LPIPS(nn.Module):
         return torch.cat(parts, 1)
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """LPIPS `[B]`, float32, 0 where equal, of images `[B, 1 or 3, H, W]`, float in [-1, 1], at least 31x31."""
+        """LPIPS [B], float32, 0 where equal, of images [B, 1 or 3, H, W], float in [-1, 1], at least 31x31."""
         if a.shape != b.shape:
             raise ValueError(f'LPIPS compares pictures of one shape, not {[*a.shape]} with {[*b.shape]}')
         total = a.new_zeros(len(a), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""How near a reconstruction comes to its original: PSNR and SSIM."""
+"""Similarity of reconstructions and originals: PSNR and SSIM."""
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +10,19 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tensor:
-    """Peak signal-to-noise ratio `[B]` in dB, float64; images `[B, C, H, W]`, range `peak` wide; inf where equal."""
+    """Peak signal-to-noise ratio [B] in dB, float64; images [B, C, H, W], range ``peak`` wide; inf where equal."""
     check(a, b)
     return misc.psnr((a.double() - b.double()).square().mean((1, 2, 3)), peak)
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tensor:
-    """Structural similarity `[B]`, float64, in [-1, 1], 1 where equal: Wang et al. 2004, as its authors computed it.
+    """Structural similarity [B], float64, in [-1, 1], 1 where equal: Wang et al. 2004, as its authors compute it.
 
     Gaussian window 11x11 with deviation 1.5, only where it fits whole, covariances over n (not n - 1), mean over pixels
     and channels.
 
     Args:
-        a, b: images `[B, C, H, W]`, at least 11x11, whose range is `peak` wide.
+        a, b: images [B, C, H, W], at least 11x11, whose range is ``peak`` wide.
 
     Raises:
         ValueError: shapes that differ, or a picture smaller than the window.

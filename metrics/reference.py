@@ -1,7 +1,8 @@
 """Statistics of a set of images, their file, and all numbers that compare two of them.
 
-The file is EDM's `.npz` with `mu` `[D]` and `sigma` `[D, D]` in float64, so each project reads the files of the other.
-Ours also holds `features` `[N, D]` (those of some images, for KID, precision and recall) and `meta`, a JSON text.
+The file is EDM's ``.npz`` with ``mu`` [D] and ``sigma`` [D, D] in float64, so each project reads the files of the
+other. Ours also holds ``features`` [N, D] (those of some images, for KID, precision and recall) and ``meta``, a text of
+JSON.
 """
 
 import json
@@ -21,7 +22,7 @@ K_DENSITY = 5
 
 
 class Statistics(NamedTuple):
-    """Moments of the features of `num` images (None: unknown), and the features `[n, D]` of some of them (or None)."""
+    """Moments of the features of ``num`` images (None: unknown), and the features [n, D] of some of them (or None)."""
 
     mu: np.ndarray
     sigma: np.ndarray
@@ -49,7 +50,7 @@ class Collector:
         self.features = [torch.empty(0, dim)]
 
     def add_(self, features: torch.Tensor, positions: Iterable[int]) -> None:
-        """Add the features `[B, D]` of the images at `positions`, each of 0 .. num - 1 once."""
+        """Add the features [B, D] of the images at ``positions``, each of 0 .. num - 1 once."""
         features = features.detach().cpu().float()
         self.moments.add_(features)
         positions = torch.as_tensor(list(positions))
@@ -73,7 +74,7 @@ class Collector:
 
 
 def save_statistics(path: str | Path, statistics: Statistics) -> None:
-    """Write the `.npz`, whole or not at all."""
+    """Write the ``.npz``, whole or not at all."""
     arrays = {'mu': statistics.mu, 'sigma': statistics.sigma}
     if statistics.features is not None:
         arrays['features'] = statistics.features.numpy()
@@ -83,7 +84,7 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
 
 
 def load_statistics(path: str | Path) -> Statistics:
-    """Read a reference, ours or EDM's (then `num` and `features` are None).
+    """Read a reference, ours or EDM's (then ``num`` and ``features`` are None).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -140,7 +141,7 @@ def short_number(n: int) -> str:
 def compare(real: Statistics, fake: Statistics, seed: int = 0, prefix: str = '') -> tuple[dict[str, float], list[str]]:
     """(numbers by name, notes for their reader) of all comparisons that the statistics allow.
 
-    Names include the sample count: `FID-5k` is of 5000 images of `fake`; KID and the others are of so many kept
+    Names include the sample count: ``FID-5k`` is of 5000 images of ``fake``; KID and the others are of so many kept
     features of each side.
 
     Raises ValueError where the two have different features, or numbers overflow.
