@@ -146,6 +146,8 @@ def open_image(data: bytes | BinaryIO, name: str = 'image') -> Image.Image:
         if image.mode.startswith('I'):
             image = _grey_to_8_bits(image)
         elif depth == 16:
+            if image.format == 'TIFF' and _white_of_tiff(image)[0] != 65535:
+                raise BadImageError('the white of its 16-bit colours is not 65535: convert it to 8 bits')
             _require_bright(max(high for _, high in image.convert('RGB').getextrema()) * 257)
         if alpha is not None:
             image = image.convert('RGB')

@@ -213,6 +213,11 @@ def test_files_that_overlap_or_change_places_are_named(tmp_path):
         ImageArchive(tmp_path / 'a.zip').read(0)
 
 
+def test_a_zip_without_its_first_bytes_is_named(tmp_path):
+    (tmp_path / 'a.zip').write_bytes(make_archive(tmp_path / 'b.zip', FILES, True).read_bytes()[9:])
+    assert 'a.zip: b/0.PNG should be' in refusal(tmp_path / 'a.zip')
+
+
 def test_a_zip_after_other_bytes_is_read(tmp_path):
     (tmp_path / 'a.zip').write_bytes(b'#!/bin/sh\n' + make_archive(tmp_path / 'b.zip', FILES, True).read_bytes())
     assert np.array_equal(ImageArchive(tmp_path / 'a.zip').image(1), noise(3, 4, 6, seed=0))

@@ -203,8 +203,10 @@ def test_white_may_be_zero():
         (png(16, 2, [b'\x0f\xff' * 3]), 'in the lowest quarter'),
         (png(16, 4, [b'\x0f\xff\xff\xff']), 'in the lowest quarter'),
         (tiff(b'\xff\x0f' * 3, (1, 1), {258: (16,) * 3, 262: (2,), 277: (3,)}), 'in the lowest quarter'),
+        (tiff(b'\xff\x7f' * 3, (1, 1), {258: (16,) * 3, 262: (2,), 277: (3,), 281: (32767,) * 3}), 'white of its 16'),
         (encoded(Image.new('F', (1, 1)), 'tiff'), 'mode F have no known range'),
     ],
+    ids=lambda value: value if isinstance(value, str) else repr(value[:9]),
 )
 def test_what_would_come_out_dark_is_refused(data, words):
     with pytest.raises(BadImageError, match=f'^a.tif: .*{words}'):
@@ -376,6 +378,7 @@ LARGE = zlib.compress(bytes(70 << 20))
         chunk(b'tIME', b'')[:-1] + b'x',
         chunk(b'tEXt', b'a\0b')[:-1] + b'x',
     ],
+    ids=lambda data: repr(data[4:20]),
 )
 @pytest.mark.parametrize('place', ['before', 'after'])
 def test_broken_or_large_metadata_of_a_png_are_no_matter(extra, place):
@@ -450,6 +453,7 @@ def test_big_tiffs_and_both_byte_orders_are_turned():
         (b'II*\0\xff\xff\xff\xff', 'truncated or broken'),
         (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not an image'),  # would start Ghostscript
     ],
+    ids=lambda value: value if isinstance(value, str) else repr(value[:9]),
 )
 def test_broken_images_are_named_in_one_line(data, reason):
     for read in (decode_image, read_header):
