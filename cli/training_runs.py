@@ -70,7 +70,7 @@ def _run(o: dict[str, Any], given: set[str]) -> str | None:
         o = lasting(o)
         dataset = ImageFolderDataset(o['data'])
         data = {'num': len(dataset), 'shape': list(dataset.image_shape), 'digest': dataset.archive.digest()}
-        loop, notes = loop_kwargs(o, dataset), []
+        loop, notes = loop_kwargs(o, dataset), list(dataset.archive.notes)
         if loop['batch_gpu'] == 'auto':
             loop['batch_gpu'] = auto_batch_gpu(loop, device)
             notes.append(f'--batch-gpu=auto: {loop["batch_gpu"]} images at once')

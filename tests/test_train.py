@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -383,9 +385,16 @@ def test_a_run_folder_that_cannot_be_made(tiny_zip, tmp_path):
     assert str(tmp_path / 'file') in out
 
 
-def test_a_truncated_image_stops_with_its_name(tiny_zip, tmp_path):
-    import zipfile
+def test_a_run_says_which_files_it_passed_over(tiny_zip, tmp_path):
+    data = tmp_path / 'data.zip'
+    data.write_bytes(Path(tiny_zip).read_bytes())
+    with zipfile.ZipFile(data, 'a') as archive:
+        archive.writestr('photo.heic', b'')
+    out = run_train(f'--outdir={tmp_path}', f'--data={data}', *TINY_RUN, '--duration=0.000016')
+    assert 'Passed over 1 file(s) that are not images: 1 .heic' in out
 
+
+def test_a_truncated_image_stops_with_its_name(tiny_zip, tmp_path):
     broken = tmp_path / 'broken.zip'
     with zipfile.ZipFile(tiny_zip) as a, zipfile.ZipFile(broken, 'w') as b:
         for name in a.namelist():
