@@ -23,7 +23,6 @@ import click
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from scipy.stats import spearmanr
 
 from cli.networks import load_network
 from cli.options import Ints, one_line_errors, script_help
@@ -323,8 +322,9 @@ def order(ours: Sequence[float | None], paper: Sequence[float]) -> Order | None:
     if len(known) < 3 or any(len({pair[side] for pair in known}) == 1 for side in (0, 1)):
         return None
     signs = [((a > c) - (a < c)) * ((b > d) - (b < d)) for (a, b), (c, d) in itertools.combinations(known, 2) if b != d]
-    rho = spearmanr(*zip(*known, strict=True)).statistic
-    return Order(float(rho), sum(sign > 0 for sign in signs), len(signs))
+    ranks = [[sum(b < a for b in column) + column.count(a) / 2 for a in column] for column in zip(*known, strict=True)]
+    rho = float(np.corrcoef(ranks)[0, 1])
+    return Order(rho, sum(sign > 0 for sign in signs), len(signs))
 
 
 def failures(results: Sequence[Result]) -> list[str]:

@@ -159,9 +159,9 @@ def line_panel(nodes: np.ndarray, data: np.ndarray, title: str, marks: dict[int,
     return picture
 
 
-def illustrate_line(rng: np.random.Generator) -> Image.Image:
+def illustrate_line(rng: np.random.Generator, samples: int) -> Image.Image:
     """Draw Figs 4 and 19: (a) 5 nodes at first, (b, c) the first split and prune, (d) the end; (e, f) 15 nodes."""
-    data = bells(20_000, rng)
+    data = bells(samples, rng)
     pictures = []
     for K in (5, 15):
         start = np.linspace(-1.1, 1.1, K)[:, None]
@@ -262,7 +262,8 @@ def main(names, archive, methods, nodes, samples, seed, threads, outdir, animate
     write_results(out / 'results', text, {**settings, 'results': results})
     if figures:
         panels(shown).save(out / 'panels.png', optimize=True)
-        illustrate_line(np.random.default_rng(seed)).quantize(64).save(out / 'line.png', optimize=True)
+        line = illustrate_line(np.random.default_rng(seed), min(samples, 20_000))
+        line.quantize(64).save(out / 'line.png', optimize=True)
         if animated in chosen:
             rng = np.random.default_rng(seed)
             density = chosen[animated]

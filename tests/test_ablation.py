@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import scipy.stats
 import torch
 from click.testing import CliRunner
 from conftest import final, invoke, unpadded, write_zip
@@ -139,7 +140,9 @@ def test_fig10_says_which_claims_hold():
 def test_order_by_hand():
     assert ablation.order([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx((0.8, 5, 6))
     assert ablation.order([1, None, 3, 4], [10, 30, 20, 40]) == pytest.approx((1.0, 3, 3))
-    assert ablation.order([1, 2, 3], [5, 5, 9])[1:] == (2, 2)  # the equal pair says nothing
+    tied = ablation.order([1, 2, 3, 3], [5, 5, 9, 7])
+    assert tied[1:] == (4, 5)  # the pair that is equal in the paper says nothing
+    assert tied.rho == pytest.approx(scipy.stats.spearmanr([1, 2, 3, 3], [5, 5, 9, 7]).statistic)
     assert ablation.order([1, 2, None], [1, 2, 3]) is None and ablation.order([2, 2, 2], [1, 2, 3]) is None
     assert ablation.cell([]) == '-' and ablation.cell([1, 2]) == '1.5 ± 0.7'
 
