@@ -274,7 +274,7 @@ def _index_zip(path: Path, contents: _Contents) -> dict[str, tuple[int, ...] | s
         elif contents.add(name):
             complaint = _complaint(info, end)
             if name in entries:
-                complaint = 'stands for two files; repack the zip'
+                complaint = 'is the name of two files; repack the zip'
             if complaint is not None and name.rpartition('/')[2] != LABEL_FILE:
                 raise ValueError(printable(f'{path}: {name} {complaint}'))
             raw = info.orig_filename.encode('utf-8' if info.flag_bits & 0x800 else 'cp437')  # as it is in the file

@@ -135,7 +135,7 @@ def _png_chunks(file: BinaryIO, pixels: bool) -> Iterator[tuple[bytes, bytes, by
         is_whole = len(checksum) == 4 and len(data) == length
         if is_whole and zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(checksum, 'big'):
             if kind not in PNG_METADATA:
-                raise ValueError(f'its {kind.decode("ascii", "replace")} data do not have their checksum')
+                raise ValueError(f'wrong checksum of its {kind.decode("ascii", "replace")} data')
             continue
         yield kind, data, head + data + checksum
         if kind == b'IEND':

@@ -83,8 +83,9 @@ def _complaint(error: Exception, start: bytes) -> str:
 def _open(bare: BareFile, length: int) -> tuple[Image.Image, ImageHeader, int]:
     """A PIL image that is not decoded yet, its header, and its orientation; ``length`` in bytes is that of its file."""
     image = Image.open(bare.file, formats=FORMATS)
-    if image.width * image.height > max(SPARSE[0], SPARSE[1] * length):
-        raise BadImageError(f'it should have {image.width}x{image.height} pixels, but is only {length} bytes long')
+    W, H = image.size
+    if W * H > max(SPARSE[0], SPARSE[1] * length):
+        raise BadImageError(f'its header claims {W}x{H} pixels, but the file has only {length} bytes')
     if image.mode not in _MODE_CHANNELS:
         raise BadImageError(f'pixels of mode {image.mode} have no known range: convert it to 8-bit grey or RGB')
     info, orientation = image.info, bare.orientation

@@ -29,7 +29,7 @@ def read_labels(archive: ImageArchive) -> Labels | None:
 
     Raises:
         ValueError: `dataset.json` cannot be read, is not JSON, does not name the archive's images, or has unusable
-            labels, or there is one that stands for a part of the images.
+            labels, or lies in a folder that does not hold all images.
     """
     if not archive.label_files:
         return labels_from_folders(archive.names())
@@ -39,7 +39,7 @@ def read_labels(archive: ImageArchive) -> Labels | None:
     file = next((file for file in shared if file in archive.label_files), None)
     if file is None:
         found = printable(f'{archive.path}: {next(iter(archive.label_files))}')
-        raise ValueError(f'{found} does not stand for all images: move it to the top, or read that folder alone')
+        raise ValueError(f'{found} lies in a folder without all images: move it to the top, or give that folder alone')
     where = printable(f'{archive.path}: {file}')
     content = read_json(archive.read_label_file(file), where)
     if not isinstance(content, dict):

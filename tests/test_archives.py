@@ -129,7 +129,7 @@ def test_two_files_of_one_name_are_named(tmp_path, other):
             archive.writestr('cat/0.png', FILES['a/1.PNG'])
             archive.writestr(other, FILES['b/0.PNG'])
             archive.writestr('dataset.json', '{"labels": [["cat/0.png", 1]]}')
-    assert 'a.zip: cat/0.png stands for two files; repack the zip' in refusal(tmp_path / 'a.zip')
+    assert 'a.zip: cat/0.png is the name of two files; repack the zip' in refusal(tmp_path / 'a.zip')
 
 
 def refusal(path) -> str:
@@ -451,7 +451,7 @@ def test_dataset_json_inside_of_a_folder(tmp_path, packed, prefix):
 def test_dataset_json_of_a_part_is_refused(tmp_path, packed):
     text = json.dumps({'labels': [['1.PNG', 2]]}).encode()
     path = make_archive(tmp_path / 'a', FILES | {'a/dataset.json': text}, packed)
-    assert 'a: a/dataset.json does not stand for all images: move it to the top' in refusal(path)
+    assert 'a: a/dataset.json lies in a folder without all images: move it to the top' in refusal(path)
 
 
 def test_dataset_json_may_spell_names_as_a_zip_does(tmp_path):
