@@ -26,10 +26,11 @@ import click
 import torch
 
 from cli.networks import load_network
-from cli.options import EMA, GroupedCommand, one_line_errors, option_group, script_help
+from cli.options import BATCH, EMA, GroupedCommand, one_line_errors, option_group, script_help
 from ddn_networks import Network
 from dnnlib import util
 from dnnlib.downloads import local_path
+from dnnlib.readers import printable
 from dnnlib.sheets import Tile, draw_sheet, save_png
 from metrics import evaluate
 from metrics.detectors import PRECISIONS, load_detector
@@ -39,6 +40,7 @@ from torch_utils import distributed as dist
 from torch_utils import persistence
 
 NUM = 50_000  # images of an FID, unless given
+MAX_NUM = 10_000_000
 
 
 def report(command: str, numbers: evaluate.Numbers, notes: list[str], about: dict, path: str | None) -> None:
@@ -56,7 +58,7 @@ def report(command: str, numbers: evaluate.Numbers, notes: list[str], about: dic
         versions['ddn'] = importlib.metadata.version('ddn-networks')
     versions['python'] = platform.python_version()
     for note in dict.fromkeys(notes):
-        click.echo(f'Note: {note}.', err=True)
+        click.echo(f'Note: {printable(note)}.', err=True)
     width = max(map(len, numbers), default=0)
     for key, value in numbers.items():
         click.echo(f'{key:{width}}  {"-" if value is None else f"{value:.6g}"}')
@@ -100,7 +102,7 @@ def samples(
 )
 @option_group(
     'Evaluation',
-    click.option('--batch', help='Images at a time on each rank', metavar='INT', type=click.IntRange(1), default=64),
+    click.option('--batch', help='Images at a time on each rank', metavar='INT', type=BATCH, default=64),
     click.option('--seed', help='Random seed of the choice of images; first seed of samples', metavar='INT',
                  type=click.IntRange(0), default=0),
     click.option('--device', help='cuda, mps or cpu  [default: the best available]', metavar='DEVICE'),
@@ -137,13 +139,13 @@ NETWORK = click.option('--network', help='Snapshot whose samples to evaluate, wi
     NETWORK,
     EMA,
     click.option('--num', help=f'Number of images  [default: {NUM}, or all if there are fewer]', metavar='INT',
-                 type=click.IntRange(2)),
+                 type=click.IntRange(2, MAX_NUM)),
 )
 @option_group(
     'Reference',
     click.option('--ref', help='Reference statistics, from fid.py ref or EDM', metavar='NPZ|URL', required=True),
     click.option('--keep', help='Number of images whose features serve KID, precision and recall', metavar='INT',
-                 type=click.IntRange(0), default=evaluate.KEEP),
+                 type=click.IntRange(0, MAX_NUM), default=evaluate.KEEP),
 )
 def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, how, json_path) -> None:
     """Compare images with a reference: FID, KID, precision, recall, density, coverage."""
@@ -165,13 +167,13 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
 @option_group(
     'Images',
     click.option('--data', help='Folder or zip of images', metavar='PATH|ZIP', required=True),
-    click.option('--num', help='Number of images  [default: all]', metavar='INT', type=click.IntRange(2)),
+    click.option('--num', help='Number of images  [default: all]', metavar='INT', type=click.IntRange(2, MAX_NUM)),
 )
 @option_group(
     'Reference',
     click.option('--dest', help='File to write', metavar='NPZ', required=True),
     click.option('--keep', help="Number of images whose features are kept for KID, precision and recall; 0: as EDM's",
-                 metavar='INT', type=click.IntRange(0), default=evaluate.KEEP),
+                 metavar='INT', type=click.IntRange(0, MAX_NUM), default=evaluate.KEEP),
 )
 def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) -> None:
     """Write the reference statistics of a dataset."""
@@ -192,7 +194,7 @@ def ref(data, dest, num, keep, batch, seed, detector, device, how, json_path) ->
 @option_group(
     'Images',
     click.option('--data', help='Folder or zip of images', metavar='PATH|ZIP', required=True),
-    click.option('--num', help='Number of images  [default: all]', metavar='INT', type=click.IntRange(4)),
+    click.option('--num', help='Number of images  [default: all]', metavar='INT', type=click.IntRange(4, MAX_NUM)),
 )
 def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
     """Compare one random half of a dataset with the other: the numbers of a perfect generator."""
@@ -213,7 +215,8 @@ def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
     EMA,
     click.option('--data', help='Folder or zip of its training images', metavar='PATH|ZIP', required=True),
     click.option('--held-out', help='Images that it was not trained on', metavar='PATH|ZIP'),
-    click.option('--num', help='Number of images of each  [default: all]', metavar='INT', type=click.IntRange(2)),
+    click.option('--num', help='Number of images of each  [default: all]', metavar='INT',
+                 type=click.IntRange(2, MAX_NUM)),
 )
 def reconstruct(network, ema, data, held_out, num, batch, seed, detector, device, how, json_path) -> None:
     """Compare images with their reconstructions: rFID, PSNR, SSIM, LPIPS, bits per pixel, on training and held-out
@@ -244,13 +247,13 @@ def reconstruct(network, ema, data, held_out, num, batch, seed, detector, device
     click.option('--data', help='Folder or zip of the training images', metavar='PATH|ZIP', required=True),
     click.option('--held-out', help='Real images that were not trained on', metavar='PATH|ZIP'),
     click.option('--num', help='Number of samples, and of held-out images at most', metavar='INT',
-                 type=click.IntRange(1), default=1000),
+                 type=click.IntRange(1, MAX_NUM), default=1000),
 )
 @option_group(
     'Sheet',
     click.option('--sheet', help='Picture to write: in each row a sample and its neighbours', metavar='PNG'),
-    click.option('--rows', help='Samples of the sheet', metavar='INT', type=click.IntRange(1), default=8),
-    click.option('--columns', help='Neighbours of each', metavar='INT', type=click.IntRange(1), default=6),
+    click.option('--rows', help='Samples of the sheet', metavar='INT', type=click.IntRange(1, 1000), default=8),
+    click.option('--columns', help='Neighbours of each', metavar='INT', type=click.IntRange(1, 1000), default=6),
 )
 def neighbours(
     images, network, ema, data, held_out, num, sheet, rows, columns, batch, seed, detector, device, how, json_path

@@ -236,6 +236,12 @@ def test_bad_inputs_end_in_one_clear_line(room, tmp_path):
         assert expected in run(room, *options, fails=True)
 
 
+def test_numbers_of_images_are_bounded(room):
+    for command in (['calc', '--ref=x', '--network=x'], ['ref', '--data=x', '--dest=x'], ['neighbours', '--data=x']):
+        result = CliRunner().invoke(fid.main, [*command, '--num=99999999999'])
+        assert result.exit_code == 2 and "Invalid value for '--num'" in result.output
+
+
 def test_a_network_that_needs_a_condition_is_refused(room, tmp_path):
     persistence.save_network(str(tmp_path / 'cond.safetensors'), make_net(condition_channels=1), meta={})
     line = run(room, 'calc', '--network', tmp_path / 'cond.safetensors', '--ref', room / 'a.npz', fails=True)
