@@ -1,6 +1,6 @@
 # make quickstart   the main job on the built-in digits: dataset, training, samples (minutes, no GPU needed)
 # make test         ruff and pytest
-# make install      .venv alone; both of the above make it themselves
+# make install      .venv alone, with what the scripts need; both of the above make it themselves
 # make clean        removes .venv and what make quickstart writes by default
 
 PYTHON ?= python3
@@ -16,12 +16,16 @@ install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[train]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-test: install
+test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 quickstart: install
 	@PATH="$(abspath $(BIN)):$$PATH" sh experiments/quickstart.sh $(DATA) $(OUT)
