@@ -34,8 +34,8 @@ from dnnlib.readers import printable
 from dnnlib.sheets import Tile, draw_sheet, save_png
 from metrics import evaluate
 from metrics.detectors import PRECISIONS, load_detector
+from metrics.image_sets import Files, ImageSet, Samples, read, require_no_condition
 from metrics.reference import FEW, compare, load_statistics, save_statistics
-from metrics.sources import Files, Samples, Source, read, require_no_condition
 from torch_utils import distributed as dist
 from torch_utils import persistence
 
@@ -43,7 +43,7 @@ NUM = 50_000  # images of an FID, unless given
 MAX_NUM = 10_000_000
 
 
-def report(command: str, numbers: evaluate.Numbers, notes: list[str], about: dict, path: str | None) -> None:
+def report(command: str, numbers: evaluate.Scores, notes: list[str], about: dict, path: str | None) -> None:
     """Print the numbers, the notes as warnings, and all as a line of JSON, which also goes into the file ``path``.
 
     Raises ValueError for NaN.
@@ -82,7 +82,7 @@ def load(path: str, ema: str | None, device: torch.device) -> tuple[Network, dic
 def samples(
     images: str | None, network: str | None, ema: str | None, device: torch.device, num: int | None, seed: int,
     files: Callable[[str], Files],
-) -> Source:  # fmt: skip
+) -> ImageSet:  # fmt: skip
     """The samples to evaluate: ``files`` of --images, or samples of --network."""
     if (images is None) == (network is None):
         raise click.UsageError('give either --images or --network')
@@ -274,7 +274,7 @@ def neighbours(
         write_sheet(sheet, source, gallery, {name: indices[:rows] for name, indices in found.items()})
 
 
-def write_sheet(path: str, source: Source, gallery: Files, found: dict[str, torch.Tensor]) -> None:
+def write_sheet(path: str, source: ImageSet, gallery: Files, found: dict[str, torch.Tensor]) -> None:
     """Write the sheet: in each row a sample, then its neighbours by each measure, left to right by distance."""
     rows = []
     for i, near in enumerate(zip(*found.values(), strict=True)):

@@ -15,7 +15,7 @@ from pathlib import Path
 from cli.networks import load_network
 from cli.presets import PRESETS
 from cli.tables import markdown, write_json
-from experiments import ablation, digits
+from experiments import ablation, comparison, digits
 from experiments.ablation import Result, Row, Scoring, Study
 from metrics.detectors import load_detector
 
@@ -43,7 +43,7 @@ def table(results: list[Result]) -> str:
     """The numbers of the rows, as Markdown."""
     return markdown([
         {'--balance': row}
-        | {title: ablation.cell(ablation.over_seeds(results, row, name), n) for title, (name, n) in COLUMNS.items()}
+        | {title: comparison.cell(comparison.over_seeds(results, row, name), n) for title, (name, n) in COLUMNS.items()}
         for row in dict.fromkeys(r.row for r in results)
     ])  # fmt: skip
 
@@ -62,11 +62,11 @@ def main(study: Study, data, held_out, seeds, only, num, duration, detector):
     rows = ablation.chosen([Row(name, {**base, 'balance': name}) for name in ROWS], only)
     results = [with_legible(r, scoring.held_out) for r in ablation.work(rows, seeds, study, scoring)]
     parts = [
-        f"The quick start's network with several ways to balance node usage. {ablation.budget(results)} The distance "
+        f"The quick start's network with several ways to balance node usage. {comparison.budget(results)} The distance "
         f'is of {num:,} samples, the share of 1,000, PSNR of 2,000 digits.',
         table(results),
     ]
-    ablation.finish(study, scoring, results, parts, {'seeds': seeds, 'options': base}, columns=4, samples=64)
+    comparison.finish(study, scoring, results, parts, {'seeds': seeds, 'options': base}, columns=4, samples=64)
 
 
 if __name__ == '__main__':

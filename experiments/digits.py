@@ -4,7 +4,6 @@ A sample counts as legible where the LeNet, which saw real digits only, gives it
 least 0.9.
 """
 
-import gzip
 import io
 import json
 import zipfile
@@ -14,18 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ddn_networks import Network
 from dnnlib.archives import ImageArchive
 from dnnlib.images import to_float, to_uint8
 from dnnlib.labels import read_labels
+from dnnlib.sources import read_idx
 from dnnlib.util import atomic_write
 from experiments.common import pictures
 from metrics.lenet import LeNet
 from torch_utils import misc
 
-BUILT_IN = Path(__file__).resolve().parents[1] / 'assets' / 'mnist'
+BUILT_IN = Path(__file__).resolve().parents[1] / 'assets' / 'mnist' / 't10k-images-idx3-ubyte.gz'
 HELD_OUT = 2000  # of the 10,000 built-in digits
 
 
@@ -33,20 +32,18 @@ def datasets(folder: Path) -> tuple[str, str]:
     """(training zip, held-out zip) of the built-in digits, written once: what dataset_tool.py makes with --shuffle and
     --skip-images=2000 or --max-images=2000."""
     paths = folder / 'digits-train.zip', folder / 'digits-held-out.zip'
-    read = lambda name, start: np.frombuffer(gzip.decompress((BUILT_IN / name).read_bytes())[start:], np.uint8)  # noqa: E731
-    labels = read('t10k-labels-idx1-ubyte.gz', 8)
-    images = np.pad(read('t10k-images-idx3-ubyte.gz', 16).reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
-    order = np.random.RandomState(0).permutation(len(images))
+    if all(path.is_file() for path in paths):
+        return str(paths[0]), str(paths[1])
+    source = read_idx(str(BUILT_IN))
+    order = np.random.RandomState(0).permutation(len(source))
     for path, rows in zip(paths, (order[HELD_OUT:], order[:HELD_OUT]), strict=True):
-        if path.is_file():
-            continue
         names = [f'{i // 1000:05d}/img{i:08d}.png' for i in range(len(rows))]
         with atomic_write(path) as file, zipfile.ZipFile(file, 'w') as archive:
             for name, row in zip(names, rows, strict=True):
                 buffer = io.BytesIO()
-                Image.fromarray(images[row]).save(buffer, 'png')
+                source.image(row).save(buffer, 'png')
                 archive.writestr(name, buffer.getvalue())
-            pairs = [list(pair) for pair in zip(names, labels[rows].tolist(), strict=True)]
+            pairs = [list(pair) for pair in zip(names, source.labels.values[rows].tolist(), strict=True)]
             archive.writestr('dataset.json', json.dumps({'labels': pairs}))
     return str(paths[0]), str(paths[1])
 

@@ -16,7 +16,7 @@ rows:
 import click
 
 from cli.tables import markdown
-from experiments import ablation
+from experiments import ablation, comparison
 from experiments.ablation import Result, Row, Scoring, Study
 
 NEITHER, DROPOUT, SPLIT, BOTH = 'neither', 'Chain Dropout', 'Split-and-Prune', 'both'
@@ -48,7 +48,7 @@ def table(results: list[Result]) -> str:
     rows = []
     for row in dict.fromkeys(r.row for r in results):
         cells = {
-            title: ablation.cell([factor * value for value in ablation.over_seeds(results, row, name)], places)
+            title: comparison.cell([factor * value for value in comparison.over_seeds(results, row, name)], places)
             for title, (name, factor, places) in COLUMNS.items()
         }
         rows.append({'trained with': row} | cells)
@@ -84,12 +84,12 @@ def main(study: Study, data, held_out, seeds, only, num, num_reconstructed, dura
     rows = ablation.chosen([Row(row.name, {**base, **row.options}) for row in ROWS], only)
     results = list(ablation.work(rows, seeds, study, scoring))
     parts = [
-        f'Fig. 10 of the paper: MNIST, K = 8, no Learning Residual. {ablation.budget(results)} The distance is of '
+        f'Fig. 10 of the paper: MNIST, K = 8, no Learning Residual. {comparison.budget(results)} The distance is of '
         f'{num:,} samples, PSNR of {num_reconstructed:,} digits.',
         table(results),
         '\n'.join(verdicts(results)),
     ]
-    ablation.finish(study, scoring, results, parts, {'seeds': seeds, 'options': base}, columns=4, samples=64)
+    comparison.finish(study, scoring, results, parts, {'seeds': seeds, 'options': base}, columns=4, samples=64)
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ import click
 
 from cli.networks import load_network
 from cli.tables import markdown
-from experiments import ablation
+from experiments import ablation, comparison
 from experiments.ablation import Result, Row, Scoring, Study
 
 # Table 1 as printed: VQ-VAE from Vuong et al. (2023), the other baselines from Bond-Taylor et al. (2021).
@@ -67,7 +67,7 @@ def main(study: Study, data, network, num, seed, duration, detector):
         options = {'preset': 'cifar10', **ablation.ticks(duration or DURATION, 100), 'data': scoring.data}
         results = list(ablation.work([Row(NAME, options | study.more)], [seed], study, scoring))
     parts = [caption(results[0], scoring), table(results[0].numbers.get('FID'))]
-    ablation.finish(study, scoring, results, parts, {'paper': PAPER}, columns=1, samples=80, across=16)
+    comparison.finish(study, scoring, results, parts, {'paper': PAPER}, columns=1, samples=80, across=16)
 
 
 if __name__ == '__main__':

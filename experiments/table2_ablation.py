@@ -22,7 +22,7 @@ import click
 
 from cli.tables import markdown
 from dnnlib.archives import ImageArchive
-from experiments import ablation
+from experiments import ablation, comparison
 from experiments.ablation import Result, Row, Scoring, Study
 from torch_utils import distributed as dist
 
@@ -83,11 +83,11 @@ def table(results: Sequence[Result], ks: Sequence[int]) -> str:
     lines = []
     for name, paper in PAPER.items():
         cells = [
-            f'{ablation.cell(ablation.over_seeds(results, name, column))} ({value})'
+            f'{comparison.cell(comparison.over_seeds(results, name, column))} ({value})'
             for column, value in zip(COLUMNS, paper, strict=True)
         ]
         more = {'PSNR held-out': 2, 'bits': 0, 'training CPU seconds': 0}
-        cells += [ablation.cell(ablation.over_seeds(results, name, key), places) for key, places in more.items()]
+        cells += [comparison.cell(comparison.over_seeds(results, name, key), places) for key, places in more.items()]
         lines.append(dict(zip(head, [labels(ks)[name], *cells], strict=True)))
     return markdown(lines)
 
@@ -96,8 +96,8 @@ def orders(results: Sequence[Result]) -> list[str]:
     """Compare the order of the rows in our columns with the paper's."""
     lines = []
     for i, (column, title) in enumerate(COLUMNS.items()):
-        ours = [ablation.mean_of(results, name, column) for name in PAPER]
-        found = ablation.order(ours, [paper[i] for paper in PAPER.values()])
+        ours = [comparison.mean_of(results, name, column) for name in PAPER]
+        found = comparison.order(ours, [paper[i] for paper in PAPER.values()])
         if found is not None:
             count = sum(value is not None for value in ours)
             lines.append(
@@ -112,10 +112,10 @@ def differences(results: Sequence[Result]) -> list[str]:
     lines = []
     default, *others = PAPER
     for i, (column, title) in enumerate(COLUMNS.items()):
-        start = ablation.mean_of(results, default, column)
+        start = comparison.mean_of(results, default, column)
         agree, differ = [], []
         for name in others:
-            value = ablation.mean_of(results, name, column)
+            value = comparison.mean_of(results, name, column)
             if start is not None and value is not None:
                 change, of_paper = value - start, PAPER[name][i] - PAPER[default][i]
                 (agree if (change > 0) == (of_paper > 0) else differ).append(f'{name} {change:+.1f} ({of_paper:+.1f})')
@@ -153,7 +153,7 @@ def main(study: Study, setup_name, data, held_out, seeds, only, num, num_reconst
     results = list(ablation.work(rows, seeds, study, scoring))
     scaled = f' K is {ks} in place of 512, 64, 8, 2.' * (setup_name == 'digits')
     parts = [
-        f'Table 2 of the paper at another scale ({setup_name}): {ablation.budget(results)} FID of {scoring.num:,} '
+        f'Table 2 of the paper at another scale ({setup_name}): {comparison.budget(results)} FID of {scoring.num:,} '
         f'samples, rFID of {scoring.num_reconstructed:,} images, detector {Path(scoring.detector).stem}.{scaled} In '
         "brackets the paper's numbers (FFHQ-64x64, Inception, held out: CelebA): their order can be compared, their "
         'size cannot.',
@@ -162,7 +162,7 @@ def main(study: Study, setup_name, data, held_out, seeds, only, num, num_reconst
     ]
     settings = {'seeds': seeds, 'options': base, 'paper': PAPER}
     names = labels(setup.ks).get
-    ablation.finish(study, scoring, results, parts, settings, columns=4, samples=40, names=names)
+    comparison.finish(study, scoring, results, parts, settings, columns=4, samples=40, names=names)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
     from metrics import evaluate
     from metrics.detectors import load_detector
-    from metrics.sources import Files, Samples
+    from metrics.image_sets import Files, Samples
 
     detector = load_detector('lenet')
     real = evaluate.statistics(Files('train.zip'), detector)
@@ -20,21 +20,21 @@ from ddn_networks import Network
 from dnnlib.images import to_float
 from metrics import distances
 from metrics.detectors import Detector, load_lpips
+from metrics.image_sets import Files, ImageSet, rounded, shares
 from metrics.lpips import LPIPS, MIN_SIZE
 from metrics.reconstruction import WINDOW, psnr, ssim
-from metrics.reference import Collector, Statistics, compare, short_number
-from metrics.sources import Files, Source, rounded, shares
+from metrics.reference import FeatureCollector, Statistics, compare, short_number
 from torch_utils import distributed as dist
 
 KEEP = 10_000  # features kept whole, for KID, precision and recall
 
-Numbers = dict[str, float | None]  # None: it cannot be computed, and a note says why
+Scores = dict[str, float | None]  # None: it cannot be computed, and a note says why
 
 __all__ = ['KEEP', 'compare', 'find_lpips', 'neighbours', 'reconstruction', 'require_same_detector', 'statistics']
 
 
 def statistics(
-    source: Source, detector: Detector, batch: int = 64, keep: int = KEEP, title: str = 'features'
+    source: ImageSet, detector: Detector, batch: int = 64, keep: int = KEEP, title: str = 'features'
 ) -> Statistics:
     """Statistics of the features of a source's images.
 
@@ -43,7 +43,7 @@ def statistics(
         keep: number of images whose features are kept whole.
         title: of the progress bar.
     """
-    collector = Collector(detector.dim, source.num, keep)
+    collector = FeatureCollector(detector.dim, source.num, keep)
     for positions, images in shares(source, batch, title):
         collector.add_(detector.features(to_float(images)), positions)
     return collector.finish(dist.all_reduce_, dist.all_gather_object)
@@ -61,7 +61,7 @@ def require_same_detector(reference: Statistics, name: str, detector: Detector) 
     return [] if made else [f'{name} does not say how it was made; its detector is taken to be {detector.name}']
 
 
-def find_lpips(sources: Sequence[Source], device: torch.device | str = 'cpu') -> tuple[LPIPS | None, list[str]]:
+def find_lpips(sources: Sequence[ImageSet], device: torch.device | str = 'cpu') -> tuple[LPIPS | None, list[str]]:
     """(LPIPS, []) for sources whose images are to be compared, or (None, [the reason why there is none])."""
     sizes = sorted({f'{source.resolution[1]}x{source.resolution[0]}' for source in sources})
     if len(sizes) > 1:
@@ -76,11 +76,11 @@ def find_lpips(sources: Sequence[Source], device: torch.device | str = 'cpu') ->
 
 def reconstruction(
     net: Network, source: Files, detector: Detector, lpips: LPIPS | None = None, batch: int = 64, title: str = ''
-) -> tuple[Numbers, list[str]]:
+) -> tuple[Scores, list[str]]:
     """(numbers, notes) of images against what one pass of the network draws of them, in 8 bits: rFID and the others of
     ``compare``, PSNR, SSIM, LPIPS, bits per pixel."""
     source.require_shape(net)
-    collectors = [Collector(detector.dim, source.num, KEEP) for _ in range(2)]
+    collectors = [FeatureCollector(detector.dim, source.num, KEEP) for _ in range(2)]
     sums = torch.zeros(3, dtype=torch.float64)
     height, width = source.resolution
     big_enough = min(height, width) >= WINDOW
@@ -108,14 +108,14 @@ def reconstruction(
 
 
 def neighbours(
-    samples: Source,
-    gallery: Source,
-    held_out: Source | None,
+    samples: ImageSet,
+    gallery: ImageSet,
+    held_out: ImageSet | None,
     detector: Detector,
     lpips: LPIPS | None = None,
     k: int = 6,
     batch: int = 64,
-) -> tuple[Numbers, dict[str, torch.Tensor]]:
+) -> tuple[Scores, dict[str, torch.Tensor]]:
     """How near samples come to the images of a gallery, against how near held-out images come.
 
     Returns:
@@ -142,7 +142,7 @@ def neighbours(
 
 
 def nearest(
-    sets: Sequence[Source], gallery: Source, embed: Callable, k: int, batch: int, title: str
+    sets: Sequence[ImageSet], gallery: ImageSet, embed: Callable, k: int, batch: int, title: str
 ) -> list[distances.Nearest]:
     """For each set the k nearest images of the gallery to each of its images, by Euclidean distance of embeddings."""
     searches = []

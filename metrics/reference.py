@@ -31,7 +31,7 @@ class Statistics(NamedTuple):
     meta: dict
 
 
-class Collector:
+class FeatureCollector:
     """Statistics of the features of a set of images, which come in batches, on any number of ranks.
 
     Args:

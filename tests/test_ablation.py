@@ -22,6 +22,7 @@ from cli import training_runs
 from experiments import (
     ablation,
     balance_ablation,
+    comparison,
     digit_quality,
     digits,
     mnist_ablation,
@@ -104,7 +105,7 @@ def test_a_row_without_numbers_is_a_dash_and_leaves_the_order_to_the_others():
     text = unpadded(table2_ablation.table(results, (512, 64, 8, 2)))
     assert '| w/o Split-and-Prune | - (55.3) |' in text and 'K=512 (default) | 0.0 (43.1)' in text
     assert 'over 4 rows; 6 of 6 pairs' in table2_ablation.orders(results)[0]
-    assert ablation.failures(results) == ['w/o Split-and-Prune (seed 0): no space left']
+    assert comparison.failures(results) == ['w/o Split-and-Prune (seed 0): no space left']
 
 
 def test_the_rows_of_table2_change_one_thing_each():
@@ -138,13 +139,13 @@ def test_fig10_says_which_claims_hold():
 
 
 def test_order_by_hand():
-    assert ablation.order([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx((0.8, 5, 6))
-    assert ablation.order([1, None, 3, 4], [10, 30, 20, 40]) == pytest.approx((1.0, 3, 3))
-    tied = ablation.order([1, 2, 3, 3], [5, 5, 9, 7])
+    assert comparison.order([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx((0.8, 5, 6))
+    assert comparison.order([1, None, 3, 4], [10, 30, 20, 40]) == pytest.approx((1.0, 3, 3))
+    tied = comparison.order([1, 2, 3, 3], [5, 5, 9, 7])
     assert tied[1:] == (4, 5)  # the pair that is equal in the paper says nothing
     assert tied.rho == pytest.approx(scipy.stats.spearmanr([1, 2, 3, 3], [5, 5, 9, 7]).statistic)
-    assert ablation.order([1, 2, None], [1, 2, 3]) is None and ablation.order([2, 2, 2], [1, 2, 3]) is None
-    assert ablation.cell([]) == '-' and ablation.cell([1, 2]) == '1.5 ± 0.7'
+    assert comparison.order([1, 2, None], [1, 2, 3]) is None and comparison.order([2, 2, 2], [1, 2, 3]) is None
+    assert comparison.cell([]) == '-' and comparison.cell([1, 2]) == '1.5 ± 0.7'
 
 
 def test_options_behind_the_dashes():

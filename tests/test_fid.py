@@ -21,9 +21,9 @@ import fid
 from dnnlib.images import to_uint8
 from dnnlib.util import file_sha256
 from metrics import distances, evaluate
+from metrics.image_sets import Files, Samples, read
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
-from metrics.sources import Files, Samples, read
 from torch_utils import persistence
 
 ROOT = Path(__file__).parent.parent

@@ -28,7 +28,7 @@ def room(tmp_path_factory):
     """A reference with 20 features of 6 numbers, and a file of LeNet's weights in each format."""
     path = tmp_path_factory.mktemp('fuzz')
     features = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
-    collector = reference.Collector(D, N, keep=N)
+    collector = reference.FeatureCollector(D, N, keep=N)
     collector.add_(features, range(N))
     reference.save_statistics(path / 'ref.npz', collector.finish(detector={'digest': 'abc', 'precision': 'float32'}))
     with np.load(path / 'ref.npz') as file:
@@ -43,7 +43,7 @@ def room(tmp_path_factory):
 def compared(path) -> dict:
     """All numbers of a reference against good features; every one of them finite."""
     real = reference.load_statistics(path)
-    fake = reference.Collector(len(real.mu), 40, keep=40)
+    fake = reference.FeatureCollector(len(real.mu), 40, keep=40)
     fake.add_(torch.randn(40, len(real.mu), generator=torch.Generator().manual_seed(1)), range(40))
     numbers, _ = reference.compare(real, fake.finish())
     assert all(math.isfinite(value) for value in numbers.values()), numbers

@@ -577,27 +577,27 @@ def test_ssim_equals_windows_by_hand():
 
 def test_collector_does_not_depend_on_ranks_or_batches():
     x = rand(23, 4, dtype=torch.float32)
-    whole = reference.Collector(4, 23, keep=9, seed=3)
+    whole = reference.FeatureCollector(4, 23, keep=9, seed=3)
     whole.add_(x, range(23))
     expected = whole.finish()
     assert expected.features.shape == (9, 4) and expected.num == 23
-    mixed = reference.Collector(4, 23, keep=9, seed=3)
+    mixed = reference.FeatureCollector(4, 23, keep=9, seed=3)
     for positions in torch.arange(23).flip(0).split(5):
         mixed.add_(x[positions], positions.tolist())
     found = mixed.finish()
     assert torch.equal(found.features, expected.features)
     np.testing.assert_allclose(found.sigma, expected.sigma, atol=1e-12)
-    idle, parts = reference.Collector(4, 23, keep=9, seed=3), []  # a rank that gets no batch
+    idle, parts = reference.FeatureCollector(4, 23, keep=9, seed=3), []  # a rank that gets no batch
     idle.moments.merge_(whole.moments)
     idle.finish(all_gather_object=lambda part: parts.append(part) or parts)
     assert torch.equal(whole.finish(all_gather_object=lambda part: [*parts, part]).features, expected.features)
-    other = reference.Collector(4, 23, keep=9, seed=4)
+    other = reference.FeatureCollector(4, 23, keep=9, seed=4)
     other.add_(x, range(23))
     assert not torch.equal(other.finish().features, expected.features)
 
 
 def test_statistics_survive_the_disk_and_edm_reads_them(tmp_path):
-    collector = reference.Collector(3, 20, keep=5)
+    collector = reference.FeatureCollector(3, 20, keep=5)
     collector.add_(rand(20, 3), range(20))
     written = collector.finish(made='by a test')
     reference.save_statistics(tmp_path / 'ref.npz', written)
@@ -609,7 +609,7 @@ def test_statistics_survive_the_disk_and_edm_reads_them(tmp_path):
 
 
 def statistics(n, dim, seed, keep=None):
-    collector = reference.Collector(dim, n, keep=n if keep is None else keep)
+    collector = reference.FeatureCollector(dim, n, keep=n if keep is None else keep)
     collector.add_(rand(n, dim, seed=seed), range(n))
     return collector.finish()
 

@@ -25,7 +25,7 @@ from torch_utils import distributed as dist
 THREADS = 4  # that decode images
 
 
-class Source(Protocol):
+class ImageSet(Protocol):
     num: int
     resolution: tuple[int, int]
 
@@ -161,7 +161,7 @@ def rounded(images: torch.Tensor, what: str) -> torch.Tensor:
     return to_uint8(images).cpu()
 
 
-def shares(source: Source, size: int, title: str) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+def shares(source: ImageSet, size: int, title: str) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
     """Yield this rank's batches of a source, (positions, uint8 images [B, 1 or 3, H, W]), and show progress.
 
     Raises ValueError for other numbers of channels.
@@ -177,6 +177,6 @@ def shares(source: Source, size: int, title: str) -> Iterator[tuple[Sequence[int
             bar.update(len(positions))
 
 
-def read(source: Source, positions: Sequence[int]) -> torch.Tensor:
+def read(source: ImageSet, positions: Sequence[int]) -> torch.Tensor:
     """uint8 [B, C, H, W] of some images of a source."""
     return torch.cat([images for _, images in source.batches(list(positions), max(1, len(positions)))])
