@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from dnnlib.util import atomic_write
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], form: str = '.4g') -> str:
-    """Rows as a Markdown table. The keys of the first row are the columns; the first column is text, the others are
-    aligned as numbers. Floats are formatted by ``form``; what a row lacks, or None, is '-'."""
-    columns = list(rows[0])
-    cells = [columns, *([_cell(row.get(column), form) for column in columns] for row in rows)]
-    width = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    rule = ['-' * width[0], *('-' * (w - 1) + ':' for w in width[1:])]
-    padded = ([text.ljust(w) for text, w in zip(line, width, strict=True)] for line in (cells[0], rule, *cells[1:]))
-    return '\n'.join(f'| {" | ".join(line)} |' for line in padded)
+    """Rows as a Markdown table. The keys of the first row are the columns; columns of numbers are aligned right. Floats
+    are formatted by ``form``; what a row lacks, or None, is '-'."""
+    table = []
+    for column in rows[0]:
+        cells = [_cell(row.get(column), form) for row in rows]
+        numbers = all(re.match(r'-$|[-+]?[\d.]', text) for text in cells)
+        width = max(map(len, [column, *cells]))
+        rule = '-' * (width - numbers) + ':' * numbers
+        table.append([text.rjust(width) if numbers else text.ljust(width) for text in (column, rule, *cells)])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in zip(*table, strict=True))
 
 
 def _cell(value: Any, form: str) -> str:

@@ -21,6 +21,7 @@ import fid
 from dnnlib.images import to_uint8
 from dnnlib.util import file_sha256
 from metrics import distances, evaluate
+from metrics.detectors import load_detector
 from metrics.image_sets import Files, Samples, read
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
@@ -179,6 +180,28 @@ def test_selftest_compares_disjoint_halves(room):
     other = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'a.npz', '--num', 60)
     assert 0 < result['numbers']['FID-60'] < other['numbers']['FID-60']
     assert abs(result['numbers']['KID-60']) < 5 * result['numbers']['KID-60 standard error']
+
+
+def test_the_same_numbers_from_python(room):
+    detector = load_detector(str(room / 'detector.pth'))
+    real = evaluate.statistics(Files(room / 'a.zip'), detector)
+    fake = evaluate.statistics(Files(room / 'b.zip', 60), detector, batch=64)
+    numbers, notes = evaluate.compare(real, fake)
+    by_script = run(room, 'calc', '--images', room / 'b.zip', '--ref', room / 'a.npz', '--num', 60)
+    assert by_script['numbers'] == numbers and by_script['notes'] == notes
+    net = make_net()
+    measured, notes = evaluate.reconstruction(net, Files(room / 'a.zip', 50), detector)
+    by_script = run(room, 'reconstruct', '--network', room / 'net.safetensors', '--data', room / 'a.zip', '--num', 50)
+    assert by_script['numbers'] == {f'training {name}': value for name, value in measured.items()}
+    found, indices = evaluate.neighbours(Samples(net, 9), Files(room / 'a.zip'), None, detector, k=2)
+    by_script = run(room, 'neighbours', '--network', room / 'net.safetensors', '--data', room / 'a.zip', '--num', 9)
+    assert by_script['numbers'] == found and indices['lenet'].shape == (9, 2)
+
+
+def test_evaluation_loads_no_command_line():
+    code = "import metrics.evaluate, sys; print([name for name in ('click', 'cli', 'training') if name in sys.modules])"
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == '[]\n'
 
 
 # ------------------------------------------------------------------------------------------------------- bad inputs

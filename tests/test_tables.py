@@ -6,12 +6,15 @@ from cli.tables import markdown, write_results
 
 
 def test_a_table_is_aligned_and_says_what_is_not_known():
-    rows = [{'way': 'top 2', 'images': 12345, 'PSNR': 21.23456}, {'way': 'guided', 'PSNR': 120000.0, 'images': None}]
+    rows = [
+        {'way': 'top 2', 'images': 12345, 'PSNR': 21.23456, 'to': 'the half', 'FID': '12.5 ± 0.1'},
+        {'way': 'guided', 'PSNR': 120000.0, 'images': None, 'to': 'K=8'},
+    ]
     assert markdown(rows).splitlines() == [
-        '| way    | images | PSNR    |',
-        '| ------ | -----: | ------: |',
-        '| top 2  | 12,345 | 21.23   |',
-        '| guided | -      | 120,000 |',
+        '| way    | images |    PSNR | to       |        FID |',
+        '| ------ | -----: | ------: | -------- | ---------: |',
+        '| top 2  | 12,345 |   21.23 | the half | 12.5 ± 0.1 |',
+        '| guided |      - | 120,000 | K=8      |          - |',
     ]
     assert markdown([{'a': 1.0, 'b': True}], '.1f').endswith('| 1.0 | True |')
 
