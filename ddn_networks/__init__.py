@@ -5,6 +5,7 @@
     images = net.decode(net.encode(images))
 """
 
+from ddn_networks.aliases import old_names
 from ddn_networks.balance import LossFreeBalancing, UsageCounter
 from ddn_networks.candidates import Candidates
 from ddn_networks.network import Network
@@ -28,3 +29,5 @@ __all__ = [
     'from_published',
     'published_config',
 ]
+
+__getattr__ = old_names(__name__)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ddn_networks import samplers
+from ddn_networks.aliases import old_names
 from ddn_networks.candidates import Candidates
 
 
@@ -206,3 +207,6 @@ class LossFreeBalancing(UsageCounter):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return super().state_dict() | {'unit': self.unit, 'units': self.units, 'scaled': self.scaled}
+
+
+__getattr__ = old_names(__name__)

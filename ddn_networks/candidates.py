@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from ddn_networks import closed_forms
+from ddn_networks.aliases import old_names
 from ddn_networks.cells import WHOLE, Grid, checked_grid, from_cells, to_cells
 from ddn_networks.closed_forms import full_precision
 
@@ -212,3 +213,6 @@ class Candidates:
 def area_resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Area-resize [B, C, H, W] to [B, C, *size]: each output pixel is the mean of the input pixels it covers."""
     return images if tuple(images.shape[2:]) == tuple(size) else F.interpolate(images, size=size, mode='area')
+
+
+__getattr__ = old_names(__name__)

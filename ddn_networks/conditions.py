@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ddn_networks import pixel_maps
+from ddn_networks.aliases import old_names
 
 Size = tuple[int, int]
 Labels = torch.Tensor | Sequence[int] | int
@@ -348,3 +349,6 @@ def _box(draws: torch.Tensor, size: Size) -> torch.Tensor:
     top, left, height, width = (draws[:, i, None] for i in range(4, 8))
     inside_y, inside_x = (y >= top) & (y < top + height), (x >= left) & (x < left + width)  # [B, H], [B, W]
     return inside_y[:, None, :, None] & inside_x[:, None, None, :]
+
+
+__getattr__ = old_names(__name__)

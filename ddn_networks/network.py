@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ddn_networks import guided_sampling, prior, samplers, search, shared_prefixes, snapshots
+from ddn_networks.aliases import old_names
 from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.condition_set import ConditionSet, Images
 from ddn_networks.conditions import Labels
@@ -413,3 +414,6 @@ class Network(nn.Module):
                 f'{path} holds a {made}, not a {cls.__name__}: take {made}.from_pretrained or Network.from_pretrained'
             )
         return net.to(device).eval()
+
+
+__getattr__ = old_names(__name__)

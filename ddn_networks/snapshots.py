@@ -23,10 +23,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ddn_networks import tensor_files
+from ddn_networks.aliases import RENAMED
 
 DDN, RECURRENT = 'ddn_networks.single_shot.DDN', 'ddn_networks.recurrent.RecurrentDDN'
 ALLOWED_CLASSES = (DDN, RECURRENT)  # what a snapshot may name
-CLASS_ALIASES = {'ddn_networks.network.DDN': DDN}  # in snapshots of earlier revisions
 PRETRAINED = Path(__file__).parent / 'pretrained'  # networks that come with the package
 
 # Greatest values of constructor arguments. What else is huge needs as many weights, which a file has or has not.
@@ -74,7 +74,7 @@ def upgraded(spec: Mapping[str, Any]) -> dict[str, Any]:
     for new networks: they get the value that those revisions imply.
     """
     name, kwargs = spec.get('class_name'), spec.get('kwargs')
-    name = CLASS_ALIASES.get(name, name) if isinstance(name, str) else name
+    name = RENAMED.get(name, name) if isinstance(name, str) else name
     if name == DDN and isinstance(kwargs, Mapping):
         kwargs = {'condition_placement': 'centred', **kwargs}
     return {**spec, 'class_name': name, 'kwargs': kwargs}

@@ -17,10 +17,9 @@ from cli.networks import load_network
 from cli.options import script
 from cli.presets import PRESETS
 from cli.tables import write_json
+from ddn_networks import snapshots
 from dnnlib.readers import read_json
 from dnnlib.util import file_sha256
-from experiments.common import snapshots
-from torch_utils import persistence
 from training.report import read_stats
 
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
@@ -44,7 +43,7 @@ def begun_with(transfer: str) -> str:
 
 def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str | None, note: str) -> dict:
     """Write the network to ``path``. Returns the facts for its JSON."""
-    newest = snapshots(run)[-1]
+    newest = snapshots.network_path(run)
     stored, stats = read_json(os.path.join(run, 'training_options.json')), read_stats(run)
     preset = preset or stored['preset']
     if preset not in PRESETS:
@@ -52,7 +51,7 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str |
     net = load_network(newest, ema=ema)
     meta = {k: net.snapshot_meta.get(k) for k in ('dataset', 'git_revision', 'cur_nimg')} | {'preset': preset}
     kept = ema or next(iter(net.snapshot_meta['emas']), 'none')
-    persistence.save_network(path, net.to(dtype), meta={**meta, 'averaged_over_mimg': kept})
+    snapshots.save_network(path, net.to(dtype), meta={**meta, 'averaged_over_mimg': kept})
     loop = {k: v for k, v in stored['loop'].items() if k not in ('dataset_kwargs', 'val_data', 'num_workers')}
     if loop.get('transfer'):
         loop['transfer'] = begun_with(loop['transfer'])
@@ -82,7 +81,7 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str |
 @click.option('--preset', help="Preset in terms of which to write the command  [default: the run's own]")
 @click.option('--note', default='', help='Remark for the JSON: the machine, how the settings were found')
 def main(run, name, outdir, ema, dtype, preset, note) -> None:
-    path = os.path.join(outdir or persistence.PRETRAINED, f'{name}.safetensors')
+    path = os.path.join(outdir or snapshots.PRETRAINED, f'{name}.safetensors')
     facts = keep(run, path, ema, DTYPES[dtype], preset, note)
     write_json(path.replace('.safetensors', '.json'), facts)
     click.echo(f'{path}: {facts["parameters"]:,} parameters, {facts["bytes"]:,} bytes')

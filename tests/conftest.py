@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from torch_utils import persistence
+from ddn_networks import tensor_files
 
 # One thread everywhere: some tests compare bits of runs in this process with those of runs in others, and sums depend
 # on the number of threads. It is also faster for networks this small.
@@ -62,7 +62,7 @@ def unpadded(text: str) -> str:
 def final(run_dir, kind: str = 'training-state') -> dict[str, torch.Tensor]:
     """The tensors of a run's newest state or ('network-snapshot') snapshot."""
     name = sorted(n for n in os.listdir(run_dir) if n.startswith(kind))[-1]
-    return persistence.load_tensors(os.path.join(run_dir, name))[0]
+    return tensor_files.load_tensors(os.path.join(run_dir, name))[0]
 
 
 def seeing(sampler, see, seen: list):

@@ -18,10 +18,9 @@ import train
 from cli import condition_arguments
 from cli.condition_arguments import ConditionArguments
 from cli.pictures import Pictures
-from ddn_networks import conditions, guides, samplers
+from ddn_networks import conditions, guides, samplers, snapshots
 from ddn_networks.condition_set import ConditionSet
 from dnnlib.archives import ImageArchive
-from torch_utils import persistence
 from training.dataset import ImageFolderDataset, PairedDataset
 from training.loader import BatchStream, Loader
 
@@ -242,7 +241,7 @@ def test_a_conditional_network_encodes_decodes_and_is_rebuilt_from_its_snapshot(
     torch.testing.assert_close(one[2:3], net.sample(1, seed=3, condition=condition[:1])[0], atol=1e-5, rtol=0)
     guided, codes = net.sample(4, condition=condition, guide=guides.l2(images))
     torch.testing.assert_close(net.decode(codes, condition), guided, atol=1e-5, rtol=0)
-    persistence.save_network(str(tmp_path / 'net.safetensors'), net)
+    snapshots.save_network(str(tmp_path / 'net.safetensors'), net)
     again = ddn_networks.Network.from_pretrained(str(tmp_path / 'net.safetensors'))
     assert str(again.conditions) == str(net.conditions) == 'class:10 and color'
     assert again.condition_channels == net.condition_channels == 3
@@ -499,7 +498,7 @@ def networks(tmp_path_factory) -> dict[str, str]:
         'two': tiny(['color', 'lowres:3']), 'grey-mask': tiny(['mask'], channels=1),
     }  # fmt: skip
     for name, net in made.items():
-        persistence.save_network(str(folder / f'{name}.safetensors'), net)
+        snapshots.save_network(str(folder / f'{name}.safetensors'), net)
     return {name: str(folder / f'{name}.safetensors') for name in made}
 
 

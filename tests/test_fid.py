@@ -18,6 +18,7 @@ from PIL import Image
 
 import ddn_networks
 import fid
+from ddn_networks import snapshots
 from dnnlib.images import to_uint8
 from dnnlib.util import file_sha256
 from metrics import distances, evaluate
@@ -25,7 +26,6 @@ from metrics.detectors import load_detector
 from metrics.image_sets import Files, Samples, read
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
-from torch_utils import persistence
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,7 +66,7 @@ def room(tmp_path_factory):
     torch.save(LeNet().state_dict(), path / 'detector.pth')
     save_zip(path / 'a.zip', pictures(120, 0))
     save_zip(path / 'b.zip', pictures(130, 1, shift=30))
-    persistence.save_network(str(path / 'net.safetensors'), make_net(), meta={})
+    snapshots.save_network(str(path / 'net.safetensors'), make_net(), meta={})
     run(path, 'ref', '--data', path / 'a.zip', '--dest', path / 'a.npz')
     return path
 
@@ -266,7 +266,7 @@ def test_numbers_of_images_are_bounded(room):
 
 
 def test_a_network_that_needs_a_condition_is_refused(room, tmp_path):
-    persistence.save_network(str(tmp_path / 'cond.safetensors'), make_net(condition_channels=1), meta={})
+    snapshots.save_network(str(tmp_path / 'cond.safetensors'), make_net(condition_channels=1), meta={})
     line = run(room, 'calc', '--network', tmp_path / 'cond.safetensors', '--ref', room / 'a.npz', fails=True)
     assert 'needs a condition' in line
 
@@ -281,7 +281,7 @@ def test_a_class_conditional_network_samples_every_class_equally_often(room, tmp
         alone = net.sample(seeds=[seed], condition=net.make_condition(seed % 4))[0]
         assert torch.equal(read(source, [position]), to_uint8(alone))
     assert torch.equal(read(source, [1, 5, 3]), torch.cat([read(source, [p]) for p in (1, 5, 3)]))
-    persistence.save_network(str(tmp_path / 'classes.safetensors'), net, meta={})
+    snapshots.save_network(str(tmp_path / 'classes.safetensors'), net, meta={})
     options = ['--network', tmp_path / 'classes.safetensors']
     assert run(room, 'calc', *options, '--ref', room / 'a.npz', '--num', '20')['images']['num'] == 20
     line = run(room, 'reconstruct', *options, '--data', room / 'a.zip', fails=True)
@@ -291,7 +291,7 @@ def test_a_class_conditional_network_samples_every_class_equally_often(room, tmp
 def test_a_network_with_an_optional_condition_samples_without(room, tmp_path):
     net = make_net(conditions=['edge'], condition_optional=True).eval()
     assert torch.equal(read(Samples(net, 3), [2]), to_uint8(net.sample(seeds=[2])[0]))
-    persistence.save_network(str(tmp_path / 'optional.safetensors'), net, meta={})
+    snapshots.save_network(str(tmp_path / 'optional.safetensors'), net, meta={})
     options = ['--network', tmp_path / 'optional.safetensors', '--num', '20']
     assert run(room, 'calc', *options, '--ref', room / 'a.npz')['images']['num'] == 20
 

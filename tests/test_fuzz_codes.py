@@ -22,8 +22,7 @@ from cli import guide_arguments
 from cli.code_files import CodeFile, read_code_file, write_code_file, write_codes
 from cli.condition_arguments import ConditionArguments
 from cli.options import Classes, Ints, Layers, Numbers
-from ddn_networks import DDN, Candidates
-from torch_utils import persistence
+from ddn_networks import DDN, Candidates, snapshots
 
 FILE = CodeFile(
     np.arange(40).reshape(10, 4) % 7,
@@ -230,7 +229,7 @@ EXTREMES = [
 @pytest.mark.parametrize('command, args, words', EXTREMES)
 def test_extreme_numbers_are_one_line(folder, tmp_path, command, args, words):
     torch.manual_seed(0)
-    persistence.save_network(str(tmp_path / 'net.safetensors'), DDN(8, 1, [8], [3], [7]))
+    snapshots.save_network(str(tmp_path / 'net.safetensors'), DDN(8, 1, [8], [3], [7]))
     write_code_file(str(tmp_path / 'codes.npz'), FILE._replace(codes=FILE.codes[:, :3] % 7, num_nodes=None))
     network, codes = f'--network={tmp_path}/net.safetensors', f'--codes={tmp_path}/codes.npz'
     common = {

@@ -19,8 +19,8 @@ from PIL import Image
 import ddn_networks
 import generate
 import latents
+from ddn_networks import snapshots
 from ddn_networks.blocks import ResBlock
-from torch_utils import persistence
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def network(tmp_path_factory) -> str:
     net = ddn_networks.DDN(8, 1, channels=[8, 8, 8], num_blocks=[1, 2, 2], num_nodes=[4, 3, 5])
     path = tmp_path_factory.mktemp('net') / 'network-snapshot-000000001.safetensors'
     ema = {'0.5': {n: p + 0.01 for n, p in net.named_parameters()}}
-    persistence.save_network(str(path), net, ema, {'cur_nimg': 1})
+    snapshots.save_network(str(path), net, ema, {'cur_nimg': 1})
     return str(path)
 
 

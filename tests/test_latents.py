@@ -19,11 +19,10 @@ from PIL import Image
 import latents
 from cli.code_files import CodeFile, read_code_file, write_code_file, write_codes
 from cli.originals import Originals
-from ddn_networks import DDN, RecurrentDDN, codes
+from ddn_networks import DDN, RecurrentDDN, codes, snapshots
 from dnnlib.images import to_image, to_uint8
 from dnnlib.sheets import CAPTION, save_png
 from experiments import latent_tree, mnist_tree
-from torch_utils import persistence
 
 
 def random_codes(N: int, L: int, K: int, seed: int = 0) -> torch.Tensor:
@@ -188,9 +187,9 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('latents')
     torch.manual_seed(0)
     small = {'base_width': 2, 'multipliers': [1, 2], 'num_blocks': 1, 'features': 8}
-    persistence.save_network(str(folder / 'net.safetensors'), RecurrentDDN(8, 1, 8, 3, **small))
-    persistence.save_network(str(folder / 'bits.safetensors'), RecurrentDDN(8, 1, 2, 6, **small))
-    persistence.save_network(str(folder / 'single.safetensors'), DDN(8, 1, [8, 8], [1, 1], [3, 4]))
+    snapshots.save_network(str(folder / 'net.safetensors'), RecurrentDDN(8, 1, 8, 3, **small))
+    snapshots.save_network(str(folder / 'bits.safetensors'), RecurrentDDN(8, 1, 2, 6, **small))
+    snapshots.save_network(str(folder / 'single.safetensors'), DDN(8, 1, [8, 8], [1, 1], [3, 4]))
     write_zip(folder / 'data.zip', 20, (1, 8, 8))
     write_zip(folder / 'larger.zip', 1, (1, 16, 16))
     write_codes(str(folder / 'few.txt'), np.zeros((3, 3), np.int64))
@@ -217,7 +216,7 @@ def test_labels_that_are_vectors_are_kept_and_told(folder, tmp_path):
     with torch.no_grad():
         for block in net.blocks:
             block.conv1.weight.mul_(1e5)  # a new block hardly listens
-    persistence.save_network(str(tmp_path / 'net.safetensors'), net)
+    snapshots.save_network(str(tmp_path / 'net.safetensors'), net)
     data = write_zip(tmp_path / 'data.zip', 6, (1, 8, 8), labels=False)
     names = latents.ImageArchive(data).names()
     vectors = random_codes(6, 2, 100).float() / 50 - 1
@@ -268,7 +267,7 @@ def test_a_recurrent_network_takes_as_many_steps_as_its_codes(folder, tmp_path):
 
 def test_the_first_images_are_told_the_first_pictures(folder, tmp_path):
     torch.manual_seed(1)
-    persistence.save_network(str(tmp_path / 'net.safetensors'), DDN(8, 1, [8], [3], [4], conditions=['image:1']))
+    snapshots.save_network(str(tmp_path / 'net.safetensors'), DDN(8, 1, [8], [3], [4], conditions=['image:1']))
     args = ['encode', f'--network={tmp_path}/net.safetensors', f'--data={folder}/data.zip']
     pictures = f'--condition-image={folder}/data.zip'
     for name, options in (('two', ['--max-images=2', pictures]), ('all', [pictures])):
@@ -367,7 +366,7 @@ def test_a_conditional_network_is_told_what_belongs_to_each_image(folder, tmp_pa
     with torch.no_grad():
         for block in net.blocks:
             block.conv1.weight.mul_(1e5)  # a new block hardly listens
-    persistence.save_network(str(tmp_path / 'net.safetensors'), net)
+    snapshots.save_network(str(tmp_path / 'net.safetensors'), net)
     archive, labels = latents.ImageArchive(str(folder / 'data.zip')), torch.arange(20) % 3
     images = torch.stack([torch.from_numpy(archive.image(i)) for i in range(20)]) / 127.5 - 1
     by_class = kind == 'class:3'
@@ -435,7 +434,7 @@ def test_a_conditional_network_is_told_what_belongs_to_each_image(folder, tmp_pa
 
 
 def test_codes_alone_of_a_conditional_network_say_what_is_missing(folder, tmp_path):
-    persistence.save_network(str(tmp_path / 'net.safetensors'), DDN(8, 1, [8], [3], [4], conditions=['class:3']))
+    snapshots.save_network(str(tmp_path / 'net.safetensors'), DDN(8, 1, [8], [3], [4], conditions=['class:3']))
     write_codes(str(tmp_path / 'c.txt'), np.zeros((2, 3), np.int64))
     args = ['decode', f'--network={tmp_path}/net.safetensors', f'--codes={tmp_path}/c.txt', f'--outdir={tmp_path}/out']
     assert 'give --class' in run(latents.main, *args, expect=1)
@@ -508,7 +507,7 @@ def test_what_cannot_be_written_is_said_before_the_work(folder, tmp_path, monkey
         assert f'{option}=' in out and 'cannot be written' in out and 'give another place' in out
     sheet = f'--sheet={tmp_path}/o/00000/img00000003.png'
     assert 'would replace another file' in run(latents.main, *decode, f'--outdir={tmp_path}/o', sheet, expect=1)
-    persistence.save_network(str(tmp_path / 'six.safetensors'), DDN(8, 1, [8], [2], [6]))
+    snapshots.save_network(str(tmp_path / 'six.safetensors'), DDN(8, 1, [8], [2], [6]))
     args = [f'--network={tmp_path}/six.safetensors', f'--dest={tmp_path}/c.npz', f'--bits={tmp_path}/b.txt']
     assert 'layer 0 has K = 6' in run(latents.main, 'encode', encode[2], *args, expect=1)
 

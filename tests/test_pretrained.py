@@ -10,17 +10,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
-from ddn_networks import DDN, Network, RecurrentDDN, samplers
+from ddn_networks import DDN, Network, RecurrentDDN, samplers, snapshots
 from experiments import keep_network, recurrent_depth
-from torch_utils import persistence
 from training import report
 
-NAMES = sorted(path.stem for path in persistence.PRETRAINED.glob('*.safetensors'))
+NAMES = sorted(path.stem for path in snapshots.PRETRAINED.glob('*.safetensors'))
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_what_comes_with_the_code_is_what_its_json_says(name):
-    path = persistence.PRETRAINED / f'{name}.safetensors'
+    path = snapshots.PRETRAINED / f'{name}.safetensors'
     facts = json.loads(path.with_suffix('.json').read_text())
     assert hashlib.sha256(path.read_bytes()).hexdigest() == facts['sha256']
     net = Network.from_pretrained(name)
@@ -33,7 +32,7 @@ def test_what_comes_with_the_code_is_what_its_json_says(name):
 
 
 def test_they_are_small():
-    assert sum(path.stat().st_size for path in persistence.PRETRAINED.glob('*')) < 3.5e6
+    assert sum(path.stat().st_size for path in snapshots.PRETRAINED.glob('*')) < 3.5e6
 
 
 @pytest.mark.skipif('mnist' not in NAMES, reason='pretrained/ has no network of digits')
@@ -48,7 +47,7 @@ def test_digits_straight_after_the_clone(tmp_path):
 def run_folder(folder, net, emas) -> None:
     folder.mkdir()
     meta = {'preset': 'mnist-cpu', 'dataset': 'digits', 'git_revision': 'abc', 'cur_nimg': 640}
-    persistence.save_network(str(folder / 'network-snapshot-000000640.safetensors'), net, emas, meta)
+    snapshots.save_network(str(folder / 'network-snapshot-000000640.safetensors'), net, emas, meta)
     loop = {'lr': 0.1, 'dataset_kwargs': {'path': '/somewhere/of/mine.zip'}, 'val_data': '/somewhere', 'num_workers': 0}
     options = {**keep_network.PRESETS['mnist-cpu'].options, 'chain_dropout': 0.25, 'precision': 'bf16'}
     stored = {'options': options, 'loop': loop, 'preset': 'mnist-cpu', 'torch': '2.x'}
@@ -79,7 +78,7 @@ def test_what_is_kept_is_the_average_alone(tmp_path, dtype, bytes_each):
     assert facts['bytes'] < facts['parameters'] * bytes_each + 8000
     (tmp_path / 'empty').mkdir()
     result = CliRunner().invoke(keep_network.main, [f'--run={tmp_path}/empty', '--name=x', f'--outdir={tmp_path}/kept'])
-    assert result.exit_code == 1 and 'holds no network-snapshot' in result.output
+    assert result.exit_code == 1 and 'has no network-snapshot' in result.output
 
 
 def test_the_command_says_what_it_began_with():

@@ -4,13 +4,22 @@ import json
 
 import pytest
 import torch
-from conftest import invoke, seeing
+from conftest import final, invoke, seeing
 
 import fid
 import generate
 import train
-from ddn_networks import DDN, LossFreeBalancing, Network, RecurrentDDN, SplitAndPrune, guided_sampling, guides, samplers
-from torch_utils import persistence
+from ddn_networks import (
+    DDN,
+    LossFreeBalancing,
+    Network,
+    RecurrentDDN,
+    SplitAndPrune,
+    guided_sampling,
+    guides,
+    samplers,
+    snapshots,
+)
 from training import report
 from training.monitor import UsageWindow
 
@@ -292,7 +301,7 @@ def test_snapshots_of_either_class(tmp_path):
     for net in (tiny(multipliers=[1, 2]), repeating()):
         path = str(tmp_path / f'{type(net).__name__}.safetensors')
         ema = {'0.5': {n: p + 0.01 for n, p in net.named_parameters()}}
-        persistence.save_network(path, net, ema)
+        snapshots.save_network(path, net, ema)
         for cls in (type(net), Network):
             loaded = cls.from_pretrained(path, ema='none')
             assert type(loaded) is type(net) and torch.equal(loaded.sample(2)[0], net.sample(2)[0])
@@ -319,7 +328,7 @@ def test_five_steps_stop_five_steps_are_ten_bit_for_bit(trained, tiny_zip, tmp_p
     invoke(train.main, f'--data={tiny_zip}', f'--outdir={tmp_path / "b"}', *RUN, '--duration=0.000040')
     out = invoke(train.main, f'--resume={tmp_path / "b"}', '--duration=0.000080')
     assert out.count('continues with another option') == 1
-    a, b = (persistence.load_tensors(f'{d}/training-state-000000080.safetensors')[0] for d in (trained, tmp_path / 'b'))
+    a, b = final(trained), final(tmp_path / 'b')
     assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
     assert a['balance/num_splits'].shape == (1,) and a['balance/num_splits'] > 0
 
@@ -339,7 +348,7 @@ def test_generate_fid_and_guides_take_it(trained, tiny_zip, tmp_path):
     draw('g', '--seeds=0', f'--guide=superres:{face},size=4', '--beam=2')
     assert fid.load(network.split('=')[1], None, torch.device('cpu'))[0].num_layers == 3
     single = tmp_path / 'single.safetensors'
-    persistence.save_network(str(single), repeating())
+    snapshots.save_network(str(single), repeating())
     out = invoke(generate.main, f'--network={single}', f'--outdir={tmp_path / "x"}', '--steps=6', expect=1)
     assert '--steps' in out and 'not recurrent' in out
 
@@ -348,7 +357,7 @@ def test_generate_fid_and_guides_take_it(trained, tiny_zip, tmp_path):
 def test_presets(tiny_zip, preset, K, L):
     loop = json.loads(invoke(train.main, f'--data={tiny_zip}', f'--preset={preset}', '-n'))
     assert loop['network_class'] == 'ddn_networks.recurrent.RecurrentDDN'
-    net = persistence.rebuild({'class_name': loop['network_class'], 'kwargs': loop['network_kwargs']})
+    net = snapshots.rebuild({'class_name': loop['network_class'], 'kwargs': loop['network_kwargs']})
     assert (net.num_nodes, net.num_layers) == ([K] * L, L)
     assert loop['chain_dropout'] == (0.0 if K == 2 else 0.05)
 

@@ -14,7 +14,7 @@ import torch
 from conftest import TINY_RUN, final, invoke
 
 import train
-from torch_utils import persistence
+from ddn_networks import snapshots
 from training import checkpoint, report, training_loop
 from training.dataset import ImageFolderDataset
 from training.loader import Loader
@@ -198,7 +198,7 @@ def test_the_state_is_saved_before_all_else(tiny_zip, tmp_path, monkeypatch):
         there.append(checkpoint.find_states(str(tmp_path)) != [])
         raise OSError(28, 'No space left on device')
 
-    for where, name in ((persistence, 'save_network'), (Validation, 'write_pictures'), (report, 'append_stats'),
+    for where, name in ((snapshots, 'save_network'), (Validation, 'write_pictures'), (report, 'append_stats'),
                         (training_loop, 'write_report')):  # fmt: skip
         monkeypatch.setattr(where, name, look)
     out = run_train(*options(tiny_zip, tmp_path, *EVERY_STEP), expect=1)
@@ -210,7 +210,7 @@ def test_a_snapshot_that_could_not_be_written_is_written_on_resume(tiny_zip, tmp
     """Also that of a run that has ended: a full disk, or a kill between the state and the snapshot."""
     args = options(tiny_zip, tmp_path / 'a', *EVERY_STEP)
     with monkeypatch.context() as full:
-        full.setattr(persistence, 'save_network', lambda *args: (_ for _ in ()).throw(OSError(28, 'disk full')))
+        full.setattr(snapshots, 'save_network', lambda *args: (_ for _ in ()).throw(OSError(28, 'disk full')))
         run_train(*args, f'--duration={duration}', expect=1)
     run_train(f'--resume={tmp_path / "a"}', f'--duration={duration}')
     run_train(*options(tiny_zip, tmp_path / 'b', *EVERY_STEP), f'--duration={duration}')
@@ -243,8 +243,8 @@ KILLED = '''
 import os, random, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
+from ddn_networks import tensor_files
 from training import checkpoint
-from torch_utils import persistence
 
 torch.set_num_threads(1)  # a fork has no threads of its parent's pool
 folder, rng = sys.argv[2], random.Random(0)
@@ -256,7 +256,7 @@ for round in range(50):
         nimg = 1 + max([int(os.path.basename(p)[15:24]) for p in checkpoint.find_states(folder)], default=0)
         while True:
             tensors['x'].fill_(nimg)
-            persistence.save_tensors(checkpoint.state_path(folder, nimg), tensors, {'cur_nimg': nimg})
+            tensor_files.save_tensors(checkpoint.state_path(folder, nimg), tensors, {'cur_nimg': nimg})
             nimg += 1
             os.write(told, b'.')
     os.read(ready, 1)  # one state at least, then a random moment
@@ -264,7 +264,7 @@ for round in range(50):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     states = checkpoint.find_states(folder)
-    loaded, meta = persistence.load_tensors(states[0])
+    loaded, meta = tensor_files.load_tensors(states[0])
     assert (loaded['x'] == meta['cur_nimg']).all() and meta['cur_nimg'] == int(os.path.basename(states[0])[15:24])
     os.close(ready), os.close(told)
     for path in states[2:]:

@@ -17,6 +17,7 @@ from conftest import TINY_RUN, final, invoke, write_zip
 
 import train
 from cli.presets import PRESETS
+from ddn_networks import tensor_files
 from torch_utils import persistence
 from training import checkpoint, training_loop
 from training.report import read_stats
@@ -247,11 +248,11 @@ def test_the_loss_scale_of_fp16_is_part_of_the_state(tiny_zip, tmp_path):
     run_train(f'--outdir={tmp_path / "a"}', *args, '--duration=0.000320')
     run_train(f'--outdir={tmp_path / "b"}', *args, '--duration=0.000160')
     run_train(f'--resume={tmp_path / "b"}', '--duration=0.000320')
-    a, b = (persistence.load_tensors(str(tmp_path / d / 'training-state-000000320.safetensors'))[1] for d in 'ab')
+    a, b = (tensor_files.load_tensors(str(tmp_path / d / 'training-state-000000320.safetensors'))[1] for d in 'ab')
     assert a['scaler'] == b['scaler'] and a['scaler']['scale'] < 1e37
     assert_same(final(tmp_path / 'a'), final(tmp_path / 'b'))
     run_train(f'--resume={tmp_path / "b"}', '--duration=0.000336', '--ls=4')
-    again = persistence.load_tensors(str(tmp_path / 'b' / 'training-state-000000336.safetensors'))[1]
+    again = tensor_files.load_tensors(str(tmp_path / 'b' / 'training-state-000000336.safetensors'))[1]
     assert again['scaler']['scale'] == 4
 
 
@@ -332,7 +333,7 @@ def test_a_number_that_goes_wrong_stops_the_run_and_is_never_saved(tiny_zip, tmp
     assert (f'the last good state is {states[0]}.' if states else f'{tmp_path / "a"} has no state.') in out
     for name in os.listdir(tmp_path / 'a'):
         if name.endswith('.safetensors'):
-            assert all(t.isfinite().all() for t in persistence.load_tensors(str(tmp_path / 'a' / name))[0].values())
+            assert all(t.isfinite().all() for t in tensor_files.load_tensors(str(tmp_path / 'a' / name))[0].values())
 
 
 BAD = {

@@ -13,7 +13,7 @@ from conftest import tiny_open_clip, write_zip
 from PIL import Image
 
 from cli import guide_networks
-from ddn_networks import DDN, black_boxes, guides
+from ddn_networks import DDN, black_boxes, guides, snapshots
 from ddn_networks.guided_sampling import Guidance
 from dnnlib.sheets import draw_sheet
 from experiments import common, conditional, zscg, zscg_cifar_classes, zscg_faces
@@ -21,7 +21,6 @@ from metrics.detectors import load_resnet
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
 from metrics.resnet import CifarResNet
-from torch_utils import persistence
 
 
 def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -34,7 +33,7 @@ def net(tmp_path):
     torch.manual_seed(0)
     net = DDN(32, 3, [8, 8], [2, 1], [6, 4]).eval()
     path = str(tmp_path / 'net.safetensors')
-    persistence.save_network(path, net, {}, {})
+    snapshots.save_network(path, net, {}, {})
     return net, path
 
 
@@ -223,7 +222,7 @@ def test_conditional_networks_are_compared(tmp_path, task, monkeypatch):
     for name, kwargs in (('conditional', {'conditions': of}), ('plain', {})):
         paths.append(str(tmp_path / f'{name}.safetensors'))
         net = DDN(32, channels, [12, 12], [1, 1], [4, 4], **kwargs).eval()
-        persistence.save_network(paths[-1], net, {}, {'cur_nimg': 7})
+        snapshots.save_network(paths[-1], net, {}, {'cur_nimg': 7})
     monkeypatch.setattr(conditional, 'load_lpips', lambda: LPIPS().eval())
     monkeypatch.setattr(conditional, 'load_detector', lambda name: SimpleNamespace(net=LeNet()))
     data = write_zip(tmp_path / 'data.zip', 20, (channels, 32, 32), labels=False)

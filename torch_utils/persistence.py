@@ -5,22 +5,8 @@ from pathlib import Path
 import torch
 
 from ddn_networks import snapshots
-from ddn_networks.snapshots import ALLOWED_CLASSES, PRETRAINED, init_spec, persistent_class, rebuild, save_network
-from ddn_networks.tensor_files import load_tensors, save_tensors
+from ddn_networks.aliases import old_names
 from dnnlib.downloads import is_url, local_path
-
-__all__ = [
-    'ALLOWED_CLASSES',
-    'PRETRAINED',
-    'init_spec',
-    'load_network',
-    'load_tensors',
-    'network_path',
-    'persistent_class',
-    'rebuild',
-    'save_network',
-    'save_tensors',
-]
 
 
 def network_path(network: str) -> Path:
@@ -31,3 +17,6 @@ def network_path(network: str) -> Path:
 def load_network(network: str, ema: str | float | None = None) -> torch.nn.Module:
     """``snapshots.load_network`` of a path, a name, or a URL."""
     return snapshots.load_network(network_path(network), ema)
+
+
+__getattr__ = old_names(__name__)

@@ -6,9 +6,9 @@ import psutil
 import torch
 
 import ddn_networks
-from ddn_networks import samplers
+from ddn_networks import samplers, snapshots
 from torch_utils import distributed as dist
-from torch_utils import misc, persistence
+from torch_utils import misc
 from training.loss import layer_losses
 
 SHARE = 0.5  # of the free memory that saved activations may take; gradients of them and workspaces need the rest
@@ -46,7 +46,7 @@ def auto_batch_gpu(loop: dict[str, Any], device: torch.device) -> int:
         device: where it will train.
     """
     batch = loop['batch_size'] // dist.get_world_size()
-    net = persistence.rebuild({'class_name': loop['network_class'], 'kwargs': loop['network_kwargs']})
+    net = snapshots.rebuild({'class_name': loop['network_class'], 'kwargs': loop['network_kwargs']})
     net = net.to(device, memory_format=misc.memory_format(device, loop['precision'])).train()
     dtype = misc.PRECISIONS[loop['precision']]
     per_image = saved_bytes_per_image(net, dtype, loop['grad_checkpoint'])

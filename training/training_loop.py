@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import ddn_networks
-from ddn_networks import samplers
+from ddn_networks import samplers, snapshots
 from dnnlib.images import to_float
 from dnnlib.util import atomic_write, format_time
 from torch_utils import distributed as dist
@@ -94,7 +94,7 @@ def training_loop(
     Args:
         run_dir: an existing folder.
         dataset_kwargs, network_kwargs: arguments of ``ImageFolderDataset`` and of the network.
-        network_class: of ``persistence.ALLOWED_CLASSES``.
+        network_class: of ``snapshots.ALLOWED_CLASSES``.
         seed: of the weights, the order of the data, Chain Dropout and dropout.
         batch_size: images per step over all ranks; ``batch_gpu``: images per rank that pass at once (accumulation
             gives the same result), None for all.
@@ -139,7 +139,7 @@ def training_loop(
     data = open_training_data(dataset_kwargs, NUM_VALIDATION, val_data, pair_data, val_pairs)
     pipe = AugmentPipe(**augment_kwargs) if augment_kwargs else None
     augment_dim = pipe.label_dim if pipe else 0
-    net = persistence.rebuild({'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}})
+    net = snapshots.rebuild({'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}})
     net = net.to(device, memory_format=misc.memory_format(device, precision)).train()
     if transfer is not None and resume_state is None:
         left = misc.copy_params_and_buffers_(persistence.load_network(transfer).state_dict(), net, allow_missing=True)
@@ -218,7 +218,7 @@ def training_loop(
         """The network, and pictures of it; where the snapshot is there, the run that it belongs to has made both."""
         path = os.path.join(run_dir, f'network-snapshot-{cur_nimg:09d}.safetensors')
         if rank == 0 and not os.path.exists(path):
-            persistence.save_network(path, net, ema.copies, {**(snapshot_meta or {}), 'cur_nimg': cur_nimg})
+            snapshots.save_network(path, net, ema.copies, {**(snapshot_meta or {}), 'cur_nimg': cur_nimg})
             attempt('the pictures', validation.write_pictures, run_dir, cur_nimg)
 
     def show(stats: dict[str, Any]) -> None:

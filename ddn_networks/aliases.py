@@ -1,0 +1,52 @@
+"""Names of earlier revisions: they work, with a DeprecationWarning that gives the new one."""
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+RENAMED = {
+    # modules, with all names in them
+    'ddn_networks.base': 'ddn_networks.network',
+    'ddn_networks.conditional_balance': 'ddn_networks.prefix_balance',
+    'ddn_networks.guided': 'ddn_networks.guided_sampling',
+    'ddn_networks.prefixes': 'ddn_networks.shared_prefixes',
+    # classes and functions; the first is in old snapshots
+    'ddn_networks.network.DDN': 'ddn_networks.single_shot.DDN',
+    'ddn_networks.NoBalancing': 'ddn_networks.UsageCounter',
+    'ddn_networks.ConditionalBalancing': 'ddn_networks.PrefixBalancing',
+    'ddn_networks.balance.NoBalancing': 'ddn_networks.balance.UsageCounter',
+    'ddn_networks.candidates.cheapest_method': 'ddn_networks.closed_forms.cheapest_method',
+    'ddn_networks.candidates.costs': 'ddn_networks.closed_forms.costs',
+    'ddn_networks.conditional_balance.ConditionalBalancing': 'ddn_networks.prefix_balance.PrefixBalancing',
+    'ddn_networks.conditions.Chance': 'ddn_networks.conditions.ConditionDraw',
+    'ddn_networks.conditions.sobel': 'ddn_networks.pixel_maps.sobel',
+    'ddn_networks.guided.Chance': 'ddn_networks.guided_sampling.Randomness',
+    'torch_utils.persistence.ALLOWED_CLASSES': 'ddn_networks.snapshots.ALLOWED_CLASSES',
+    'torch_utils.persistence.PRETRAINED': 'ddn_networks.snapshots.PRETRAINED',
+    'torch_utils.persistence.init_spec': 'ddn_networks.snapshots.init_spec',
+    'torch_utils.persistence.load_tensors': 'ddn_networks.tensor_files.load_tensors',
+    'torch_utils.persistence.persistent_class': 'ddn_networks.snapshots.persistent_class',
+    'torch_utils.persistence.rebuild': 'ddn_networks.snapshots.rebuild',
+    'torch_utils.persistence.save_network': 'ddn_networks.snapshots.save_network',
+    'torch_utils.persistence.save_tensors': 'ddn_networks.tensor_files.save_tensors',
+}
+
+
+def old_names(module: str) -> Callable[[str], Any]:
+    """``__getattr__`` for a module that has, or had, names of the table. A module that is itself one warns at once."""
+    if module in RENAMED:
+        warnings.warn(f'{module} is now {RENAMED[module]}', DeprecationWarning, stacklevel=3)
+
+    def __getattr__(name: str) -> Any:
+        old, new = f'{module}.{name}', RENAMED.get(f'{module}.{name}')
+        if new is None and module in RENAMED and not name.startswith('__'):
+            new = f'{RENAMED[module]}.{name}'
+        if new is None:
+            raise AttributeError(f'module {module!r} has no attribute {name!r}')
+        home, _, attribute = new.rpartition('.')
+        value = getattr(importlib.import_module(home), attribute)
+        warnings.warn(f'{old} is now {new}', DeprecationWarning, stacklevel=2)
+        return value
+
+    return __getattr__

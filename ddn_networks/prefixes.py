@@ -1,0 +1,5 @@
+"""The name of ``shared_prefixes`` in earlier revisions."""
+
+from ddn_networks.aliases import old_names
+
+__getattr__ = old_names(__name__)

@@ -1,0 +1,99 @@
+"""Names of revision 002c5b3 still work, with a warning that gives the new one; our own code uses the new ones."""
+
+import importlib
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+import ddn_networks
+from ddn_networks import aliases
+
+ROOT = Path(__file__).resolve().parents[1]
+ALL = [
+    'Candidates', 'Choice', 'ConditionalBalancing', 'DDN', 'LossFreeBalancing', 'Network', 'NoBalancing',
+    'RecurrentDDN', 'SplitAndPrune', 'from_published', 'published_config',
+]  # fmt: skip
+MODULES = {
+    'ddn_networks': ALL,
+    'ddn_networks.balance': ['LossFreeBalancing', 'NoBalancing'],
+    'ddn_networks.base': ['LayerSpec', 'Network', 'Output', 'resolution_pair', 'scale_sizes'],
+    'ddn_networks.black_boxes': ['classifier', 'clip', 'perceptual', 'python', 'style'],
+    'ddn_networks.blocks': ['ResBlock', 'num_groups'],
+    'ddn_networks.candidates': ['Candidates', 'area_resize', 'cheapest_method', 'costs'],
+    'ddn_networks.codes': ['common_prefix', 'groups', 'hamming', 'nearest', 'path', 'swap', 'to_bits', 'under', 'vote'],
+    'ddn_networks.conditional_balance': ['ConditionalBalancing'],
+    'ddn_networks.conditions': ['Chance', 'PLAIN', 'parse', 'sobel'],
+    'ddn_networks.ddl': ['DDL', 'Selection'],
+    'ddn_networks.guided': ['Chance', 'Guidance', 'sample'],
+    'ddn_networks.guides': ['Guide', 'blur', 'colorization', 'denoise', 'edges', 'inpaint', 'l1', 'l2', 'superres'],
+    'ddn_networks.network': ['DDN'],
+    'ddn_networks.pixel_maps': ['box', 'fit', 'gaussian_blur', 'soft_edges', 'to_channels', 'upsample'],
+    'ddn_networks.prefixes': ['Sharing', 'split', 'start'],
+    'ddn_networks.published': ['from_published', 'published_config'],
+    'ddn_networks.recurrent': ['RecurrentDDN', 'UNet'],
+    'ddn_networks.samplers': ['Choice', 'chain_dropout', 'given', 'nearest', 'target_pyramid', 'uniform_codes'],
+    'ddn_networks.split_prune': ['Plan', 'SplitAndPrune', 'make_plan'],
+    'torch_utils.persistence': [
+        'ALLOWED_CLASSES', 'PRETRAINED', 'init_spec', 'load_network', 'load_tensors', 'network_path',
+        'persistent_class', 'rebuild', 'save_network', 'save_tensors',
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_names_of_an_earlier_revision(module):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        found = {name: getattr(importlib.import_module(module), name) for name in MODULES[module]}
+    said = {str(w.message) for w in caught if w.category is DeprecationWarning}
+    for name, value in found.items():
+        assert value is not None
+        new = aliases.RENAMED.get(f'{module}.{name}')
+        if new is None and module in aliases.RENAMED:
+            new = f'{aliases.RENAMED[module]}.{name}'
+        if new is not None:
+            assert f'{module}.{name} is now {new}' in said
+            home, _, attribute = new.rpartition('.')
+            assert getattr(importlib.import_module(home), attribute) is value
+
+
+STATEMENTS = """
+import ddn_networks.guided, ddn_networks.base, ddn_networks.conditional_balance, ddn_networks.prefixes
+from ddn_networks.guided import Guidance
+from ddn_networks import NoBalancing, ConditionalBalancing, base
+from ddn_networks.network import DDN
+from ddn_networks.base import Network
+"""
+TRUE = """
+assert issubclass(DDN, Network) and Network is base.Network
+assert issubclass(ConditionalBalancing, NoBalancing)
+assert ddn_networks.guided.Guidance is Guidance
+"""
+
+
+def test_statements_of_an_earlier_revision(tmp_path):
+    """Each warns at the line that is to be mended."""
+    (tmp_path / 'old.py').write_text(STATEMENTS + TRUE)
+    args = [sys.executable, '-W', 'always::DeprecationWarning', tmp_path / 'old.py']
+    done = subprocess.run(args, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for number, line in enumerate(STATEMENTS.splitlines(), 1):
+        assert not line or f'old.py:{number}: DeprecationWarning: ddn_networks.' in done.stderr, line
+
+
+def test_every_alias_has_a_target_and_is_listed():
+    for old, new in aliases.RENAMED.items():
+        home, _, name = new.rpartition('.')
+        assert hasattr(importlib.import_module(home), name), new
+        module, _, name = old.rpartition('.')
+        assert old in MODULES or name in MODULES[module], f'{old} is not in this test'
+
+
+def test_what_never_was_is_an_attribute_error():
+    for module, name in ((ddn_networks, 'Nothing'), (importlib.import_module('torch_utils.persistence'), 'nothing')):
+        with pytest.raises(AttributeError, match=f'module {module.__name__!r} has no attribute {name!r}'):
+            getattr(module, name)
