@@ -9,7 +9,6 @@ import contextlib
 import functools
 import io
 import itertools
-import json
 import re
 import signal
 import sys
@@ -26,11 +25,11 @@ from cli.networks import load_network
 from cli.options import Ints, one_line_errors, script_help
 from cli.tables import write_json
 from cli.training_runs import train as train_network
-from ddn_networks import Network
+from ddn_networks import Network, snapshots
 from dnnlib.archives import ImageArchive
 from dnnlib.util import file_sha256, format_time
 from experiments import digits
-from experiments.common import snapshots
+from experiments.common import read_record
 from metrics import evaluate
 from metrics.detectors import Detector, load_detector
 from metrics.image_sets import Files, Samples
@@ -123,7 +122,8 @@ def train(options: dict[str, Any], run_dir: Path, title: str, device: torch.devi
     path = run_dir / 'row.json'
     options = {name: str(value) for name, value in options.items()}
     record = {'options': options, 'cpu_seconds': 0.0, 'finished': False}
-    record = on_rank_0(lambda: json.loads(path.read_text(encoding='utf-8')) if path.is_file() else record)
+    keys = ('options', 'cpu_seconds', 'finished')
+    record = on_rank_0(lambda: read_record(path, *keys) if path.is_file() else record)
     before = record['options']
     changed = sorted(k for k in {**before, **options} if before.get(k) != options.get(k))
     if changed:
@@ -151,7 +151,7 @@ def train(options: dict[str, Any], run_dir: Path, title: str, device: torch.devi
 def training_facts(run_dir: Path) -> dict[str, Any]:
     """Facts from the logs of a run."""
     ticks = read_stats(str(run_dir))
-    stored = json.loads((run_dir / 'training_options.json').read_text(encoding='utf-8'))
+    stored = read_record(run_dir / 'training_options.json', 'git_revision')
     steps = zip([0, *(t['nimg'] for t in ticks)], ticks, strict=False)
     return {
         'nimg': ticks[-1]['nimg'],
@@ -159,7 +159,7 @@ def training_facts(run_dir: Path) -> dict[str, Any]:
         'usage entropy': float(np.mean(ticks[-1]['usage_entropy'])),
         'training loss': ticks[-1]['loss'],
         'training seconds': sum((tick['nimg'] - before) / tick['images_per_sec'] for before, tick in steps),
-        'training CPU seconds': json.loads((run_dir / 'row.json').read_text(encoding='utf-8'))['cpu_seconds'],
+        'training CPU seconds': read_record(run_dir / 'row.json', 'cpu_seconds')['cpu_seconds'],
         'git_revision': stored['git_revision'],
     }
 
@@ -192,7 +192,7 @@ def reference(scoring: Scoring, folder: Path, detector: Detector) -> Statistics:
 
 def kept(path: Path, key: dict[str, Any], make: Callable[[], dict[str, float]]) -> dict[str, float]:
     """The numbers that ``make`` returns, kept in the file ``path`` and computed once for each ``key``."""
-    record = on_rank_0(lambda: json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {})
+    record = on_rank_0(lambda: read_record(path, 'key', 'numbers') if path.is_file() else {})
     if record.get('key') != key:
         record = {'key': key, 'numbers': make()}
         if dist.get_rank() == 0:
@@ -250,7 +250,7 @@ def work(rows: Sequence[Row], seeds: Sequence[int], study: Study, scoring: Scori
         try:
             dist.print0(f'{title}: training')
             trained += train(options, run_dir, title, study.device)
-            network = snapshots(run_dir)[-1]
+            network = str(snapshots.network_path(run_dir))
             dist.print0(f'{title}: scoring')
             numbers = score(network, scoring, study.folder, study.device)
             facts = training_facts(run_dir) | shape(load_network(network))

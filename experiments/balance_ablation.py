@@ -9,7 +9,6 @@ probability of at least 0.9. Draws them side by side. If it is stopped, the same
 after a -- hold for all rows.
 """
 
-import json
 from pathlib import Path
 
 from cli.networks import load_network
@@ -17,6 +16,7 @@ from cli.presets import PRESETS
 from cli.tables import markdown, write_json
 from experiments import ablation, comparison, digits
 from experiments.ablation import Result, Row, Scoring, Study
+from experiments.common import read_record
 from metrics.detectors import load_detector
 
 DURATION = 0.105  # millions of images
@@ -35,7 +35,7 @@ def with_legible(result: Result, held_out: str) -> Result:
     path = Path(result.network).parent / 'digit_quality.json'
     if not path.is_file():
         write_json(path, digits.quality(load_network(result.network), load_detector('lenet').net, held_out))
-    share = json.loads(path.read_text(encoding='utf-8'))['samples_read']
+    share = read_record(path, 'samples_read')['samples_read']
     return result._replace(numbers={**result.numbers, 'legible': 100 * share})
 
 

@@ -1,8 +1,8 @@
 """What the experiments share: pictures of an archive as a network takes them, snapshots of a run."""
 
 import os
-import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -10,6 +10,7 @@ from ddn_networks import Network, pixel_maps
 from dnnlib.archives import ImageArchive
 from dnnlib.images import to_float, to_uint8
 from dnnlib.labels import read_labels
+from dnnlib.readers import printable, read_json
 
 PORTRAITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'assets', 'faces')
 
@@ -59,9 +60,9 @@ def as_saved(images: torch.Tensor) -> torch.Tensor:
     return to_float(to_uint8(images))
 
 
-def snapshots(run: str | os.PathLike) -> list[str]:
-    """The network snapshots of a run folder, oldest first. Raises ValueError where there are none."""
-    names = sorted(n for n in os.listdir(run) if re.fullmatch(r'network-snapshot-\d+\.safetensors', n))
-    if not names:
-        raise ValueError(f'{run} holds no network-snapshot-*.safetensors')
-    return [os.path.join(run, name) for name in names]
+def read_record(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
+    """The dict that a JSON file holds. Raises ValueError where it is damaged or lacks one of the keys."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not record.keys() >= set(keys):
+        raise ValueError(f'{printable(path)} does not hold {", ".join(keys)}')
+    return record

@@ -18,8 +18,8 @@ from cli.options import script
 from cli.presets import PRESETS
 from cli.tables import write_json
 from ddn_networks import snapshots
-from dnnlib.readers import read_json
 from dnnlib.util import file_sha256
+from experiments.common import read_record
 from training.report import read_stats
 
 DTYPES = {'float16': torch.float16, 'float32': torch.float32}
@@ -44,7 +44,8 @@ def begun_with(transfer: str) -> str:
 def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str | None, note: str) -> dict:
     """Write the network to ``path``. Returns the facts for its JSON."""
     newest = snapshots.network_path(run)
-    stored, stats = read_json(os.path.join(run, 'training_options.json')), read_stats(run)
+    stored = read_record(os.path.join(run, 'training_options.json'), 'options', 'loop', 'preset', 'torch')
+    stats = read_stats(run)
     preset = preset or stored['preset']
     if preset not in PRESETS:
         raise ValueError(f'{run} has no preset that exists now: name the nearest one with --preset')

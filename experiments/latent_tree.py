@@ -11,6 +11,7 @@ the snapshots of a training run one after the other.
 
 import math
 import os
+import re
 
 import click
 import imageio.v3 as imageio
@@ -25,7 +26,6 @@ from ddn_networks import Network
 from dnnlib.images import to_image, to_uint8
 from dnnlib.sheets import save_png
 from dnnlib.util import atomic_write
-from experiments.common import snapshots
 
 COLORS = ('white', (40, 90, 220), (40, 160, 60), (230, 120, 20), (150, 50, 170))  # by depth; the root has no border
 MAX_LEAVES = 20_000
@@ -109,6 +109,14 @@ def tree_of(path: str, depth: int | None, ema: str | None, leaf: int) -> tuple[I
     levels = grow(net, depth)
     H, W = net.img_resolution
     return draw_tree(levels, net.num_nodes[:depth], (max(1, leaf * H // max(H, W)), max(1, leaf * W // max(H, W)))), net
+
+
+def snapshots(run: str | os.PathLike) -> list[str]:
+    """The network snapshots of a run folder, oldest first. Raises ValueError where there are none."""
+    names = sorted(n for n in os.listdir(run) if re.fullmatch(r'network-snapshot-\d+\.safetensors', n))
+    if not names:
+        raise ValueError(f'{run} holds no network-snapshot-*.safetensors')
+    return [os.path.join(run, name) for name in names]
 
 
 @script(__file__)

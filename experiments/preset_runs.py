@@ -21,8 +21,8 @@ from PIL import Image
 from cli.options import script
 from cli.presets import PRESETS
 from cli.tables import markdown, write_results
-from dnnlib.readers import read_json
 from dnnlib.sheets import save_png
+from experiments.common import read_record
 from training.report import mean_or_none, read_stats
 
 TALL = 400  # pixels of a sheet that are copied, about 350 kB of faces
@@ -47,7 +47,7 @@ def read_run(run: str, most: int) -> dict[str, Any]:
     path, stats = os.path.join(run, 'training_options.json'), read_stats(run)
     if not os.path.exists(path) or not stats:
         raise ValueError(f'{run} is not a run folder of train.py with a finished tick')
-    options = read_json(path)
+    options = read_record(path, 'loop', 'options', 'preset')
     loop = options['loop']
     kwargs, given = loop['network_kwargs'], options['options']
     preset = PRESETS[options['preset']].options if options['preset'] in PRESETS else {}

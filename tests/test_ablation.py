@@ -186,6 +186,13 @@ def test_rows_are_trained_once_and_a_failed_one_is_named(here):
     call(table2_ablation, here, *args, *only)
     assert done == ['resume']
 
+    # A damaged record is named.
+    whole = record.read_text()
+    for text in ('{"options": {}', '[]', '{}'):
+        record.write_text(text)
+        assert f'rows failed: K=8 (seed 0): {record}' in call(table2_ablation, here, *args, *only, fails=True)
+    record.write_text(whole)
+
     # Other options in the same folder are refused; the row is named, the other rows follow, the exit is not 0.
     done.clear()
     refused = call(table2_ablation, here, *args, '--only=K=8,Leak', '--', *TINY[:-1], '--workers=00', fails=True)

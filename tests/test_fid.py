@@ -198,12 +198,6 @@ def test_the_same_numbers_from_python(room):
     assert by_script['numbers'] == found and indices['lenet'].shape == (9, 2)
 
 
-def test_evaluation_loads_no_command_line():
-    code = "import metrics.evaluate, sys; print([name for name in ('click', 'cli', 'training') if name in sys.modules])"
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == '[]\n'
-
-
 # ------------------------------------------------------------------------------------------------------- bad inputs
 
 
