@@ -64,7 +64,10 @@ def scale_sizes(img_resolution: tuple[int, int], num_scales: int) -> list[tuple[
 
 def resolution_pair(img_resolution: int | Sequence[int]) -> tuple[int, int]:
     """An int or (H, W) as (H, W)."""
-    height, width = (img_resolution,) * 2 if isinstance(img_resolution, numbers.Integral) else img_resolution
+    sides = (img_resolution,) * 2 if isinstance(img_resolution, numbers.Integral) else tuple(img_resolution)
+    if len(sides) != 2:
+        raise ValueError(f'a resolution is one number or two, H and W, not {str(list(sides))[:80]}')
+    height, width = sides
     if height < 1 or width < 1:
         raise ValueError(f'a resolution has at least one pixel a side, not {height} x {width}')
     return int(height), int(width)

@@ -203,8 +203,8 @@ def load_network(path: str | os.PathLike, ema: str | float | None = None) -> tor
         if 'class_name' not in meta:
             raise ValueError(f'{path} is not a network snapshot (a training state? those are for train.py --resume)')
         labels = meta.get('emas', [])
-        if not _has_type(labels, Sequence[str]) or len(set(labels)) < len(labels):
-            raise ValueError(f'{path} does not describe a network: emas is {str(labels)[:80]}, not a list of labels')
+        if not _has_type(labels, Sequence[str]) or len(set(labels)) < len(labels) or len(labels) > len(file.described):
+            raise ValueError(f'{path} does not describe a network: emas is {str(labels)[:80]}, not its list of labels')
         chosen = str(ema) if ema is not None else labels[0] if labels else 'none'
         if chosen not in (*labels, 'none'):
             raise ValueError(f'{path} has no averaged weights {chosen!r}; it has {", ".join((*labels, "none"))}')

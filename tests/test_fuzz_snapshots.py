@@ -415,6 +415,12 @@ PARAM = 'blocks.0.conv0.weight'  # [8, 8, 3, 3]
         ('balance/counts', lambda t: t[:2], 'in place of'), ('balance/counts', lambda t: t.long(), 'I64 in place of'),
         ('balance/counts', lambda t: t * math.nan, 'holds NaN'), ('balance/num_splits', None, 'is missing'),
         ('balance/num_splits', lambda t: t.float(), 'F32 in place of .* I64'),
+        ('balance/num_splits', lambda t: t - 1000, 'num_splits is negative'),
+        ('balance/counts', lambda t: t - 1000, 'counts is negative'),
+        ('balance/seen', lambda t: t - 1, 'seen is negative'),
+        (f'opt/exp_avg_sq/{PARAM}', lambda t: t - 1, f'opt/exp_avg_sq/{PARAM} is negative'),
+        (f'opt/step/{PARAM}', lambda t: t - 5, r'opt/step is \[-2.0, 3.0\], not one number'),
+        (f'opt/step/{PARAM}', lambda t: t + 1, r'opt/step is \[3.0, 4.0\], not one number'),
     ],
 )  # fmt: skip
 def test_tensors_that_a_run_does_not_have(folder, tmp_path, name, change, words):
@@ -467,6 +473,24 @@ def test_json_of_a_state_that_no_run_writes(folder, tmp_path, key, values):
         save_file(tensors, path, metadata={'ddn': json.dumps(wrong)})
         error = outcome(lambda: checkpoint.load_state(path, *Run().parts))
         assert isinstance(error, ValueError) and 'state' in str(error), (key, value, error)
+
+
+@pytest.mark.parametrize('step', [1.5, -3.0])
+def test_a_number_of_steps_that_no_run_has(folder, tmp_path, step):
+    tensors, meta = tensor_files.load_tensors(folder / 'state.safetensors')
+    steps = {name: torch.full_like(t, step) for name, t in tensors.items() if name.startswith('opt/step/')}
+    path = str(tmp_path / 'state.safetensors')
+    tensor_files.save_tensors(path, tensors | steps, meta)
+    with pytest.raises(ValueError, match='does not hold the state of a run: opt/step is'):
+        checkpoint.load_state(path, *Run().parts)
+
+
+def test_more_labels_than_tensors_take_no_time(folder, tmp_path):
+    tensors, meta = tensor_files.load_tensors(folder / 'net.safetensors')
+    path = tmp_path / 'net.safetensors'
+    save_file(tensors, path, metadata={'ddn': json.dumps(meta | {'emas': [str(i) for i in range(100_000)]})})
+    with pytest.raises(ValueError, match='emas is .*, not its list of labels'):
+        snapshots.load_network(path)
 
 
 # Numbers that are not finite are not written.

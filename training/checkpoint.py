@@ -89,6 +89,7 @@ def load_state(path: str, net, ema: EMA, optimizer: torch.optim.Adam, balance) -
             read = file.read(live)
             read = {name: tensor.to(live[name].dtype) for name, tensor in read.items()}
             tensor_files.require_finite(read, path)
+            _require_possible(path, read)
     except (ValueError, OSError) as e:
         others = [s for s in find_states(os.path.dirname(path) or '.') if os.path.basename(s) != os.path.basename(path)]
         kind = OSError if isinstance(e, OSError) else ValueError
@@ -97,6 +98,17 @@ def load_state(path: str, net, ema: EMA, optimizer: torch.optim.Adam, balance) -
         live[name].copy_(tensor)
     optimizer.state.update(moments)
     return file.meta
+
+
+def _require_possible(path: str, read: dict[str, torch.Tensor]) -> None:
+    """ValueError where a count or a second moment is negative, or where parameters differ in their number of steps."""
+    never_negative = ('opt/exp_avg_sq/', 'balance/counts', 'balance/seen', 'balance/num_splits')
+    for name, tensor in read.items():
+        if name.startswith(never_negative) and (tensor < 0).any():
+            raise ValueError(f'{path} does not hold the state of a run: {name} is negative')
+    steps = {float(tensor) for name, tensor in read.items() if name.startswith('opt/step/')}
+    if len(steps) > 1 or not all(step >= 0 and step.is_integer() for step in steps):
+        raise ValueError(f'{path} does not hold the state of a run: opt/step is {sorted(steps)[:4]}, not one number')
 
 
 def _check_meta(path: str, meta: dict[str, Any]) -> None:
