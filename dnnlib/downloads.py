@@ -8,12 +8,14 @@ Nothing happens at import; requests and tqdm are imported where they are needed.
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import stat
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -43,7 +45,7 @@ class Limits(NamedTuple):
     """
 
     retries: int = 4
-    backoff: float = 1.0
+    backoff: float = 0.5
     stall: float = 60.0
     seconds: float = 24 * 3600.0
     max_bytes: int = 256 << 30
@@ -90,6 +92,8 @@ def local_path(path_or_url: str | os.PathLike, sha256: str | None = None, limits
     """
     if not is_url(path_or_url):
         path = Path(path_or_url)
+        if not str(path_or_url):
+            raise FileNotFoundError('the name of a file or folder is empty')
         if not path.exists():
             raise FileNotFoundError(f'no such file or folder: {redacted(str(path_or_url))}')
         if sha256 is not None and file_sha256(path) != sha256.lower():
@@ -97,8 +101,10 @@ def local_path(path_or_url: str | os.PathLike, sha256: str | None = None, limits
         return path
     url = str(path_or_url)
     path = cache_path(url)
-    if _is_cached(path) and (file_sha256(path) == sha256.lower() if sha256 else not _complaint(_head(path))):
-        return path
+    if _is_cached(path):
+        with open(path, 'rb', opener=_open_no_link) as file:
+            if file_sha256(file) == sha256.lower() if sha256 else not _complaint(file, path.name):
+                return path
     # Several ranks may do this at once, each with a temporary file of its own; all are the same, the last rename wins.
     with atomic_write(path) as file:
         _Download(url, file, limits, sha256, hint=f'put the file at {path}').run()
@@ -168,16 +174,31 @@ def _open_no_link(path: str | os.PathLike, flags: int) -> int:
     return os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0))
 
 
-def _head(path: Path) -> bytes:
-    with open(path, 'rb', opener=_open_no_link) as file:
-        return file.read(4096)
-
-
-def _complaint(head: bytes) -> str:
-    """What is wrong with a download of any kind, given its first bytes; empty if it may be right."""
+def _complaint(file: BinaryIO, name: str) -> str:
+    """What is wrong with a download, by its contents and the ending of its name; empty if it may be right."""
+    file.seek(0)
+    head = file.read(4096)
     if not head:
         return 'the server sent an empty file'
-    return 'the server sent a web page, not a file' if PAGE.match(head) else ''
+    if PAGE.match(head):
+        return 'the server sent a web page, not a file'
+    kind = os.path.splitext(name)[1].lower()
+    if kind in ('.zip', '.npz') and not zipfile.is_zipfile(file) or kind == '.safetensors' and not _is_whole(file):
+        return f'the server sent another file, or a part of one: not a whole {kind}'
+    return ''
+
+
+def _is_whole(file: BinaryIO) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    try:
+        length = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(length)) if length < min(size, 100 << 20) else None
+        ends = [entry['data_offsets'][1] for name, entry in header.items() if name != '__metadata__']
+        return size == 8 + length + max(ends, default=0)
+    except Exception:  # json and what it returns: a damaged header can be anything
+        return False
 
 
 def _other_digest(found: str, sha256: str) -> str:
@@ -222,8 +243,7 @@ class _Download:
         raise DownloadError(f'cannot download {redacted(self.url)}: {reason}. {advice}') from None
 
     def _check(self) -> None:
-        self.file.seek(0)
-        if complaint := _complaint(self.file.read(4096)):
+        if complaint := _complaint(self.file, cache_path(self.url).name):
             self._fail(complaint)
         if self.sha256 is not None:
             self.file.seek(0)

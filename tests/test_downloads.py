@@ -4,11 +4,13 @@ import contextlib
 import gzip
 import hashlib
 import http.server
+import io
 import os
 import random
 import subprocess
 import sys
 import threading
+import zipfile
 
 import pytest
 
@@ -84,6 +86,12 @@ def cut_then(**headers):
 
 
 PAGE = b' <!DOCTYPE HTML PUBLIC "-//IETF//DTD HTML 2.0//EN"><title>Log in</title>'
+with io.BytesIO() as _file:
+    with zipfile.ZipFile(_file, 'w') as _archive:
+        _archive.writestr('a.txt', 'a')
+    ZIP = _file.getvalue()
+_HEADER = b'{"__metadata__":{"a":"b"},"x":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}'
+TENSORS = len(_HEADER).to_bytes(8, 'little') + _HEADER + b'abc'
 REPLIES = {
     'page.zip': lambda h, _: h.reply(PAGE),
     'page-behind-a-comment.zip': lambda h, _: h.reply(b'\xef\xbb\xbf<!-- <a> -->\n<html lang="en">'),
@@ -112,6 +120,13 @@ REPLIES = {
     'other-end': cut_then(Content_Range=f'bytes 65536-70000/{len(CONTENT)}'),
     'no-range': cut_then(),
     'odd-range': cut_then(Content_Range='bytes=' + '9' * 5000),
+    'text.zip': lambda h, _: h.reply(b'Please log in', Content_Length=None),
+    'pointer.npz': lambda h, _: h.reply(b'version https://git-lfs.github.com/spec/v1'),
+    'cut.zip': lambda h, _: h.reply(ZIP[:-1], Content_Length=None),
+    'cut.safetensors': lambda h, _: h.reply(TENSORS[:-1], Content_Length=None),
+    'text.safetensors': lambda h, _: h.reply(b'Please log in'),
+    'whole.zip': lambda h, _: h.reply(ZIP, Content_Length=None),
+    'whole.safetensors': lambda h, _: h.reply(TENSORS, Content_Length=None),
     'signed.zip': lambda h, _: h.send_error(403 if h.headers.get('Authorization') else 404),
 }  # fmt: skip
 
@@ -207,6 +222,8 @@ def test_offline_says_where_to_put_the_file(tmp_path, monkeypatch):
           ('page.zip', 'page-behind-a-comment.zip', 'error.zip', 'moved.zip')],
         ('moved-away.zip', 'too many redirects'),
         *[(name, 'the server sent an empty file') for name in ('empty.zip', 'empty-without-length.zip')],
+        *[(name, 'the server sent another file, or a part of one: not a whole .') for name in
+          ('text.zip', 'pointer.npz', 'cut.zip', 'cut.safetensors', 'text.safetensors')],
         ('no-content.zip', 'HTTP 204'),
         ('choices.zip', 'HTTP 300'),
         ('part.zip', 'the server did not continue'),
@@ -250,6 +267,16 @@ except OSError as error:
 def test_a_wrong_part_of_the_file_is_not_joined(server, name):
     assert dnnlib.local_path(f'{server.url}/{name}', limits=FAST).read_bytes() == CONTENT
     assert server.requests == [(f'/{name}', None), (f'/{name}', 'bytes=65536-'), (f'/{name}', None)]
+
+
+@pytest.mark.parametrize('name, content', [('whole.zip', ZIP), ('whole.safetensors', TENSORS)])
+def test_a_part_that_is_in_the_cache_already_is_fetched_again(server, name, content):
+    path = cache_path(f'{server.url}/{name}')
+    path.parent.mkdir()
+    path.write_bytes(content[:-1])
+    for _ in range(2):
+        assert dnnlib.local_path(f'{server.url}/{name}', limits=FAST).read_bytes() == content
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize('content', [PAGE, b''])
@@ -327,6 +354,11 @@ def test_errors_name_the_cached_file_and_no_secret(server):
     assert error_line(ValueError(f'{path}: {url}')).count(advice) == 1
     for other in ('a.zip is not a zip', f'{server.url}/other.bin: HTTP 404', 'http://[ is not a URL', ''):
         assert error_line(ValueError(other)) == other
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    with pytest.raises(FileNotFoundError, match='the name of a file or folder is empty'):
+        dnnlib.local_path('')
 
 
 def test_local_files_need_no_cache(tmp_path):
