@@ -83,18 +83,26 @@ def read_json(source: PathOrBytes, what: str | None = None) -> Any:
         what: name of the file in errors; its path by default.
 
     Raises:
-        ValueError: it cannot be read, is too large, is not JSON, nests too deeply, or holds NaN or Infinity.
+        ValueError: it cannot be read, is too large, is not JSON, nests too deeply, has a key twice, or holds NaN
+            or Infinity.
     """
     what = what or ('JSON' if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else read_bytes(source, MAX_JSON)
     with one_line(f'{what} is not JSON'):
         if len(data) > MAX_JSON:
             raise ValueError(f'it is larger than {MAX_JSON} bytes')
-        return json.loads(data, parse_constant=_no_constant)
+        return json.loads(data, parse_constant=_no_constant, object_pairs_hook=_unique)
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f'{name} is not a JSON number')
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError('an object has one key twice')
+    return found
 
 
 def read_npy(path: str | os.PathLike, max_bytes: int = MAX_ARRAYS) -> np.ndarray:

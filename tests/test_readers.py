@@ -234,3 +234,10 @@ def test_damaged_arrays(tmp_path, data):
         if not isinstance(found, Exception):
             arrays = found.values() if isinstance(found, dict) else [found]
             assert all(a.dtype.kind in 'biufcSU' and a.nbytes <= len(damaged) * 1100 for a in arrays)
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    """Readers of JSON differ in which of the two they take."""
+    for text in (b'{"labels": [["a.png", 0]], "labels": [["a.png", 1]]}', b'[{"a": {"b": 1, "c": 2, "b": 1}}]'):
+        with pytest.raises(ValueError, match=r'x.json is not JSON \(an object has one key twice\)'):
+            read_json(text, 'x.json')
