@@ -53,7 +53,7 @@ from cli.options import Command, one_line_errors, script_help
 from dnnlib.images import BadImageError, ImageHeader, with_channels
 from dnnlib.readers import printable
 from dnnlib.sources import Source, open_source
-from dnnlib.util import atomic_write, format_bytes
+from dnnlib.util import atomic_write, format_bytes, require_writable
 
 SHOWN = 20  # broken files, or classes, that are named
 MAX_SIDE, MAX_PIXELS = 16_384, 1 << 26  # of --resolution; 2^26 is 8192x8192
@@ -134,6 +134,8 @@ def require_free(dest: Path, source: str) -> None:
     """Refuse a destination that holds something else. An older zip is replaced, at the very end."""
     if dest.resolve() == Path(source).resolve():
         raise ValueError(f'--dest is the source itself: {dest}')
+    if not dest.is_dir():
+        require_writable('--dest', dest)
     if dest.suffix.lower() in ('.tar', '.gz', '.tgz', '.rar', '.7z', '.lmdb'):
         raise ValueError(f'--dest={dest}: a .zip or a folder is written, nothing else')
     if dest.is_dir() and (dest.suffix.lower() == '.zip' or any(dest.iterdir())):

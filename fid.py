@@ -111,6 +111,9 @@ def samples(
 def in_session(function: Callable, batch, seed, detector, detector_weights, precision, device, **options) -> None:
     """Run a command with the options that all have, among its ranks, and report errors in one line."""
     with one_line_errors(), dist.session(device) as chosen:
+        for option, path in (('--json', options['json_path']), ('--sheet', options.get('sheet'))):
+            if path:
+                util.require_writable(option, path)
         detector = load_detector(detector, detector_weights, chosen, precision)
         how = {'detector': detector.describe(), 'seed': seed, 'batch': batch, 'device': str(chosen)}
         function(batch=batch, seed=seed, detector=detector, device=chosen, how=how, **options)

@@ -224,7 +224,8 @@ def atomic_write(path: str | os.PathLike, mode: str = 'wb', sync: bool = True) -
     that was at ``path`` before remains. A ``kill -9`` leaves the temporary file: see ``remove_unfinished``.
 
     Args:
-        path: where the file should be; a missing directory is created.
+        path: where the file should be; a missing directory is created. Where it is a link, the file that it leads to is
+            written; a pipe or device is not replaced.
         mode: 'wb' (the default) or 'w' (UTF-8 text); both can be read back ('+' is added).
         sync: wait until it is on the disk. Without, a power cut may lose it: for files that are many and easily remade.
 
@@ -232,8 +233,12 @@ def atomic_write(path: str | os.PathLike, mode: str = 'wb', sync: bool = True) -
         OSError: the disk is full (``errno.ENOSPC``), or permission is missing; in one line with the path.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     if mode not in ('wb', 'w'):
         raise ValueError(f"atomic_write writes whole files: mode is 'wb' or 'w', not {mode!r}")
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, f'cannot write {path}: it is a folder, pipe or device, not a file')
     temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -270,12 +275,14 @@ def require_writable(option: str, path: str | os.PathLike, beside: Iterable[str]
         OSError: it cannot be written; in one line with option and path.
         ValueError: it is one of ``beside``.
     """
+    if _URL.match(str(path)):
+        raise ValueError(f'{option}={path} is a URL: give a place on this machine')
     path = Path(path)
     try:
         there = next(folder for folder in path.absolute().parents if folder.exists())
         tempfile.TemporaryFile(dir=there).close()
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, 'a folder, pipe or device, not a file', str(path))
     except OSError as error:
         reason = f'{error.filename}: {error.strerror}'
         raise OSError(f'{option}={path} cannot be written ({reason}): give another place') from error

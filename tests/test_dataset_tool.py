@@ -573,6 +573,8 @@ def test_destinations_that_are_taken(photos, tmp_path):
     assert '--dest is the source itself' in run(tmp_path / 'out.zip', tmp_path / 'out.zip', ok=False)
     (tmp_path / 'new').mkdir()
     run(photos, tmp_path / 'new')  # an empty folder is no hindrance
+    for place in ('/dev/full', '/proc/out.zip'):
+        assert f'--dest={place} cannot be written' in run(photos, place, ok=False)
     assert len(written(tmp_path / 'new')) == 4
 
 

@@ -387,12 +387,26 @@ def test_neighbours_of_other_sizes_go_without_lpips(room, tmp_path, lpips_weight
     assert f'these are {" and ".join(sizes)}' in result['notes'][0] and (tmp_path / 'sheet.png').exists()
 
 
-def test_neighbours_are_printed_before_the_sheet_is_drawn(room, tmp_path):
-    options = ['neighbours', '--images', room / 'a.zip', '--data', room / 'a.zip', '--num', '3', '--sheet', tmp_path]
+def test_neighbours_are_printed_before_the_sheet_is_drawn(room, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError('the disk is full')
+
+    monkeypatch.setattr(fid, 'write_sheet', full)
+    sheet = tmp_path / 'sheet.png'
+    options = ['neighbours', '--images', room / 'a.zip', '--data', room / 'a.zip', '--num', '3', '--sheet', sheet]
     common = ['--detector', room / 'detector.pth', '--device', 'cpu']
     result = CliRunner().invoke(fid.main, [*map(str, options + common)])
     assert result.exit_code == 1 and '"command": "neighbours"' in result.stdout
-    assert f'{tmp_path}' in result.output.splitlines()[-1]
+    assert result.output.splitlines()[-1] == 'Error: the disk is full'
+
+
+@pytest.mark.parametrize('option', ['--json', '--sheet'])
+@pytest.mark.parametrize('place', ['/dev/null', '/proc/nope/x', 'http://me:secret@host/x'])
+def test_a_result_that_cannot_be_written_is_named_before_any_work(room, monkeypatch, option, place):
+    monkeypatch.setattr(fid, 'load_detector', None)
+    options = ['neighbours', '--images', room / 'a.zip', '--data', room / 'a.zip', option, place]
+    result = CliRunner().invoke(fid.main, [*map(str, options), '--device=cpu'])
+    assert result.exit_code == 1 and result.output.startswith(f'Error: {option}=') and 'secret' not in result.output
 
 
 def test_neighbours_without_held_out_images_say_so(room):

@@ -232,6 +232,30 @@ def test_atomic_write_makes_the_folder(tmp_path):
     assert (tmp_path / 'a/b/c.txt').read_text() == 'x'
 
 
+def test_atomic_write_replaces_no_device_and_no_link(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'link').symlink_to('pipe')
+    for name in ('pipe', 'link'):
+        with pytest.raises(OSError, match='pipe: it is a folder, pipe or device, not a file'):
+            with dnnlib.atomic_write(tmp_path / name):
+                pass
+        with pytest.raises(OSError, match=r'--dest=.* cannot be written \(.*a folder, pipe or device, not a file\)'):
+            util.require_writable('--dest', tmp_path / name)
+    (tmp_path / 'far').mkdir()
+    (tmp_path / 'far/file').write_text('old')
+    (tmp_path / 'to-file').symlink_to('far/file')
+    with dnnlib.atomic_write(tmp_path / 'to-file', 'w') as file:
+        file.write('new')
+    assert (tmp_path / 'to-file').is_symlink() and (tmp_path / 'far/file').read_text() == 'new'
+    assert (tmp_path / 'pipe').is_fifo() and len(os.listdir(tmp_path)) == 4
+
+
+def test_a_url_is_not_a_place_to_write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match='--outdir=http://me:secret@host/x is a URL: give a place on this machine'):
+        util.require_writable('--outdir', 'http://me:secret@host/x')
+
+
 def test_whether_a_file_can_be_written_is_seen_without_making_anything(tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     monkeypatch.chdir(tmp_path)

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from dnnlib.util import Logger, remove_unfinished
+from dnnlib.util import Logger, remove_unfinished, require_writable
 from training import checkpoint
 
 try:
@@ -15,7 +15,9 @@ except ImportError:  # Windows
 
 
 def create(outdir: str, words: Sequence[str]) -> str:
-    """Make the next free folder 00000-WORD-WORD... in ``outdir``, and return it."""
+    """Make the next free folder 00000-WORD-WORD... in ``outdir``, and return it. ValueError or OSError where it cannot
+    be made."""
+    require_writable('--outdir', os.path.join(outdir, '00000'))
     os.makedirs(outdir, exist_ok=True)
     name = re.sub(r'[\x00-\x1f\x7f/\\]', '_', '-'.join(words))[:200]
     while True:
@@ -27,7 +29,9 @@ def create(outdir: str, words: Sequence[str]) -> str:
 
 
 def use(run_dir: str) -> str:
-    """Make ``run_dir`` itself a run folder, and return it. ValueError where it holds a run."""
+    """Make ``run_dir`` itself a run folder, and return it. ValueError or OSError where it holds a run, or cannot
+    be made."""
+    require_writable('--outdir', os.path.join(run_dir, 'log.txt'))
     os.makedirs(run_dir, exist_ok=True)
     if checkpoint.find_states(run_dir):
         raise ValueError(f'--nosubdir: {run_dir} holds a run; --resume={run_dir} continues it')
