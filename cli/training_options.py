@@ -61,8 +61,11 @@ class Description(click.ParamType):
         return value
 
 
-FLOAT_POS = FiniteRange(min=0, min_open=True)
-FLOAT_NONNEGATIVE = FiniteRange(min=0)
+MIMG = 1e12  # most millions of images, or thousands: they are counted in integers and in float64
+FLOAT_POS = FiniteRange(0, MIMG, min_open=True)
+FLOAT_NONNEGATIVE = FiniteRange(0, MIMG)
+RATE = FiniteRange(min=0, min_open=True)
+LOSS_SCALE = FiniteRange(0, 2.0**127, min_open=True)  # a float32
 PROBABILITY, BELOW_ONE = FiniteRange(0, 1), FiniteRange(0, 1, max_open=True)
 INT_POS = click.IntRange(min=1)
 BATCH = click.IntRange(1, 2**24)
@@ -149,7 +152,7 @@ GROUPS = (
         'Training',
         _option('--duration', metavar='MIMG', type=FLOAT_POS, default=200.0, help='Length of training'),
         _option('--batch', metavar='INT', type=BATCH, default=512, help='Images per step, all ranks'),
-        _option('--lr', metavar='FLOAT', type=FLOAT_POS, default=1e-3, help='Learning rate of Adam'),
+        _option('--lr', metavar='FLOAT', type=RATE, default=1e-3, help='Learning rate of Adam'),
         _option('--lr-ramp', metavar='MIMG', type=FLOAT_NONNEGATIVE, default=10.0, help='Linear warm-up to --lr'),
         _option('--lr-decay', type=click.Choice(['none', 'cosine']), default='none', help='Decay after the warm-up'),
         _option('--beta2', metavar='FLOAT', type=BELOW_ONE, default=0.999, help='beta2 of Adam'),
@@ -170,7 +173,7 @@ GROUPS = (
                 help='Images per rank at once; auto: what fits into memory  [default: all]'),
         _option('--precision', type=click.Choice(list(PRECISIONS)), default='fp32', help='Precision of the blocks'),
         _option('--fp16', metavar='BOOL', type=bool, default=False, help='The same as --precision=fp16'),
-        _option('--ls', metavar='FLOAT', type=FLOAT_POS, help='Initial loss scale of fp16  [default: 65536]'),
+        _option('--ls', metavar='FLOAT', type=LOSS_SCALE, help='Initial loss scale of fp16  [default: 65536]'),
         _option('--compile', metavar='BOOL', type=bool, default=False, help='Use torch.compile for the blocks'),
         _option('--grad-checkpoint', metavar='BOOL', type=bool, default=False,
                 help='Recompute blocks in the backward pass: less memory, a third more time'),

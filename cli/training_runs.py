@@ -52,7 +52,7 @@ def run(ctx: click.Context) -> str | None:
 
 def _run(o: dict[str, Any], given: set[str]) -> str | None:
     run_dir = state = old = None
-    if o['resume']:
+    if o['resume'] is not None:  # --resume= is an error, not a new run
         run_dir, state = run_folder.find(o['resume'], o['outdir'])
         old = read_stored(run_dir, given)
         if o['preset'] not in (None, old.preset):

@@ -374,10 +374,22 @@ def test_bad_input_is_one_line(tiny_zip, tmp_path, args, words):
     assert not list(tmp_path.glob('out/*'))  # no folder of a run that never began
 
 
-@pytest.mark.parametrize('option', ['--duration=nan', '--duration=inf', '--tick=inf', '--lr=nan', f'--seed={2**63}'])
+@pytest.mark.parametrize('option', ['--duration=nan', '--duration=inf', '--tick=inf', '--lr=nan', f'--seed={2**63}',
+                                    '--lr-ramp=1e308', '--tick=1e307', '--duration=1e303', '--ls=1e300'])  # fmt: skip
 def test_a_number_that_is_none(tiny_zip, option):
     out = run_train(f'--data={tiny_zip}', option, '-n', expect=2)
     assert option.split('=')[0] in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize('outdir', ['/dev/null', '/dev/null/x', '/proc', 'http://me:secret@host/x'])
+def test_an_outdir_that_is_not_a_folder_is_named(tiny_zip, outdir):
+    out = run_train(f'--outdir={outdir}', f'--data={tiny_zip}', *TINY_RUN, expect=1)
+    assert '--outdir=' in out.splitlines()[-1] and 'secret' not in out
+
+
+def test_an_empty_resume_is_not_a_new_run(tiny_zip, tmp_path):
+    out = run_train(f'--outdir={tmp_path / "out"}', f'--data={tiny_zip}', *TINY_RUN, '--resume=', expect=1)
+    assert '--resume=: no such run folder or state' in out and not (tmp_path / 'out').exists()
 
 
 def test_a_run_folder_that_cannot_be_made(tiny_zip, tmp_path):
