@@ -4,12 +4,15 @@ Threads of OpenMP that wait for each other spin by default. Beside any other bus
 process running, and training becomes many times slower (benchmarks/waiting_threads.py). Here they sleep, unless the
 user has set how threads wait.
 
+Ctrl-C while torch is being loaded ends the script without a traceback; later on, the commands handle it.
+
 Names of files need not be text that a terminal can show: what it cannot is printed as an escape.
 """
 
 import io
 import os
 import sys
+import types
 
 # GNU's OpenMP (PyTorch's wheels) reads the first; LLVM's and Intel's (conda, macOS) the last, which is in milliseconds.
 WAITING = {'OMP_WAIT_POLICY': 'passive', 'KMP_BLOCKTIME': '0'}
@@ -17,6 +20,16 @@ BY_THE_USER = {*WAITING, 'GOMP_SPINCOUNT', 'KMP_LIBRARY'}
 
 if not BY_THE_USER & os.environ.keys():
     os.environ.update(WAITING)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print('Aborted!', file=sys.stderr)  # the process still ends as by the signal
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _uncaught
 
 for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,19 @@ def test_any_name_can_be_printed(encoding):
     env = {**os.environ, 'PYTHONIOENCODING': encoding}
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, env=env, capture_output=True)
     assert done.returncode == 0 and rb'\udcff' in done.stdout and rb'\udcff' in done.stderr
+
+
+@pytest.mark.parametrize('script', ['train', 'generate', 'fid', 'latents', 'dataset_tool'])
+def test_ctrl_c_while_modules_are_loaded_shows_no_traceback(script):
+    code = f"""
+import runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in ('torch', 'PIL'):
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module('{script}', run_name='__main__')
+"""
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == -signal.SIGINT and result.stderr == 'Aborted!\n'
