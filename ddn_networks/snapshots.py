@@ -180,13 +180,15 @@ def save_network(
     """A snapshot of ``net`` and its averaged copies {label: state dict} for ``load_network``.
 
     Raises:
-        ValueError: weights that are not finite; nothing is written.
+        ValueError: weights that are not finite, or arguments that ``load_network`` refuses; nothing is written.
         OSError: disk full, no permission, in one line.
     """
+    spec = init_spec(net)
+    _checked(spec, math.inf)
     tensors = {f'net/{name}': t for name, t in net.state_dict().items()}
     for label, state in (emas or {}).items():
         tensors |= {f'ema/{label}/{name}': t for name, t in state.items()}
-    tensor_files.save_tensors(path, tensors, {**(meta or {}), **init_spec(net), 'emas': list(emas or {})})
+    tensor_files.save_tensors(path, tensors, {**(meta or {}), **spec, 'emas': list(emas or {})})
 
 
 def load_network(path: str | os.PathLike, ema: str | float | None = None) -> torch.nn.Module:

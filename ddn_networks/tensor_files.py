@@ -70,6 +70,8 @@ class TensorFile:
 @contextlib.contextmanager
 def opened(path: str | os.PathLike) -> Iterator[TensorFile]:
     """The open file; ValueError or OSError in one line where it is damaged or another one."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f'{path} is not a file')  # a pipe would be waited for
     with contextlib.ExitStack() as stack:
         with one_line(f'{path} is not a whole safetensors file (cut off, or a pickle under another name?)'):
             file = stack.enter_context(safe_open(stack.enter_context(_utf8_name(path)), 'pt'))

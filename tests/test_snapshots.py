@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import generate
 from ddn_networks import DDN, snapshots, tensor_files
+from torch_utils import persistence
 
 CONFIG = {'img_resolution': (6, 4), 'img_channels': 3, 'channels': [8, 8], 'num_blocks': [1, 2], 'num_nodes': [4, 3]}
 
@@ -288,3 +289,19 @@ def test_others_read_what_we_write(net, snapshot):
     assert all(torch.equal(tensors[f'net/{name}'], t) for name, t in net.state_dict().items())
     data = snapshot.read_bytes()
     assert struct.unpack('<Q', data[:8])[0] % 8 == 0  # tensors are aligned
+
+
+def test_a_network_that_could_not_be_loaded_is_not_saved(tmp_path):
+    net = DDN(2**13, 1, [2] * 14, [1] * 14, [2] * 14)
+    with pytest.raises(ValueError, match='img_resolution=8192 is out of range: 0 to 4096'):
+        snapshots.save_network(tmp_path / 'net.safetensors', net)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_url_is_downloaded(net, snapshot, monkeypatch):
+    monkeypatch.setattr(persistence, 'local_path', lambda url: {'https://example.com/net.safetensors': snapshot}[url])
+    loaded = persistence.load_network('https://example.com/net.safetensors', ema='none')
+    assert torch.equal(loaded.ddls[0].weight, net.ddls[0].weight)
+    assert persistence.network_path('mnist') == snapshots.network_path('mnist')
+    with pytest.raises(OSError, match='https://example.com/net.safetensors is a URL: download it, and give the file'):
+        DDN.from_pretrained('https://example.com/net.safetensors')
