@@ -6,6 +6,8 @@ user has set how threads wait.
 
 Ctrl-C while torch is being loaded ends the script without a traceback; later on, the commands handle it.
 
+A stream that the process was started without (``2>&-``) goes nowhere.
+
 Names of files need not be text that a terminal can show: what it cannot is printed as an escape.
 """
 
@@ -30,6 +32,10 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: types.Trac
 
 
 sys.excepthook = _uncaught
+
+for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+    if getattr(sys, name) is None:  # the lowest free number is its own, which no other file then gets
+        setattr(sys, name, open(os.devnull, mode))
 
 for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,11 @@ runpy.run_module('{script}', run_name='__main__')
 """
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == -signal.SIGINT and result.stderr == 'Aborted!\n'
+
+
+@pytest.mark.parametrize('closed', ['2>&-', '>&- 2>&-', '<&- >&- 2>&-'])
+def test_streams_that_are_closed_do_no_harm(tmp_path, closed):
+    (tmp_path / 'a.pgm').write_bytes(b'P5 1 1 255\n0')
+    command = [sys.executable, 'dataset_tool.py', f'--source={tmp_path}', f'--dest={tmp_path / "a.zip"}']
+    result = subprocess.run(['sh', '-c', f'exec "$@" {closed}', 'sh', *command], cwd=ROOT, timeout=60)
+    assert result.returncode == 0 and zipfile.is_zipfile(tmp_path / 'a.zip')
