@@ -95,7 +95,7 @@ def from_prior(
 
 def inverse_cdf(log_p: torch.Tensor, u: torch.Tensor, temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
     """The codes [B] or [B, n] at the quantiles ``u`` of log p [B, K] or [B, K, n]; see ``from_prior``."""
-    if temperature == 0:
+    if temperature < 1e-300:  # dividing by less overflows
         return log_p.argmax(1)
     p = (log_p.double() / temperature).softmax(1)
     if top_p < 1:

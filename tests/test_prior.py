@@ -249,3 +249,9 @@ def test_heads_learn_what_the_features_say():
     share = torch.stack([output.codes[:, d].bincount(minlength=4) for d in range(net.num_codes)]) / 48
     marginal = torch.special.entr(share).sum(1).mean().item()
     assert losses[0] == pytest.approx(math.log(4)) and losses[-1] < 0.8 * marginal
+
+
+def test_a_temperature_that_overflows_takes_the_likeliest():
+    log_p = torch.tensor([[-3.0, -0.1, -5.0]]).log_softmax(1)
+    for temperature in (0, 5e-324, 1e-310, 1e-300, 1e-30):
+        assert inverse_cdf(log_p, torch.tensor([0.99], dtype=torch.float64), temperature).tolist() == [1]
