@@ -485,6 +485,15 @@ def test_a_number_of_steps_that_no_run_has(folder, tmp_path, step):
         checkpoint.load_state(path, *Run().parts)
 
 
+def test_a_state_of_another_name_is_refused(folder, tmp_path):
+    tensors, meta = tensor_files.load_tensors(folder / 'state.safetensors')
+    for number in (8, 12):
+        path = checkpoint.state_path(str(tmp_path), number)
+        tensor_files.save_tensors(path, tensors, meta)
+        error = outcome(lambda path=path: checkpoint.load_state(path, *Run().parts))
+        assert isinstance(error, ValueError) == (number == 8), error
+
+
 def test_more_labels_than_tensors_take_no_time(folder, tmp_path):
     tensors, meta = tensor_files.load_tensors(folder / 'net.safetensors')
     path = tmp_path / 'net.safetensors'

@@ -122,6 +122,8 @@ def _check_meta(path: str, meta: dict[str, Any]) -> None:
         'scaler': isinstance(scaler, dict) and (not scaler or scaler.keys() == SCALER.keys()),
     }
     right['scaler'] = right['scaler'] and all(_in_range(value, *SCALER[key]) for key, value in scaler.items())
+    named = _STATE.fullmatch(os.path.basename(path))
+    right['cur_nimg'] = right['cur_nimg'] and (named is None or int(named[1]) == meta['cur_nimg'])
     for key, is_right in right.items():
         if not is_right:
             raise ValueError(f'{path} does not hold the state of a run: its {key} is {str(meta.get(key))[:80]}')
