@@ -255,7 +255,7 @@ def atomic_write(path: str | os.PathLike, mode: str = 'wb', sync: bool = True) -
         _unlink(temporary)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, f'disk full: could not write {path}; the unfinished file is removed') from error
-        if error.filename == str(temporary):  # speak of the file that the user knows
+        if error.filename == str(temporary) or error.errno == errno.EFBIG:  # speak of the file that the user knows
             raise type(error)(error.errno, f'cannot write {path}: {os.strerror(error.errno)}') from error
         raise
     except BaseException:

@@ -226,6 +226,13 @@ def test_atomic_write_names_the_file_that_was_asked_for(tmp_path):
             pass
 
 
+def test_atomic_write_names_a_file_that_is_too_large(tmp_path):
+    with pytest.raises(OSError, match=r'cannot write .*a\.bin: File too large'):
+        with dnnlib.atomic_write(tmp_path / 'a.bin'):
+            raise OSError(errno.EFBIG, 'File too large')  # of a write: without a name
+    assert os.listdir(tmp_path) == []
+
+
 def test_atomic_write_makes_the_folder(tmp_path):
     with dnnlib.atomic_write(tmp_path / 'a/b/c.txt', 'w') as file:
         file.write('x')
