@@ -6,6 +6,7 @@ Nothing here may crash, hang, take much memory, change the objects of a run, or 
 import copy
 import json
 import math
+import os
 import struct
 
 import pytest
@@ -500,6 +501,14 @@ def test_more_labels_than_tensors_take_no_time(folder, tmp_path):
     save_file(tensors, path, metadata={'ddn': json.dumps(meta | {'emas': [str(i) for i in range(100_000)]})})
     with pytest.raises(ValueError, match='emas is .*, not its list of labels'):
         snapshots.load_network(path)
+
+
+def test_a_state_that_is_not_a_file(tmp_path):
+    os.mkfifo(tmp_path / 'training-state-000000016.safetensors')  # reading it would wait for ever
+    (tmp_path / 'training-state-000000008.safetensors').mkdir()
+    for path in checkpoint.find_states(str(tmp_path)):
+        with pytest.raises(OSError, match='is not a file; there is also --resume='):
+            checkpoint.load_state(path, *Run().parts)
 
 
 # Numbers that are not finite are not written.
