@@ -80,10 +80,10 @@ def upgraded(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, 'class_name': name, 'kwargs': kwargs}
 
 
-def rebuild(spec: Mapping[str, Any]) -> torch.nn.Module:
+def rebuild(spec: Mapping[str, Any], num_tensors: float = math.inf) -> torch.nn.Module:
     """A new network from ``init_spec``'s dict; ValueError if the class is not on the allow-list, or an argument is
-    unknown, missing, of another type or out of range."""
-    cls, kwargs = _checked(spec, math.inf)
+    unknown, missing, of another type or out of range, or they ask for more than ``num_tensors`` weights."""
+    cls, kwargs = _checked(spec, num_tensors)
     return cls(**kwargs)
 
 

@@ -162,12 +162,8 @@ def check_results(output: str) -> None:
         assert expected in zero
 
 
-def test_two_ranks_under_torchrun(tmp_path):
-    check_results(finish(start(tmp_path, *TORCHRUN, '--standalone', '--nproc_per_node=2', 'SCRIPT', 'ok')).output)
-
-
 def test_two_nodes_on_loopback(tmp_path):
-    """As two machines would: torchrun twice, a rendezvous, one rank each."""
+    """As two machines would: torchrun twice, a rendezvous, one rank each. (torchrun --standalone: test_ranks.py.)"""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]

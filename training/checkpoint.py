@@ -5,13 +5,15 @@ weights, every EMA, the optimizer's moments and the counters of Split-and-Prune.
 are functions of (seed, images seen), so nothing else has to be kept.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from ddn_networks import tensor_files
+from ddn_networks import snapshots, tensor_files
 from training.ema import EMA
 
 _STATE = re.compile(r'training-state-(\d+)\.safetensors')
@@ -68,6 +70,17 @@ def save_state(path: str, net, ema: EMA, optimizer: torch.optim.Adam, balance, m
         os.remove(old)
 
 
+def check_network(path: str, spec: dict[str, Any]) -> None:
+    """ValueError where a state is not of the network that ``spec`` (see ``snapshots.rebuild``) describes. Nothing of
+    the network takes memory: stored options may describe a huge one."""
+    with _opened(path) as file:
+        with torch.device('meta'):
+            expected = snapshots.rebuild(spec, len(file.described)).state_dict()
+        wrong = tensor_files.misfit({f'net/{name}': tensor for name, tensor in expected.items()}, file.described)
+        if wrong:
+            raise ValueError(f'{path} is of a run with other options: {wrong}')
+
+
 @torch.no_grad()
 def load_state(path: str, net, ema: EMA, optimizer: torch.optim.Adam, balance) -> dict[str, Any]:
     """Copy a state into the given objects; returns its JSON. Names, shapes and types are those of the objects.
@@ -75,25 +88,20 @@ def load_state(path: str, net, ema: EMA, optimizer: torch.optim.Adam, balance) -
     ValueError or OSError in one line where the file is damaged, another one, or of a run with other options; then
     nothing is changed.
     """
-    try:
-        with tensor_files.opened(path) as file:
-            _check_meta(path, file.meta)
-            moments = _new_moments(optimizer) if any(name.startswith('opt/') for name in file.described) else {}
-            live = _tensors(net, ema, moments, balance)
-            # Averages that this run does not keep, and counters of another way of balancing, may be there too.
-            strange = [n for n in file.described if n not in live and not n.startswith(('ema/', 'balance/'))]
-            wrong = tensor_files.misfit(live, file.described, (torch.float64, torch.float32))
-            wrong = wrong or (f'{strange[0]} is not in this run' if strange else None)
-            if wrong:
-                raise ValueError(f'{path} is of a run with other options: {wrong}')
-            read = file.read(live)
-            read = {name: tensor.to(live[name].dtype) for name, tensor in read.items()}
-            tensor_files.require_finite(read, path)
-            _require_possible(path, read)
-    except (ValueError, OSError) as e:
-        others = [s for s in find_states(os.path.dirname(path) or '.') if os.path.basename(s) != os.path.basename(path)]
-        kind = OSError if isinstance(e, OSError) else ValueError
-        raise kind(f'{e}; there is also --resume={others[0]}' if others else str(e)) from None
+    with _opened(path) as file:
+        _check_meta(path, file.meta)
+        moments = _new_moments(optimizer) if any(name.startswith('opt/') for name in file.described) else {}
+        live = _tensors(net, ema, moments, balance)
+        # Averages that this run does not keep, and counters of another way of balancing, may be there too.
+        strange = [n for n in file.described if n not in live and not n.startswith(('ema/', 'balance/'))]
+        wrong = tensor_files.misfit(live, file.described, (torch.float64, torch.float32))
+        wrong = wrong or (f'{strange[0]} is not in this run' if strange else None)
+        if wrong:
+            raise ValueError(f'{path} is of a run with other options: {wrong}')
+        read = file.read(live)
+        read = {name: tensor.to(live[name].dtype) for name, tensor in read.items()}
+        tensor_files.require_finite(read, path)
+        _require_possible(path, read)
     for name, tensor in read.items():
         live[name].copy_(tensor)
     optimizer.state.update(moments)
@@ -109,6 +117,18 @@ def _require_possible(path: str, read: dict[str, torch.Tensor]) -> None:
     steps = {float(tensor) for name, tensor in read.items() if name.startswith('opt/step/')}
     if len(steps) > 1 or not all(step >= 0 and step.is_integer() for step in steps):
         raise ValueError(f'{path} does not hold the state of a run: opt/step is {sorted(steps)[:4]}, not one number')
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tensor_files.TensorFile]:
+    """The file of a state; errors while it is open name another state of the run, if there is one."""
+    try:
+        with tensor_files.opened(path) as file:
+            yield file
+    except (ValueError, OSError) as e:
+        others = [s for s in find_states(os.path.dirname(path) or '.') if os.path.basename(s) != os.path.basename(path)]
+        kind = OSError if isinstance(e, OSError) else ValueError
+        raise kind(f'{e}; there is also --resume={others[0]}' if others else str(e)) from None
 
 
 def _check_meta(path: str, meta: dict[str, Any]) -> None:

@@ -139,7 +139,10 @@ def training_loop(
     data = open_training_data(dataset_kwargs, NUM_VALIDATION, val_data, pair_data, val_pairs)
     pipe = AugmentPipe(**augment_kwargs) if augment_kwargs else None
     augment_dim = pipe.label_dim if pipe else 0
-    net = snapshots.rebuild({'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}})
+    spec = {'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}}
+    if resume_state is not None:
+        checkpoint.check_network(resume_state, spec)
+    net = snapshots.rebuild(spec)
     net = net.to(device, memory_format=misc.memory_format(device, precision)).train()
     if transfer is not None and resume_state is None:
         left = misc.copy_params_and_buffers_(persistence.load_network(transfer).state_dict(), net, allow_missing=True)
