@@ -26,7 +26,7 @@ import click
 import torch
 
 from cli.networks import load_network
-from cli.options import BATCH, EMA, GroupedCommand, one_line_errors, option_group, script_help
+from cli.options import BATCH, EMA, Group, GroupedCommand, one_line_errors, option_group, script_help
 from ddn_networks import Network
 from dnnlib import util
 from dnnlib.downloads import local_path
@@ -126,7 +126,7 @@ def command(function: Callable) -> click.Command:
     return main.command(function.__name__, cls=GroupedCommand, help=script_help(__file__, function.__name__))(run)
 
 
-@click.group(help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
+@click.group(cls=Group, help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
 def main() -> None:
     pass
 

@@ -41,6 +41,7 @@ from cli.networks import load_network
 from cli.options import (
     BATCH,
     BEAM,
+    Group,
     GroupedCommand,
     Ints,
     Numbers,
@@ -142,7 +143,7 @@ DATA = click.option('--data', metavar='ZIP|DIR', help='Their images  [default: t
 SHEET = click.option('--sheet', metavar='FILE', required=True, help='Picture to write (.png)')
 
 
-@click.group(help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
+@click.group(cls=Group, help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
 def main() -> None:
     pass
 

@@ -25,12 +25,20 @@ def script_help(file: str, function: str | None = None) -> str:
     return re.sub(r'\n\n(?= +\S)', '\n\n\b\n', ast.get_docstring(tree))
 
 
-class Command(click.Command):
-    """A command whose usage errors show no secrets of URLs either."""
+class _OneLine:
+    """Usage errors that show no secrets of URLs either, and a --help that cannot be written."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with one_line_errors():
             return super().parse_args(ctx, args)
+
+
+class Command(_OneLine, click.Command):
+    """A command whose errors in options are one line."""
+
+
+class Group(_OneLine, click.Group):
+    """A group of commands whose errors in options are one line."""
 
 
 class GroupedCommand(Command):

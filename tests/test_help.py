@@ -1,6 +1,9 @@
 """What --help of the scripts says: the examples of their docstrings, and every default."""
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -50,3 +53,12 @@ def test_help_without_docstrings(name):
     for command in [main, *getattr(main, 'commands', {}).values()]:
         result = CliRunner().invoke(command, ['--help'])
         assert result.exit_code == 0 and len((command.help or '').split()) > 4, (name, command.name, result.output)
+
+
+@pytest.mark.parametrize('command', ['fid.py', 'latents.py', 'latents.py tree', 'train.py'])
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_help_that_cannot_be_written_is_one_line(command):
+    with open('/dev/full', 'w') as full:
+        run = [sys.executable, *command.split(), '--help']
+        result = subprocess.run(run, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert result.returncode == 1 and result.stderr.startswith('Error: ') and result.stderr.count('\n') == 1
