@@ -116,6 +116,6 @@ def test_a_snapshot_with_grids_that_do_not_fit(tmp_path, grids):
     snapshots.save_network(good, net)
     assert torch.equal(Network.from_pretrained(good).sample(2)[1], net.sample(2)[1])
     net.init_kwargs['grids'] = grids
-    snapshots.save_network(bad, net)
-    with pytest.raises(ValueError, match='grid'):
+    with pytest.raises(ValueError, match='grid'):  # of a wrong type when it is written, of a wrong size when it is read
+        snapshots.save_network(bad, net)
         Network.from_pretrained(bad)
