@@ -13,7 +13,6 @@ from cli.jobs import Job, Label
 from cli.pictures import Pictures
 from ddn_networks import Network, pixel_maps
 from ddn_networks.conditions import CONDITIONS, LABELS, Condition
-from dnnlib.downloads import lasting_path
 
 MADE = 256  # conditions that are cached
 
@@ -236,13 +235,13 @@ def training_names(
     return names, pairs
 
 
-def lasting_conditions(texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts of ``--condition``, one condition each, with paths of pairs that lead there from any folder."""
+def with_paths(texts: Sequence[str], change: Callable[[str], str]) -> tuple[str, ...]:
+    """The texts of ``--condition``, one condition each, the paths of pairs changed by ``change``."""
     found = []
     for text in _split(texts):
         kind, _, value = text.partition(':')
         if value and kind in CONDITIONS and CONDITIONS[kind].takes == 'pair':
-            text = f'{kind}:{lasting_path(value)}'
+            text = f'{kind}:{change(value)}'
         found.append(text)
     return tuple(found)
 

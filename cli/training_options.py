@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from cli.condition_arguments import lasting_conditions, training_help
+from cli.condition_arguments import training_help, with_paths
 from cli.options import Text, option_group
 from cli.presets import PRESETS, presets_help
 from cli.training_arguments import BALANCERS, NETWORKS, current_balance
@@ -286,7 +286,7 @@ def read_stored(run_dir: str, given: set[str]) -> Stored:
     options = {k: v for k, v in options.items() if k not in given and k not in NOT_STORED}
     if options.get('balance'):
         options['balance'] = current_balance(options['balance'])
-    return Stored(_lasting(options, path), _upgraded_loop(loop), content.get('data'), preset)
+    return Stored(lasting(options, path), _upgraded_loop(loop), content.get('data'), preset)
 
 
 def _shown(value: Any) -> str:
@@ -313,22 +313,21 @@ def _same(kind: click.ParamType, value: Any) -> bool:
     return converted == value and isinstance(converted, bool) == isinstance(value, bool)
 
 
-def lasting(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with paths that lead to the same files from any folder, and URLs without secrets."""
-    kept = {name: lasting_path(options[name]) for name in PATHS if options.get(name)}
-    return {**options, **kept, 'condition': lasting_conditions(options.get('condition') or ())}
+def lasting(options: Mapping[str, Any], stored_in: str = '') -> dict[str, Any]:
+    """The options with paths that lead to the same files from any folder, and URLs without secrets. Those
+    ``stored_in`` a file may be relative, of an earlier revision: ValueError where such a path leads nowhere."""
 
-
-def _lasting(options: dict[str, Any], path: str) -> dict[str, Any]:
-    """Stored options with absolute paths; earlier revisions stored them as they were given."""
-    for name in PATHS:
-        file = options.get(name)
-        if file and not is_url(file) and not os.path.isabs(file) and not os.path.exists(file):
+    def file(option: str, path: str) -> str:
+        if stored_in and not is_url(path) and not os.path.isabs(path) and not os.path.exists(path):
             raise ValueError(
-                f'{path}: --{name.replace("_", "-")} is {_shown(file)}, relative to the folder in which the run was '
-                f'started: resume there, or give --{name.replace("_", "-")}=PATH'
+                f'{stored_in}: --{option} is {_shown(path)}, relative to the folder in which the run was started: '
+                f'resume there, or give --{option} again'
             )
-    return lasting(options)
+        return lasting_path(path)
+
+    kept = {name: file(name.replace('_', '-'), options[name]) for name in PATHS if options.get(name)}
+    conditions = with_paths(options.get('condition') or (), lambda path: file('condition', path))
+    return {**options, **kept, 'condition': conditions}
 
 
 def _upgraded_loop(loop: dict[str, Any]) -> dict[str, Any]:

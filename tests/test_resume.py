@@ -89,6 +89,10 @@ def test_a_relative_path_of_an_earlier_revision_leads_there_or_says_what_to_do(r
     monkeypatch.chdir('/')
     out = run_train(f'--resume={run}', expect=1)
     assert "--data is 'data.zip', relative to the folder in which the run was started" in out.splitlines()[-1]
+    replace_options(run, stored | {'options': {**stored['options'], 'condition': ['image:pairs.zip']}})
+    out = run_train(f'--resume={run}', f'--data={run.parent / "data.zip"}', expect=1)
+    assert "--condition is 'pairs.zip', relative to the folder" in out.splitlines()[-1]
+    replace_options(run, stored)
     out = run_train(f'--resume={run}', f'--data={run.parent / "data.zip"}')
     assert out.count(AGAIN) == 1 and f'dataset_kwargs.path: data.zip -> {run.parent / "data.zip"}' in out
     monkeypatch.chdir(run.parent)
