@@ -236,7 +236,7 @@ def test_one_rank_makes_no_group(alone, capsys):
         assert (distributed.get_rank(), distributed.get_world_size(), distributed.get_local_rank()) == (0, 1, 0)
         distributed.print0('once')
     assert capsys.readouterr().out == 'once\n'
-    with pytest.raises(ValueError, match="'mean' is no reduction"):
+    with pytest.raises(ValueError, match="'mean' is not a reduction"):
         distributed.all_reduce_(tensor, 'mean')
 
 
@@ -264,7 +264,7 @@ def test_devices(alone):
     assert distributed.device_for_rank('cpu') == torch.device('cpu')
     with pytest.raises(ValueError, match="no device is called 'gpu'"):
         distributed.device_for_rank('gpu')
-    with pytest.raises(ValueError, match='meta is no device that training knows'):
+    with pytest.raises(ValueError, match='meta is not a device for training'):
         distributed.device_for_rank('meta')
     alone.setattr(torch.cuda, 'is_available', lambda: False)
     alone.setattr(torch.backends.mps, 'is_available', lambda: False)

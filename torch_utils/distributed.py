@@ -5,8 +5,8 @@
         distributed.all_reduce_(gradients)
 
 One rank makes no process group, and every function here is then trivial. With several, a rank that fails or hangs ends
-the run with its rank and the reason: each rank has a thread that tells the others, once a second through the rendezvous
-store, that it lives and how many collectives it has entered. Whoever waits longer than the timeout sees who is missing.
+the run with its rank and the reason: each rank runs a heartbeat thread that publishes, once a second through the
+rendezvous store, how many collectives it has entered. A rank that waits longer than the timeout sees who is missing.
 """
 
 import contextlib
@@ -98,7 +98,7 @@ def device_for_rank(requested: str | torch.device | None = None) -> torch.device
         if world > 1:
             raise ValueError(f'{world} ranks cannot share mps: use one rank, or --device=cpu')
     elif device.type != 'cpu':
-        raise ValueError(f'{device.type} is no device that training knows; use cuda, mps or cpu')
+        raise ValueError(f'{device.type} is not a device for training; use cuda, mps or cpu')
     return device
 
 
@@ -106,14 +106,14 @@ def device_for_rank(requested: str | torch.device | None = None) -> torch.device
 
 
 def init(device_type: str | None = None, timeout_s: float = TIMEOUT) -> None:
-    """Join the other ranks that torchrun's environment tells of; with one rank, nothing.
+    """Join the other ranks that torchrun's environment describes; with one rank, do nothing.
 
     Args:
         device_type: 'cuda' talks over NCCL (and gloo for CPU tensors), anything else over gloo.
         timeout_s: a rank that lets another wait longer than this ends the run.
 
     Raises:
-        ValueError: the environment tells half of it.
+        ValueError: the environment is incomplete.
         RuntimeError: some ranks did not come, with their numbers.
     """
     global _watch
@@ -127,7 +127,7 @@ def init(device_type: str | None = None, timeout_s: float = TIMEOUT) -> None:
     hosted = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'  # torchrun itself serves the store
     timeout = datetime.timedelta(seconds=timeout_s)
     attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
-    # A busy machine may need seconds to reach even itself: to connect gets its time, whatever ranks get to come.
+    # A busy machine may need seconds to reach even itself: connecting has a timeout of its own.
     connecting = max(timeout, datetime.timedelta(seconds=CONNECT))
     store = dist.TCPStore(host, port, is_master=rank == 0 and not hosted, timeout=connecting, wait_for_workers=False)
     own = dist.TCPStore(host, port, is_master=False, timeout=connecting, wait_for_workers=False)  # for the thread alone
@@ -171,8 +171,8 @@ def session(device: str | torch.device | None = None, timeout_s: float = TIMEOUT
     """``init`` and ``shutdown`` around a block that is given its device (see ``device_for_rank``).
 
     With one rank exceptions pass as they are. With several, an exception ends this process with one line on stderr
-    that tells rank, reason and place (after a traceback where the error is not one of those that speak for themselves);
-    the others hear of it and end as well, torchrun with them. Put it around everything else: nothing outside runs then.
+    that names rank, reason and place (after a traceback, unless the error is a ValueError, OSError or an exit); the
+    others end as well, and torchrun with them. Put it around everything else: nothing outside runs then.
     A session within another one is part of it: the outer one shuts down.
     """
     inner = _has_group()
@@ -205,7 +205,7 @@ def all_reduce_(tensor: torch.Tensor, op: str = 'sum', wait: bool = True) -> 'di
     Without ``wait`` it is that once ``wait()`` of what is returned has been called (None: it is that already).
     """
     if op not in ('sum', 'min', 'max'):
-        raise ValueError(f'{op!r} is no reduction; use sum, min or max')
+        raise ValueError(f'{op!r} is not a reduction; use sum, min or max')
     if get_world_size() == 1:
         return None
     _enter('all_reduce')
@@ -242,7 +242,7 @@ def _enter(name: str) -> None:
 
 
 class _Sign(NamedTuple):
-    """What a rank lets the others know: that it lives, collectives entered, and why it ended, if it did."""
+    """What a rank publishes: its heartbeat, collectives entered, and why it ended, if it did."""
 
     beat: int
     calls: int
@@ -250,7 +250,7 @@ class _Sign(NamedTuple):
 
 
 class _Watch:
-    """The thread that tells the other ranks of this one, and ends this one when it waits in vain."""
+    """The heartbeat thread: publishes this rank's progress, and ends this rank when it waits in vain."""
 
     def __init__(self, store: 'dist.Store', rank: int, world_size: int, timeout_s: float):
         self.store, self.rank, self.world_size, self.timeout_s = store, rank, world_size, timeout_s
@@ -298,7 +298,7 @@ class _Watch:
             return f'{_ranks(failed[:1])} ended first ({signs[failed[0]].failure}); this rank was at {_where()}'
         silent = [r for r, seconds in enumerate(silent_s) if seconds >= self.timeout_s and r != self.rank]
         if silent:
-            return f'{_ranks(silent)} gave no sign of life for {self.timeout_s:g} s: dead, stopped or cut off'
+            return f'{_ranks(silent)} had no heartbeat for {self.timeout_s:g} s: dead, stopped or cut off'
         late = [r for r, s in enumerate(signs) if s.calls < self.calls]
         if late and waited_s >= self.timeout_s:
             return f'{_ranks(late)} let others wait for {self.timeout_s:g} s at collective {self.calls} ({self.call})'
@@ -324,7 +324,7 @@ def _fail(error: BaseException) -> None:
 
 
 def _culprit() -> str:
-    """Which rank ended before this one, if any: it said so, or it is not heard of any more."""
+    """Which rank ended before this one, if any: it published that, or its heartbeat has stopped."""
     before = _watch.peers()
     said = [r for r, s in enumerate(before) if s.failure and r != _watch.rank]
     if said:

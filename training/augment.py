@@ -1,4 +1,4 @@
-"""Augmentations that do not leak: the network is told, in labels, what was done to each image.
+"""Augmentations that do not leak: labels tell the network what was done to each image.
 
 After Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), Appendix F.2, Table 6;
 the colours after Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020), Appendix B.
@@ -37,7 +37,7 @@ COLUMNS = {
 P = len(COLUMNS)
 BLIT, WARP, COLOR = slice(0, 4), slice(4, 10), slice(10, 15)
 
-# Which columns an augmentation owns; one chance switches them all.
+# Which columns an augmentation owns; one random number switches them all.
 OWNED = {
     'xflip': (0,),
     'yflip': (1,),
@@ -174,13 +174,13 @@ class AugmentPipe:
         return self.apply(images, self.draw(len(images), generator))
 
     def labels(self, params: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """What the network is told of rows [B, P] for images of (H, W): [B, D] float32, zeros for an untouched image.
+        """Labels of rows [B, P] for images of (H, W): [B, D] float32, zeros for an untouched image.
 
-        Angles are told as (cos - 1, sin), so that nothing jumps where they wrap around.
+        Angles are given as (cos - 1, sin), so that nothing jumps where they wrap around.
         """
         t = params.double()
         most = [max(self.translate_int_max * n, 1e-8) for n in size[::-1]]
-        told = {
+        labels = {
             'xflip': (t[:, 0],),
             'yflip': (t[:, 1],),
             'translate_int': [n / m for n, m in zip(self._whole_pixels(t, size), most, strict=True)],
@@ -194,7 +194,7 @@ class AugmentPipe:
             'hue': (t[:, 13].cos() - 1, t[:, 13].sin()),
             'saturation': (t[:, 14],),
         }
-        columns = [column for name in OWNED if self.strengths[name] > 0 for column in told[name]]
+        columns = [column for name in OWNED if self.strengths[name] > 0 for column in labels[name]]
         return torch.stack(columns, 1).float() if columns else params.new_zeros(len(params), 0).float()  # [B, D]
 
     # From a row of the table to what is done with pixels, on the CPU in float64.

@@ -24,7 +24,7 @@ from ddn_networks import samplers, snapshots
 from dnnlib.images import to_float
 from dnnlib.util import atomic_write, format_time
 from torch_utils import distributed as dist
-from torch_utils import misc, persistence
+from torch_utils import misc
 from training import checkpoint, report
 from training.augment import AugmentPipe
 from training.dataset import open_training_data
@@ -95,34 +95,34 @@ def training_loop(
         run_dir: an existing folder.
         dataset_kwargs, network_kwargs: arguments of ``ImageFolderDataset`` and of the network.
         network_class: of ``snapshots.ALLOWED_CLASSES``.
-        seed: of the weights, the order of the data, Chain Dropout and dropout.
-        batch_size: images per step over all ranks; ``batch_gpu``: images per rank that pass at once (accumulation
-            gives the same result), None for all.
+        seed: random seed of the weights, the order of the data, Chain Dropout, dropout and augmentation.
+        batch_size: images per step, all ranks; ``batch_gpu``: images per rank in one pass (gradients are accumulated,
+            with the same result), None for all.
         total_nimg: images to train for. Units of all ``*_nimg``: images.
         lr, lr_rampup_nimg, lr_decay: Adam's learning rate after a linear ramp; 'none' keeps it, 'cosine' takes it to
             zero at ``total_nimg``.
-        ema_halflives_nimg: half-lives of the averaged copies; the first one draws the pictures.
-        chain_dropout: probability that chance makes a layer's choice (Section 3.3).
+        ema_halflives_nimg: half-lives of the averaged copies; pictures are of the first one.
+        chain_dropout: probability that a layer's choice is random (Section 3.3).
         balance: a key of ``BALANCERS``: 'split-prune' (Algorithm 1), 'prefix' (the same, also given the choices
             before), 'bias' (Loss-Free Balancing, Appendix E), 'none'; with ``balance_kwargs`` for its class.
         augment_kwargs: arguments of ``AugmentPipe``, or None for no augmentation.
-        condition_dropout: probability that an image gets no condition; the conditions are the network's own.
-        pair_data, val_pairs: the pictures of condition 'image:C', of the training and of the validation images.
+        condition_dropout: probability of dropping an image's condition.
+        pair_data, val_pairs: pairs of the training and of the validation images, for condition 'image:C'.
         precision: 'fp32', 'bf16' or 'fp16' of the blocks; distances, images, losses and counts stay float32 or wider.
-        loss_scale: the first scale of the loss with fp16; it then adapts. None for 65536.
+        loss_scale: initial loss scale of fp16, which then adapts; None for 65536.
         on_nan: 'stop' or 'skip' a step whose loss or gradient is not finite.
         compile_blocks, grad_checkpoint: torch.compile of the blocks; recompute blocks in the backward pass.
-        share_prefixes: make features once for the images of a batch that made the same choices so far: the same
-            numbers, and faster where the batch is large against the K of the first layers.
-        prior_clean: of a network with a prior, the share of each batch without Chain Dropout; with many cells no other
-            image has a clean prefix. ``prior_softness``: see ``prior_loss``.
-        tick_nimg: images between two lines of progress; ``snapshot_ticks``, ``state_ticks``: ticks between snapshots
-            with pictures, and between training states.
+        share_prefixes: compute features once for images with the same choices so far: the same numbers, and faster
+            where the batch is large against the K of the first layers.
+        prior_clean: for a network with a prior, the share of each batch without Chain Dropout: with many cells, other
+            images hardly have clean prefixes. ``prior_softness``: see ``prior_loss``.
+        tick_nimg: images between progress lines; ``snapshot_ticks``, ``state_ticks``: ticks between snapshots with
+            pictures, and between training states.
         val_data: images of the validation batch; None takes the training set's.
-        transfer: a snapshot whose weights to begin with, where names and shapes fit.
-        resume_state: a training state to go on from; ``resume_unchanged``: with the data and options that the run had.
+        transfer: a snapshot whose weights to start from, where names and shapes fit.
+        resume_state: a training state to resume from; ``resume_unchanged``: with the run's own data and options.
         snapshot_meta: JSON-able facts for the snapshots' headers.
-        run_options: JSON-able; they are in training_options.json once nothing of them stands against the run.
+        run_options: JSON-able; written to training_options.json once they are validated.
 
     Raises:
         SystemExit: after SIGINT, SIGTERM or SIGHUP; the state is saved.
@@ -145,7 +145,7 @@ def training_loop(
     net = snapshots.rebuild(spec)
     net = net.to(device, memory_format=misc.memory_format(device, precision)).train()
     if transfer is not None and resume_state is None:
-        left = misc.copy_params_and_buffers_(persistence.load_network(transfer).state_dict(), net, allow_missing=True)
+        left = misc.copy_params_and_buffers_(snapshots.load_network(transfer).state_dict(), net, allow_missing=True)
         dist.print0(f'Weights from {transfer}' + ''.join(f'\n  left at random: {line}' for line in left))
     if compile_blocks:
         for block in net.blocks:
@@ -180,17 +180,14 @@ def training_loop(
             scaler.load_state_dict(meta['scaler'])
         dist.print0(f'Resuming from {resume_state} at {cur_nimg:,} images.')
     stream = BatchStream(len(data.images), seed, cur_nimg, batch_size, batch_gpu, rank, world_size)
-    rounds, B = stream.num_accumulation_rounds, stream.batch_gpu
+    rounds = stream.num_accumulation_rounds
     loader = Loader(data.loaded, stream, device, num_workers)
     events = report.open_events(run_dir) if tensorboard and rank == 0 else None
     if rank == 0:
-        aside = checkpoint.set_newer_aside(run_dir, cur_nimg, resume_unchanged)
-        if aside:
-            print(f'{aside} states, snapshots and pictures of later than {cur_nimg:,} images are kept as *.old')
-        with atomic_write(os.path.join(run_dir, 'training_options.json'), 'w') as f:
-            json.dump({**(run_options or {}), 'network': report.network_facts(net)}, f, indent=2)
-        print(report.layer_table(net), flush=True)
+        facts = {**(run_options or {}), 'network': report.network_facts(net)}
+        _prepare_folder(run_dir, cur_nimg, resume_unchanged, facts)
     dist.print0(
+        f'{report.layer_table(net)}\n'
         f'Training on {device.type} x {world_size}: {len(data.images):,} images of {data.images.name}, batch '
         f'{batch_size}{f" in {rounds} rounds" if rounds > 1 else ""}, {precision}, {total_nimg:,} images in all.'
     )
@@ -204,6 +201,7 @@ def training_loop(
     rate_at = functools.partial(
         learning_rate, lr=lr, rampup_nimg=lr_rampup_nimg, decay=lr_decay, total_nimg=total_nimg
     )
+    of_rank = functools.partial(_rows, rank=rank, world_size=world_size, rounds=rounds)
 
     def due(ticks: int = 1) -> bool:
         """Whether the last step ended training, or a tick whose number is a multiple of ``ticks``."""
@@ -241,16 +239,14 @@ def training_loop(
     with contextlib.closing(loader), stop:
         step = 0
         while cur_nimg < total_nimg:
-            # The random choices of this step, for the whole batch; this rank takes its rows.
-            chance = torch.Generator().manual_seed(_step_seed(seed, cur_nimg))
-            table = samplers.chain_dropout_codes(net.code_nodes, chain_dropout, batch_size, chance)
+            # Random numbers of this step, for the whole batch; this rank takes its rows.
+            generator = torch.Generator().manual_seed(_step_seed(seed, cur_nimg))
+            table = samplers.chain_dropout_codes(net.code_nodes, chain_dropout, batch_size, generator)
             if net.prior:
                 table[: round(prior_clean * batch_size)] = -1
-            table = table.view(world_size, rounds, B, -1)[rank].to(device, non_blocking=True)  # [rounds, B, D]
-            changes = pipe.draw(batch_size, chance).view(world_size, rounds, B, -1)[rank] if pipe else None
-            draws = [None] * rounds
-            if net.conditions:
-                draws = net.conditions.draw(batch_size, condition_dropout, chance).view(world_size, rounds, B, -1)[rank]
+            table = of_rank(table).to(device, non_blocking=True)  # [rounds, B, D]
+            changes = of_rank(pipe.draw(batch_size, generator) if pipe else None)
+            draws = of_rank(net.conditions.draw(batch_size, condition_dropout, generator) if net.conditions else None)
             torch.manual_seed(_step_seed(seed, cur_nimg, rank))
             if not stop.wait(loader.ready):
                 save_state()
@@ -331,6 +327,20 @@ def learning_rate(cur_nimg: int, lr: float, rampup_nimg: int, decay: str, total_
 def _step_seed(*key: int) -> int:
     """A seed for one step (and rank), a function of its key alone."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _rows(table: torch.Tensor | None, rank: int, world_size: int, rounds: int) -> torch.Tensor | list[None]:
+    """[rounds, B, n]: a rank's rows of a table [batch, n] of the whole step, by micro-batch; None for each without."""
+    return [None] * rounds if table is None else table.unflatten(0, (world_size, rounds, -1))[rank]
+
+
+def _prepare_folder(run_dir: str, cur_nimg: int, unchanged: bool, options: dict[str, Any]) -> None:
+    """Rename what is newer than the state of ``cur_nimg`` images; write training_options.json."""
+    aside = checkpoint.set_newer_aside(run_dir, cur_nimg, unchanged)
+    if aside:
+        print(f'{aside} states, snapshots and pictures of later than {cur_nimg:,} images are kept as *.old')
+    with atomic_write(os.path.join(run_dir, 'training_options.json'), 'w') as f:
+        json.dump(options, f, indent=2)
 
 
 def _node_weight_names(net: ddn_networks.Network) -> list[str]:
