@@ -17,14 +17,17 @@ import os
 import platform
 import statistics
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import psutil
 import torch
+from PIL import Image
 
 from cli.tables import markdown, write_results
 from torch_utils import misc
@@ -116,6 +119,15 @@ def extra_memory(call: Call, device: str = 'cpu', calls: int = 2) -> int:
     status = Path('/proc/self/status').read_text()
     peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith('VmHWM'))
     return max(0, peak - idle)
+
+
+def make_noise(path: Path, count: int, size: int) -> None:
+    """Write a zip of PNGs that cannot be compressed, the slowest to read."""
+    random = np.random.RandomState(0)
+    with zipfile.ZipFile(path, 'w') as archive:
+        for i in range(count):
+            with archive.open(f'00000/img{i:08d}.png', 'w') as file:
+                Image.fromarray(random.randint(0, 256, (size, size, 3), dtype=np.uint8)).save(file, 'png')
 
 
 def machine(device: str = 'cpu', clock: str = 'wall') -> dict[str, Any]:

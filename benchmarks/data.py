@@ -15,22 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import numpy as np
-from PIL import Image
 
+from benchmarks.common import make_noise
 from cli.options import Ints, script
 from cli.tables import markdown
 from training.dataset import ImageFolderDataset
 from training.loader import BatchStream, Loader
-
-
-def make_noise(path: Path, count: int, size: int) -> None:
-    """Write a zip of PNGs that cannot be compressed, the slowest to read."""
-    random = np.random.RandomState(0)
-    with zipfile.ZipFile(path, 'w') as archive:
-        for i in range(count):
-            with archive.open(f'00000/img{i:08d}.png', 'w') as file:
-                Image.fromarray(random.randint(0, 256, (size, size, 3), dtype=np.uint8)).save(file, 'png')
 
 
 def containers(data: Path, scratch: Path) -> Iterator[tuple[str, Path]]:

@@ -10,10 +10,9 @@ ratios the medians of the ratios within a round.
 
 import contextlib
 import io
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 import click
 
 from benchmarks import common
-from benchmarks.data import make_noise
 from cli.environment import BY_THE_USER
 from cli.options import script
 from cli.training_runs import train
@@ -54,15 +52,23 @@ def environment(changes: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+def busy_loop() -> None:
+    while True:
+        pass
+
+
 @contextlib.contextmanager
 def busy_loops(count: int) -> Iterator[None]:
-    loops = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(count)]
+    context = multiprocessing.get_context('spawn')
+    loops = [context.Process(target=busy_loop, daemon=True) for _ in range(count)]
     try:
+        for loop in loops:
+            loop.start()
         yield
     finally:
         for loop in loops:
             loop.kill()
-            loop.wait()
+            loop.join()
 
 
 def measure(options: dict[str, Any], rounds: int, busy: int) -> dict[str, list[float]]:
@@ -87,7 +93,7 @@ def main(preset: str, size: int, images: int, rounds: int, busy: int, out: str |
     facts = common.machine()
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / 'noise.zip'
-        make_noise(data, count=256, size=size)
+        common.make_noise(data, count=256, size=size)
         ticks = {'tick': images / 8000, 'snap': 1000, 'dump': 1000, 'duration': images / 1e6}
         options = {'preset': preset, 'data': data, 'device': 'cpu', **ticks}
         columns = {'alone': measure(options, rounds, 0), f'beside {busy} busy loops': measure(options, rounds, busy)}
