@@ -1,10 +1,10 @@
-"""Training with threads that sleep while they wait, against threads that spin, alone and beside busy loops.
+"""Training with threads that sleep while they wait, against threads that spin, alone and with busy loops.
 
     python -m benchmarks.waiting_threads --out=benchmarks/results/waiting_threads     # on a quiet machine, minutes
 
 Each run trains the network of a preset as train.py does, in a fresh process, on temporary images of noise. Rows:
 threads that sleep (what cli/environment.py sets), that spin (OpenMP's default), and a single thread. All rows take
-turns, first alone, then beside --busy processes that compute without end. Images per second are medians over rounds,
+turns, first alone, then with --busy processes that compute without end. Images per second are medians over rounds,
 ratios the medians of the ratios within a round.
 """
 

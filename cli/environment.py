@@ -1,6 +1,6 @@
 """What must be set before torch is loaded and before anything is printed: import this module first.
 
-Threads of OpenMP that wait for each other spin by default. Beside any other busy process they spin instead of that
+Threads of OpenMP that wait for each other spin by default. With any other busy process they spin instead of that
 process running, and training becomes many times slower (benchmarks/waiting_threads.py). Here they sleep, unless the
 user has set how threads wait.
 

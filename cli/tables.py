@@ -1,4 +1,4 @@
-"""Tables of results: Markdown to read, and JSON beside it with every digit."""
+"""Tables of results: Markdown, and JSON of the same name with every digit."""
 
 import json
 import os
