@@ -46,7 +46,8 @@ def run(ctx: click.Context) -> str | None:
     try:
         with one_line_errors(FloatingPointError):
             return _run(dict(ctx.params), given)
-    except KeyboardInterrupt:  # before the first step, or the second one
+    except KeyboardInterrupt:  # before the first step, or for the second time
+        click.echo('Aborted!', err=True)
         raise SystemExit(130) from None
 
 

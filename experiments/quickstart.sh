@@ -22,8 +22,8 @@ run python generate.py --network="$network" --outdir="$out/reconstructions" --re
 cat <<END
 
 Done. Look at
-  $out/samples.png           64 digits that the network dreamed, one per seed
-  $out/reconstructions.png   500 digits it never saw, each row above the row of their reconstructions
+  $out/samples.png           64 generated digits, one per seed
+  $out/reconstructions.png   500 digits of the test set, each row above its reconstructions
   $out/run/report.html       how the training went
   $out/samples/              the 64 digits as single files
 END

@@ -102,6 +102,15 @@ def test_a_terminal_that_is_closed_saves_the_state(tiny_zip, tmp_path):
     assert_stopped(tmp_path, 'SIGHUP')
 
 
+def test_training_in_a_thread_leaves_signals_alone(tiny_zip, tmp_path):
+    before, found = signal.getsignal(signal.SIGINT), []
+    args = options(tiny_zip, tmp_path, '--duration=0.000016')
+    thread = threading.Thread(target=lambda: found.append(run_train(*args)))
+    thread.start()
+    thread.join()
+    assert 'Done: 16 images' in found[0] and signal.getsignal(signal.SIGINT) == before
+
+
 def test_a_run_under_nohup_ignores_a_hangup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -20,6 +20,7 @@ from cli.presets import PRESETS
 from ddn_networks import tensor_files
 from torch_utils import persistence
 from training import checkpoint, training_loop
+from training.loader import batch_indices
 from training.report import read_stats
 from training.report_html import write_report
 
@@ -407,13 +408,17 @@ def test_a_run_says_which_files_it_passed_over(tiny_zip, tmp_path):
     assert 'Passed over 1 file(s) that are not images: 1 .heic' in out
 
 
-def test_a_truncated_image_stops_with_its_name(tiny_zip, tmp_path):
-    broken = tmp_path / 'broken.zip'
-    with zipfile.ZipFile(tiny_zip) as a, zipfile.ZipFile(broken, 'w') as b:
+def test_a_truncated_image_stops_with_its_name_and_loses_no_step(tiny_zip, tmp_path):
+    bad = f'img{batch_indices(40, 1, 0, 40)[20]:08d}.png'  # seen in the second step
+    with zipfile.ZipFile(tiny_zip) as a, zipfile.ZipFile(tmp_path / 'broken.zip', 'w') as b:
         for name in a.namelist():
             data = a.read(name)
-            b.writestr(name, data[: len(data) // 2] if name.endswith('17.png') else data)
-    out = run_train(f'--outdir={tmp_path}', f'--data={broken}', *TINY_RUN, '--duration=0.01', expect=1)
-    assert 'img00000017.png' in out.splitlines()[-1]
+            b.writestr(name, data[: len(data) // 2] if name.endswith(bad) else data)
+    args = [f'--outdir={tmp_path / "run"}', '--nosubdir', f'--data={tmp_path / "broken.zip"}', f'--val-data={tiny_zip}']
+    assert bad in run_train(*args, *TINY_RUN, '--duration=0.01', expect=1).splitlines()[-1]
+    assert [os.path.basename(path) for path in checkpoint.find_states(str(tmp_path / 'run'))] == [
+        'training-state-000000016.safetensors'
+    ]
+
 
 

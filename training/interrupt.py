@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -29,6 +30,8 @@ class StopRequest:
         hangup = getattr(signal, 'SIGHUP', None)
         if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
             numbers.append(hangup)
+        if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+            numbers = []
         self._before = {number: signal.signal(number, self._remember) for number in numbers}
         return self
 

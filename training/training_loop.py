@@ -252,10 +252,16 @@ def training_loop(
                 save_state()
                 dist.print0(stop.message(run_dir, cur_nimg))
                 raise SystemExit(stop.exit_code)
+            try:
+                micro_batches = next(loader)
+            except Exception:  # an image that cannot be used, for example: the steps before are not lost
+                if step:
+                    save_state()
+                raise
 
             optimizer.zero_grad(set_to_none=True)
             losses.zero_()
-            for r, (images, *facts) in enumerate(next(loader)):
+            for r, (images, *facts) in enumerate(micro_batches):
                 images = to_float(images.to(device, non_blocking=True))  # [B, C, H, W]
                 images, labels = pipe.apply(images, changes[r]) if pipe else (images, None)
                 condition = condition_of(net, images, *facts, draws=draws[r])  # [B, c, H, W]
