@@ -335,8 +335,8 @@ def check_options(ctx: click.Context) -> None:
 @option_group(
     'How to choose',
     click.option('--temperature', metavar='LIST', type=Numbers(),
-                 help="Of the network's own prior, one or one per layer; with --guide: choose by exp(-distance / t)  "
-                 '[default: 1]'),
+                 help="Of the network's own prior, one or one per layer  [default: those that the network was saved "
+                 'with, else 1]; with --guide: choose by exp(-distance / t)'),
     click.option('--top-p', metavar='FLOAT', type=float, help='Only the likeliest answers that add up to it'),
     click.option('--uniform', is_flag=True, help='Choose uniformly, although the network has a prior'),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.condition_set import ConditionSet, Images
 from ddn_networks.conditions import Labels
 from ddn_networks.ddl import Selection
+from ddn_networks.sampling import Sampling
 
 
 class LayerSpec(NamedTuple):
@@ -94,6 +95,7 @@ class Network(nn.Module):
         ddl_of_layer: for each layer the index of its DDL in ``ddls``, [L].
         prior: a ``PriorHead`` per layer, or one for all steps of a recurrent network; empty without a prior.
         prior_gradient: the share of the heads' gradient that training lets into the features.
+        sampling: default temperatures and other facts that were measured after training (``Sampling``).
     """
 
     img_resolution: tuple[int, int]
@@ -107,6 +109,7 @@ class Network(nn.Module):
     ddl_of_layer: list[int]
     prior: nn.ModuleList
     prior_gradient: float
+    sampling: Sampling = Sampling()
 
     # What a latent is.
 
@@ -232,8 +235,8 @@ class Network(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: choices by the network's own
         prior, uniform ones where it has none or with ``uniform``, or those of ``guide``, a ``guides.Guide``, several,
-        or a ``guided_sampling.Guidance``. ``temperature`` (one, or one per layer) and ``top_p``: of the prior, see
-        ``prior.from_prior``. A conditional network takes a
+        or a ``guided_sampling.Guidance``. ``temperature`` (one, or one per layer; by default ``sampling.temperatures``)
+        and ``top_p``: of the prior, see ``prior.from_prior``. A conditional network takes a
         ``condition`` (``make_condition``) of one row for all, or one row per image, which then also says how many.
 
         Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, D] int64. A seed names
@@ -253,7 +256,8 @@ class Network(nn.Module):
             output = guided_sampling.sample(self, guide, seeds, condition)
             return output.images, output.codes
         if by_prior:
-            temperatures = prior.checked_temperatures(1.0 if temperature is None else temperature, self.num_layers)
+            wanted = self.sampling.temperatures_of(self.num_layers) if temperature is None else temperature
+            temperatures = prior.checked_temperatures(wanted, self.num_layers)
             draws = samplers.uniforms(self.num_codes, seeds)
             top_p = 1.0 if top_p is None else top_p
             if not 0 < top_p <= 1:

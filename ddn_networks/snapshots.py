@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ddn_networks import tensor_files
+from ddn_networks import sampling, tensor_files
 from ddn_networks.aliases import RENAMED
 
 DDN, RECURRENT = 'ddn_networks.single_shot.DDN', 'ddn_networks.recurrent.RecurrentDDN'
@@ -180,7 +180,8 @@ def save_network(
     """A snapshot of ``net`` and its averaged copies {label: state dict} for ``load_network``.
 
     Raises:
-        ValueError: weights that are not finite, or arguments that ``load_network`` refuses; nothing is written.
+        ValueError: weights that are not finite, or arguments or ``sampling`` that ``load_network`` refuses; nothing is
+            written.
         OSError: disk full, no permission, in one line.
     """
     spec = init_spec(net)
@@ -188,7 +189,11 @@ def save_network(
     tensors = {f'net/{name}': t for name, t in net.state_dict().items()}
     for label, state in (emas or {}).items():
         tensors |= {f'ema/{label}/{name}': t for name, t in state.items()}
-    tensor_files.save_tensors(path, tensors, {**(meta or {}), **spec, 'emas': list(emas or {})})
+    header = {**(meta or {}), **spec, 'emas': list(emas or {})}
+    if net.sampling != sampling.Sampling():
+        header['sampling'] = sampling.to_json(net.sampling)
+        sampling.from_json(header['sampling'], net.init_kwargs.get('num_layers', net.num_layers))
+    tensor_files.save_tensors(path, tensors, header)
 
 
 def load_network(path: str | os.PathLike, ema: str | float | None = None) -> torch.nn.Module:
@@ -213,7 +218,9 @@ def load_network(path: str | os.PathLike, ema: str | float | None = None) -> tor
         with tensor_files.one_line(f'{path} does not describe a network'):
             cls, kwargs = _checked(upgraded(meta), len(file.described))
             with torch.device('meta'), _Uninitialised():
-                expected = cls(**kwargs).state_dict()
+                described = cls(**kwargs)
+            expected = described.state_dict()
+            facts = sampling.from_json(meta.get('sampling', {}), described.num_layers)
         prefixes = ['net/', *(f'ema/{label}/' for label in labels)]
         whole = {prefix + name: tensor for prefix in prefixes for name, tensor in expected.items()}
         stray = next((f'{name} has no place in it' for name in file.described if name not in whole), None)
@@ -224,6 +231,8 @@ def load_network(path: str | os.PathLike, ema: str | float | None = None) -> tor
         with tensor_files.one_line(f'{path} cannot be loaded'), _Uninitialised():
             net = cls(**kwargs)
             net.load_state_dict({name: tensors[prefix + name] for name in expected})
+        if 'sampling' in meta:
+            net.sampling = facts
         tensor_files.require_finite(net.state_dict(), str(path))
     net.snapshot_meta = meta
     return net

@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from ddn_networks import DDN, Network, RecurrentDDN, SplitAndPrune, guides, prior, samplers, snapshots
+from ddn_networks import (
+    DDN,
+    Network,
+    RecurrentDDN,
+    SplitAndPrune,
+    guides,
+    prior,
+    samplers,
+    sampling,
+    snapshots,
+    tensor_files,
+)
 from ddn_networks.prior import PriorHead, inverse_cdf
 from training.loss import prior_loss
 
@@ -255,3 +266,32 @@ def test_a_temperature_that_overflows_takes_the_likeliest():
     log_p = torch.tensor([[-3.0, -0.1, -5.0]]).log_softmax(1)
     for temperature in (0, 5e-324, 1e-310, 1e-300, 1e-30):
         assert inverse_cdf(log_p, torch.tensor([0.99], dtype=torch.float64), temperature).tolist() == [1]
+
+
+def test_a_snapshot_keeps_the_defaults_of_sampling(tmp_path):
+    net = networks()['cells']
+    assert net.sampling == sampling.Sampling() and net.sampling.temperatures_of(2) == [1, 1]
+    path = tmp_path / 'net.safetensors'
+    snapshots.save_network(path, net)
+    assert 'sampling' not in tensor_files.load_tensors(path)[1]
+    net.sampling = sampling.Sampling((1.0, 0.25), {'rgb/1': (0.5, 0.125), 'luma/2': (0.25, 0.0)})
+    snapshots.save_network(path, net)
+    loaded = Network.from_pretrained(path)
+    assert loaded.sampling == net.sampling
+    assert torch.equal(loaded.sample(50)[1], net.sample(50, temperature=[1.0, 0.25])[1])
+    assert not torch.equal(loaded.sample(50)[1], net.sample(50, temperature=1)[1])
+    assert torch.equal(loaded.sample(50, uniform=True)[1], networks()['cells'].sample(50, uniform=True)[1])
+    for wrong in ((1.0,), (1.0, -1.0), (1.0, math.nan)):
+        net.sampling = sampling.Sampling(wrong)
+        with pytest.raises(ValueError, match='temperatures is .*, not 2 numbers of 0 to 1e'):
+            snapshots.save_network(path, net)
+
+
+def test_more_steps_than_a_recurrent_network_was_trained_with(tmp_path):
+    net = networks()['recurrent']
+    net.sampling = sampling.Sampling((1.0, 0.5, 0.25))
+    for steps, same in ((5, [1, 0.5, 0.25, 0.25, 0.25]), (2, [1, 0.5])):
+        net.num_layers = steps
+        assert torch.equal(net.sample(20)[1], net.sample(20, temperature=same)[1])
+        snapshots.save_network(tmp_path / 'net.safetensors', net)  # which keeps the L of the constructor
+        assert Network.from_pretrained(tmp_path / 'net.safetensors').sampling == net.sampling

@@ -1,0 +1,61 @@
+"""What a network knows about its own sampling: facts measured after training, kept in its snapshots.
+
+Legend: L layers.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+LARGEST = 1e6  # of temperatures and residuals
+MOST_NAMES = 64  # of residuals
+
+
+class Sampling(NamedTuple):
+    """Defaults of sampling, and what guides need to weigh the prior against a condition.
+
+    temperatures: L numbers of at least 0, the default temperatures of the own prior; () for 1 everywhere.
+    residuals: name -> L numbers, the mean square of each layer's residual (selected image - target at the layer's size)
+        on training images in [-1, 1], after averaging over blocks of p x p pixels: 'rgb/1', 'rgb/2', 'rgb/4', ... and
+        'luma/1', ...; {} where nothing was measured.
+    """
+
+    temperatures: Sequence[float] = ()
+    residuals: Mapping[str, Sequence[float]] = {}
+
+    def temperatures_of(self, num_layers: int) -> list[float]:
+        """The default temperatures of so many layers: of a recurrent network that makes more steps than it was trained
+        with, later steps have the last one."""
+        found = list(self.temperatures or (1.0,))
+        return found[:num_layers] + found[-1:] * (num_layers - len(found))
+
+
+def from_json(value: Any, num_layers: int) -> Sampling:
+    """``Sampling`` of a snapshot's header; ValueError in one line where it does not fit a network of L layers."""
+    if not isinstance(value, Mapping) or not set(value) <= set(Sampling._fields):
+        raise ValueError(f'sampling is {str(value)[:80]}, not an object of {" and ".join(Sampling._fields)}')
+    residuals = value.get('residuals', {})
+    if not isinstance(residuals, Mapping) or len(residuals) > MOST_NAMES:
+        raise ValueError(f'sampling: residuals is {str(residuals)[:80]}, not an object of at most {MOST_NAMES} lists')
+    for name in residuals:
+        if not isinstance(name, str) or not re.fullmatch(r'(rgb|luma)/[1-9]\d{0,3}', name):
+            raise ValueError(f'sampling: {str(name)[:80]!r} does not name residuals, as rgb/1 and luma/2 do')
+    temperatures = _numbers('temperatures', value.get('temperatures', ()), (0, num_layers))
+    return Sampling(temperatures, {k: _numbers(k, v, (num_layers,)) for k, v in residuals.items()})
+
+
+def to_json(sampling: Sampling) -> dict[str, Any]:
+    """What ``from_json`` reads."""
+    residuals = {name: list(values) for name, values in sampling.residuals.items()}
+    return {'temperatures': list(sampling.temperatures), 'residuals': residuals}
+
+
+def _numbers(name: str, values: Any, lengths: Sequence[int]) -> tuple[float, ...]:
+    right = isinstance(values, list | tuple) and len(values) in lengths
+    right = right and all(type(v) in (int, float) and math.isfinite(v) and 0 <= v <= LARGEST for v in values)
+    if not right:
+        raise ValueError(
+            f'sampling: {name} is {str(values)[:80]}, not {lengths[-1]} numbers of 0 to {LARGEST:g}, one per layer'
+        )
+    return tuple(float(v) for v in values)
