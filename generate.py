@@ -304,12 +304,13 @@ def check_options(ctx: click.Context) -> None:
         raise click.ClickException(f'--{option} needs --guide: give it too, or leave --{option} out')
     if len({'top_k', 'temperature', 'beam'} & {name for name in o if was_given(ctx, name)}) > 1:
         raise click.ClickException('--top-k, --temperature and --beam exclude each other: give one')
-    of_prior = [name for name in ('temperature', 'top_p', 'uniform') if was_given(ctx, name)]
+    of_prior = [name for name in ('temperature', 'top_p', 'uniform', 'cfg') if was_given(ctx, name)]
     if of_prior and (o['codes'] or o['reconstruct']):
         option = of_prior[0].replace('_', '-')
         raise click.ClickException(f'--{option} is for samples: leave it out with --codes and --reconstruct')
-    if o['guide'] and (o['top_p'] is not None or o['uniform'] or len(o['temperature'] or ()) > 1):
-        raise click.ClickException('with --guide, --temperature is one number, and --top-p and --uniform say nothing')
+    if o['guide'] and (o['top_p'] is not None or o['uniform'] or o['cfg'] != 1 or len(o['temperature'] or ()) > 1):
+        others = '--top-p, --uniform and --cfg'
+        raise click.ClickException(f'with --guide, --temperature is one number, and {others} do nothing')
 
 
 @click.command(
@@ -331,6 +332,9 @@ def check_options(ctx: click.Context) -> None:
                  "needed for --codes and --guide]"),
     click.option('--label', metavar='LIST', type=Numbers(), help='Label vector: 0.5,-1'),
     click.option('--condition-image', metavar='[KIND:]PATH', multiple=True, help='Picture, folder or zip'),
+    click.option('--cfg', metavar='FLOAT', type=float, default=1.0,
+                 help='Strength of the condition: classifier-free guidance, for networks of train.py '
+                 '--condition-to=heads'),
 )  # fmt: skip
 @option_group(
     'How to choose',
@@ -363,13 +367,15 @@ def check_options(ctx: click.Context) -> None:
 @click.pass_context
 def main(
     ctx, network, outdir, seeds, codes, reconstruct, max_images, classes, label, condition_image, guide, top_k,
-    temperature, top_p, uniform, beam, combine, guide_every, guide_layers, save_codes, grid, columns, subdirs, steps,
-    batch, ema, device,
+    temperature, top_p, uniform, cfg, beam, combine, guide_every, guide_layers, save_codes, grid, columns, subdirs,
+    steps, batch, ema, device,
 ) -> None:  # fmt: skip
     check_options(ctx)
     with one_line_errors(), dist.session(device) as device:
         net = load_network(network, ema, device, steps).to(memory_format=torch.channels_last)
         conditions = condition_arguments(net, classes, label, condition_image)
+        if net.condition_to == 'heads' and (codes or reconstruct):
+            conditions = None  # codes name the same images with and without
         if codes:
             request = decoding(net, codes, conditions, batch, columns)
         elif reconstruct:
@@ -378,7 +384,7 @@ def main(
             how = {'top_k': top_k, 'temperature': temperature and temperature[0], 'beam': beam, 'combine': combine,
                    'every': guide_every, 'layers': guide_layers}  # fmt: skip
             guides = guide_arguments(guide, device, how)
-            prior = {} if guide else {'temperature': temperature, 'top_p': top_p, 'uniform': uniform}
+            prior = {} if guide else {'temperature': temperature, 'top_p': top_p, 'uniform': uniform, 'cfg': cfg}
             request = sampling(net, seeds, was_given(ctx, 'seeds'), conditions, guides, batch, subdirs, columns, prior)
         require_outputs(request, outdir, save_codes, grid)
         made = write_images(request, outdir, bool(save_codes), bool(grid))

@@ -80,9 +80,10 @@ def network_options(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str,
     names, pairs = _conditions(o, dataset)
     if not names:
         return network
+    to = {'condition_to': 'heads'} if o['condition_to'] == 'heads' else {}
     return {
         **network,
-        'network_kwargs': {**kwargs, 'conditions': names, 'condition_optional': o['condition_dropout'] > 0},
+        'network_kwargs': {**kwargs, 'conditions': names, 'condition_optional': o['condition_dropout'] > 0, **to},
         'condition_dropout': o['condition_dropout'],
         'pair_data': pairs,
         'val_pairs': o['val_pairs'],
@@ -214,6 +215,8 @@ def _conditions(o: dict[str, Any], dataset: ImageFolderDataset) -> tuple[list[st
         raise ValueError('--val-pairs are the pairs of --val-data, with --condition=image:PATH; both are needed')
     if o['condition_dropout'] and not names:
         raise ValueError('--condition-dropout needs a --condition to drop')
+    if o['condition_to'] == 'heads' and not (names and o['prior'] == 'head'):
+        raise ValueError('--condition-to=heads needs a --condition and --prior=head')
     return names, pairs
 
 

@@ -111,6 +111,8 @@ GROUPS = (
         _option('--cond', metavar='BOOL', type=bool, default=False, help='The same as --condition=class'),
         _option('--condition-dropout', metavar='FLOAT', type=BELOW_ONE, default=0.0,
                 help='Probability of dropping the condition, so that the network also works without one'),
+        _option('--condition-to', type=click.Choice(['all', 'heads']), default='all',
+                help="What sees the condition: all layers, or the prior's heads alone"),
     ),
     option_group(
         'Network',

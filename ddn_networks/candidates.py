@@ -37,7 +37,7 @@ class Candidates:
         rows: where images share candidates (``shared_prefixes``), features and base have U rows and rows [B] int64 maps
             each image to its row. Everything else is as if each image had its own.
         grid: cells that the question is asked for (``cells``); with more than one, distances and codes are per cell.
-        prior: a function of nothing that gives the logits of the network's own prior, of B or U rows; None without one.
+        prior: whether it sees the condition -> logits of the network's own prior, of B or U rows; None without one.
 
     Raises:
         ValueError: shapes that do not fit, a grid that does not divide the pixels.
@@ -50,7 +50,7 @@ class Candidates:
         base: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
         grid: Grid = WHOLE,
-        prior: Callable[[], torch.Tensor] | None = None,
+        prior: Callable[[bool], torch.Tensor] | None = None,
     ):
         if weight.ndim != 3 or features.ndim != 4 or weight.shape[2] != features.shape[1]:
             raise ValueError(
@@ -62,7 +62,7 @@ class Candidates:
             raise ValueError(f'the base of these candidates must be {shape}, not {tuple(base.shape)}')
         self.weight = weight
         self.rows, self._prior = rows, prior
-        self._log_prior: torch.Tensor | None = None
+        self._log_prior: dict[bool, torch.Tensor] = {}
         self.grid = grid if grid == WHOLE else checked_grid(grid, features.shape[2:])
         self._features, self._base = features, base  # [B or U, ...]
         self.shape = shape if rows is None else (len(rows), *shape[1:])  # (B, C, H, W) of one candidate per image
@@ -101,17 +101,19 @@ class Candidates:
         dtype = torch.promote_types(torch.promote_types(self.weight.dtype, self._features.dtype), torch.float32)
         return dtype if self._base is None else torch.promote_types(dtype, self._base.dtype)
 
-    def log_prior(self) -> torch.Tensor:
+    def log_prior(self, conditional: bool = True) -> torch.Tensor:
         """How likely each answer is given the choices so far, log p [B, K] or [B, K, n], by the network's own prior
-        (``prior``); uniform without one. Computed once."""
-        if self._log_prior is None:
+        (``prior``); uniform without one. Computed once. ``conditional``: False for log p without the condition, of a
+        prior that alone is given it."""
+        if conditional not in self._log_prior:
             if self._prior is None:
                 shape = (self.shape[0], self.num_nodes, *[self.num_cells] * (self.num_cells > 1))
-                self._log_prior = self.weight.new_zeros(shape, dtype=self.dtype).log_softmax(1)
+                log_prior = self.weight.new_zeros(shape, dtype=self.dtype).log_softmax(1)
             else:
-                logits = self._prior()
-                self._log_prior = (logits if self.rows is None else logits[self.rows]).log_softmax(1)
-        return self._log_prior
+                logits = self._prior(conditional)
+                log_prior = (logits if self.rows is None else logits[self.rows]).log_softmax(1)
+            self._log_prior[conditional] = log_prior
+        return self._log_prior[conditional]
 
     def pixels(self, fn: Callable[[torch.Tensor], torch.Tensor], within_cells: bool = False) -> 'Candidates':
         """The candidates after a linear map over pixels, the same for every channel: A(W F + b) = W (A F) + A b.

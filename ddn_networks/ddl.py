@@ -85,13 +85,14 @@ class DDL(nn.Module):
         codes: torch.Tensor | None = None,
         sharing: Sharing | None = None,
         next_input: bool = False,
-        prior: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        prior: Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor] | None = None,
     ) -> Selection:
         """Ask ``sampler`` about the candidates on the features x [B, F or 2F, H, W] and render the one it names.
         ``codes`` [B, d]: the choices of the layers before, None for the first. ``sharing``: x and ``base`` are of
         U distinct partial images; it maps the images of the batch to them. ``next_input``: also make
         ``Selection.next_input``; without gradients that is x itself, changed in place. ``prior``: the network's own,
-        features -> logits of the choice (``PriorHead``), for ``Candidates.log_prior``."""
+        (features, codes so far, whether it sees the condition) -> logits of the choice, for
+        ``Candidates.log_prior``."""
         weight = self.weight
         # One float32 copy of the features for candidates and selected image; under autocast each would make its own.
         full = x.to(torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32))
@@ -100,10 +101,12 @@ class DDL(nn.Module):
             x, full = (y.index_select(0, rows) for y in (x, full))
             base = None if base is None else base.index_select(0, rows)
             sharing = rows = None
-        logits = None if prior is None else functools.partial(prior, full)
-        candidates = Candidates(weight, full[:, : weight.shape[2]], base, rows, self.grid, logits)
         if codes is None:
-            codes = torch.empty(candidates.shape[0], 0, dtype=torch.int64, device=x.device)
+            codes = torch.empty(len(x) if rows is None else len(rows), 0, dtype=torch.int64, device=x.device)
+        logits = None
+        if prior is not None:
+            logits = functools.partial(prior, full, codes if sharing is None else codes[sharing.first])
+        candidates = Candidates(weight, full[:, : weight.shape[2]], base, rows, self.grid, logits)
         choice = sampler(candidates, layer, codes)
         chosen, continues = choice.codes, choice.parents  # beam search: images continue other rows of the batch
         codes = codes if continues is None else codes.index_select(0, continues)

@@ -43,6 +43,7 @@ def samples(
     temperature: float | Sequence[float] | None = None,
     top_p: float | None = None,
     uniform: bool = False,
+    cfg: float = 1.0,
 ) -> Iterator[Batch]:
     """One image per seed, by the network's own prior, uniform choices, or ``guidance`` (or a function of positions that
     gives it).
@@ -51,12 +52,12 @@ def samples(
         net: in evaluation mode.
         seeds: may be a range; only one batch of it is looked at a time.
         positions: which of the seeds to do, for a rank its share; None for all.
-        temperature, top_p, uniform: see ``Network.sample``.
+        temperature, top_p, uniform, cfg: see ``Network.sample``.
     """
     for part in _batches(len(seeds), batch_size, positions):
         guide = guidance(part) if callable(guidance) else guidance
         some, given = [seeds[i] for i in part], _of(condition, part)
-        images, codes = net.sample(None, 0, some, given, guide, temperature, top_p, uniform)
+        images, codes = net.sample(None, 0, some, given, guide, temperature, top_p, uniform, cfg)
         yield Batch(part, images, codes)
 
 

@@ -17,6 +17,7 @@ from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.condition_set import ConditionSet, Images
 from ddn_networks.conditions import Labels
 from ddn_networks.ddl import Selection
+from ddn_networks.prior import PriorHead
 from ddn_networks.sampling import Sampling
 
 
@@ -93,7 +94,10 @@ class Network(nn.Module):
         specs: a ``LayerSpec`` per layer.
         blocks, ddls: the modules; several layers may use the same one.
         ddl_of_layer: for each layer the index of its DDL in ``ddls``, [L].
-        prior: a ``PriorHead`` per layer, or one for all steps of a recurrent network; empty without a prior.
+        condition_to: 'all', or 'heads' where the condition reaches the heads of the prior alone: codes then name the
+            same images with and without it.
+        prior: a ``PriorHead`` per layer, or one for all steps of a recurrent network, or one of ``code_priors``; empty
+            without a prior.
         prior_gradient: the share of the heads' gradient that training lets into the features.
         sampling: default temperatures and other facts that were measured after training (``Sampling``).
     """
@@ -109,6 +113,7 @@ class Network(nn.Module):
     ddl_of_layer: list[int]
     prior: nn.ModuleList
     prior_gradient: float
+    condition_to: str
     sampling: Sampling = Sampling()
 
     # What a latent is.
@@ -232,12 +237,14 @@ class Network(nn.Module):
         temperature: float | Sequence[float] | None = None,
         top_p: float | None = None,
         uniform: bool = False,
+        cfg: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: choices by the network's own
         prior, uniform ones where it has none or with ``uniform``, or those of ``guide``, a ``guides.Guide``, several,
-        or a ``guided_sampling.Guidance``. ``temperature`` (one, or one per layer; by default ``sampling.temperatures``)
-        and ``top_p``: of the prior, see ``prior.from_prior``. A conditional network takes a
-        ``condition`` (``make_condition``) of one row for all, or one row per image, which then also says how many.
+        or a ``guided_sampling.Guidance``. ``temperature`` (one, or one per layer, by default
+        ``sampling.temperatures``), ``top_p`` and ``cfg``: of the prior, see ``prior.from_prior``. A conditional network
+        takes a ``condition`` (``make_condition``) of one row for all, or one row per image, which then also says how
+        many.
 
         Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, D] int64. A seed names
         one image, at any batch size.
@@ -249,9 +256,9 @@ class Network(nn.Module):
             raise ValueError(f'give num or seeds, not both: num={num} and {len(seeds)} seeds')
         seeds = [int(s) for s in seeds]  # of any array
         by_prior = bool(self.prior) and not uniform and guide is None
-        if not by_prior and (temperature is not None or top_p is not None):
+        if not by_prior and (temperature is not None or top_p is not None or cfg != 1):
             why = 'this network has none' if not self.prior else 'uniform choices and guides do not use it'
-            raise ValueError(f'temperature and top_p are those of the own prior: {why}')
+            raise ValueError(f'temperature, top_p and cfg are those of the own prior: {why}')
         if guide is not None:
             output = guided_sampling.sample(self, guide, seeds, condition)
             return output.images, output.codes
@@ -262,7 +269,7 @@ class Network(nn.Module):
             top_p = 1.0 if top_p is None else top_p
             if not 0 < top_p <= 1:
                 raise ValueError(f'top_p is above 0 and at most 1, not {top_p}')
-            chosen = prior.from_prior(draws, temperatures, top_p)
+            chosen = prior.from_prior(draws, temperatures, top_p, self._checked_cfg(cfg, condition))
             output = self(chosen, len(seeds), condition)
             return output.images, output.codes
         codes = samplers.uniform_codes(self.code_nodes, seeds).to(self.device)
@@ -332,22 +339,76 @@ class Network(nn.Module):
         """For each of ``ddls`` the heads of the prior whose choices are of its nodes."""
         heads = [[] for _ in self.ddls]
         for layer, head in enumerate(self.prior):
-            heads[self.ddl_of_layer[layer]].append(head)
+            if isinstance(head, PriorHead):
+                heads[self.ddl_of_layer[layer]].append(head)
         return heads
 
-    def _head(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """Features -> logits of a layer's choice; None without a prior."""
+    def _head(
+        self, layer: int, condition: torch.Tensor | None
+    ) -> Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor] | None:
+        """(features, codes so far, whether it sees the condition) -> logits of a layer's choice; None without a
+        prior."""
         if not self.prior:
             return None
         head = self.prior[min(layer, len(self.prior) - 1)]
 
-        def logits(features: torch.Tensor) -> torch.Tensor:
+        def logits(features: torch.Tensor, codes: torch.Tensor, conditional: bool = True) -> torch.Tensor:
+            if not isinstance(head, PriorHead):
+                return head(codes, layer)
             still = features.detach()
             if self.prior_gradient and torch.is_grad_enabled():
                 still = still + self.prior_gradient * (features - still)  # the same numbers
+            if self.condition_to == 'heads':
+                self.conditions.check(condition, len(codes))
+                still = self._with_condition(still, condition if conditional else None)
             return head(still, layer)
 
         return logits
+
+    def _with_condition(self, features: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        """What a head that is given the condition itself sees: [B, C + c, H, W]; zeros for no condition."""
+        B, _, *size = features.shape
+        if condition is None:
+            planes = features.new_zeros(B, self.condition_channels, *size)
+        else:
+            planes = samplers.area_resize(condition.to(features), size).expand(B, -1, -1, -1)
+        return torch.cat([features, planes], 1)
+
+    @property
+    def feature_condition_channels(self) -> int:
+        """Channels of the condition that are added to the features."""
+        return self.condition_channels if self.condition_to == 'all' else 0
+
+    @property
+    def head_condition_channels(self) -> int:
+        """Channels of the condition that the heads of the prior are given."""
+        return self.condition_channels - self.feature_condition_channels
+
+    def _checked_cfg(self, cfg: float, condition: torch.Tensor | None) -> float:
+        """The strength of classifier-free guidance; ValueError where it means nothing for this network."""
+        if cfg != 1:
+            if self.condition_to != 'heads' or not self.condition_optional:
+                raise ValueError(
+                    'cfg needs a network whose prior alone is given the condition, sometimes: one of train.py '
+                    '--condition-to=heads --condition-dropout=P'
+                )
+            if condition is None:
+                raise ValueError('cfg needs a condition: give one')
+            if not 0 <= cfg <= 1000:
+                raise ValueError(f'cfg is a number of 0 to 1000, not {cfg}')
+        return float(cfg)
+
+    def check_condition(self, condition: torch.Tensor | None, batch_size: int) -> None:
+        """ValueError where a condition is missing, too much or misshapen. What only heads are given may be missing."""
+        if condition is not None or self.condition_to == 'all':
+            self.conditions.check(condition, batch_size)
+
+    def _checked_condition_to(self, condition_to: str, heads: bool) -> str:
+        if condition_to not in ('all', 'heads'):
+            raise ValueError(f"condition_to is 'all' or 'heads', not {condition_to!r}")
+        if condition_to == 'heads' and not (heads and self.conditions.channels):
+            raise ValueError("condition_to='heads' needs a condition and a prior with heads")
+        return condition_to
 
     def branches(self, prefixes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """The children of nodes of the tree (Fig. 1b): all K candidates [B, K, C, h, w] of the layer after the codes

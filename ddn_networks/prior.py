@@ -74,7 +74,7 @@ class PriorHead(nn.Module):
 
 
 def from_prior(
-    uniforms: torch.Tensor, temperatures: Sequence[float] = (1.0,), top_p: float = 1.0
+    uniforms: torch.Tensor, temperatures: Sequence[float] = (1.0,), top_p: float = 1.0, cfg: float = 1.0
 ) -> Sampler:
     """Codes sampled from the network's own prior.
 
@@ -82,13 +82,19 @@ def from_prior(
         uniforms: [B, D] float64 in [0, 1), one number per choice (``samplers.uniforms``): inverse CDF.
         temperatures: one for all layers, or one per layer: log p is divided by it; 0 takes the likeliest.
         top_p: only the likeliest nodes whose probabilities first add up to it are chosen from.
+        cfg: classifier-free guidance: p(k) (p(k | condition) / p(k))^cfg, of a prior that alone is given the condition.
+            By Bayes the ratio is p(condition | k) but for a factor that is the same for all k.
     """
 
     def sampler(candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
         log_p = candidates.log_prior()  # [B, K] or [B, K, n]
         u = of_layer(uniforms, candidates, codes).to(log_p.device)
         temperature = temperatures[layer] if len(temperatures) > 1 else temperatures[0]
-        return Choice(inverse_cdf(log_p, u, temperature, top_p), log_prior=log_p)
+        wanted = log_p
+        if cfg != 1:
+            without = candidates.log_prior(conditional=False)
+            wanted = (without + cfg * (log_p - without)).log_softmax(1)
+        return Choice(inverse_cdf(wanted, u, temperature, top_p), log_prior=log_p)
 
     return sampler
 

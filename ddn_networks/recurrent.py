@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ddn_networks import samplers
 from ddn_networks.blocks import ResBlock, num_groups
 from ddn_networks.cells import checked_grid
+from ddn_networks.code_priors import over_codes
 from ddn_networks.condition_set import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
@@ -100,7 +101,7 @@ class RecurrentDDN(Network):
         learning_residual: candidates are added to the image selected before (Section 3.3).
         leak_choice: see ``DDL``.
         dropout: inside the blocks, in training mode only.
-        prior_width, prior_gradient: see ``DDN``; one head serves all steps.
+        prior_width, prior_gradient, prior_kind, condition_to: see ``DDN``; one head serves all steps.
         condition_channels, augment_dim, conditions, condition_optional: see ``DDN``; every step sees the condition.
     """
 
@@ -126,6 +127,8 @@ class RecurrentDDN(Network):
         grid: int | Sequence[int] = 1,
         prior_width: int = 0,
         prior_gradient: float = 0.0,
+        prior_kind: str = 'head',
+        condition_to: str = 'all',
     ):
         super().__init__()
         if not multipliers or min(base_width, num_blocks, features, *multipliers) < 1:
@@ -136,6 +139,8 @@ class RecurrentDDN(Network):
         self.img_resolution = resolution_pair(img_resolution)
         self.img_channels = img_channels
         self.conditions = ConditionSet(conditions, img_channels, condition_optional, condition_channels)
+        heads = prior_kind == 'head' and prior_width > 0
+        self.condition_to = self._checked_condition_to(condition_to, heads)
         self.learning_residual = learning_residual
         self.carry_features = carry_features
         self.augment_dim = augment_dim
@@ -148,7 +153,7 @@ class RecurrentDDN(Network):
             img_channels,
             img_channels if leak_choice else 0,
             base_width if carry_features else 0,
-            self.condition_channels,
+            self.feature_condition_channels,
             augment_dim,
         ]
         position = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in self.img_resolution), indexing='ij')
@@ -160,8 +165,9 @@ class RecurrentDDN(Network):
         self.conv_out = nn.Conv2d(base_width, features, 3, padding=1)
         self.ddls = nn.ModuleList([DDL(features, num_nodes, img_channels, leak_choice, grid)])
         self.prior_gradient = prior_gradient
-        heads = [PriorHead(features, num_nodes, grid, prior_width, steps=True)] if prior_width else []
-        self.prior = nn.ModuleList(heads)
+        seen = features + self.head_condition_channels
+        self.prior = nn.ModuleList([PriorHead(seen, num_nodes, grid, prior_width, steps=True)] if heads else [])
+        self.prior.extend(over_codes(prior_kind, prior_width, self.specs))
         for conv in (self.unet.conv_in, self.conv_out):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
@@ -201,7 +207,7 @@ class RecurrentDDN(Network):
         share_prefixes: bool = False,
         grad_checkpoint: bool = False,
     ) -> Iterator[Selection]:
-        self.conditions.check(condition, batch_size)
+        self.check_condition(condition, batch_size)
         self.check_augment_labels(augment_labels, batch_size)
         shared = self.sharing(batch_size, condition, augment_labels) if share_prefixes else None
         image = leak = hidden = codes = None
@@ -213,7 +219,7 @@ class RecurrentDDN(Network):
             else:
                 x, hidden = self._features(x, step)  # [B or U, F, H, W], [B or U, base_width, H, W]
             base = image if self.learning_residual else None
-            selection = self.ddls[0](x, base, sampler, step, codes, shared, prior=self._head(step))
+            selection = self.ddls[0](x, base, sampler, step, codes, shared, prior=self._head(step, condition))
             image, leak = selection.partial, selection.leak  # [B or U, C, H, W]
             codes, shared = selection.codes, selection.sharing
             if selection.continues is not None:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ddn_networks import pixel_maps, samplers
 from ddn_networks.blocks import ResBlock
 from ddn_networks.cells import checked_grid
+from ddn_networks.code_priors import over_codes
 from ddn_networks.condition_set import ConditionSet
 from ddn_networks.ddl import DDL, Selection
 from ddn_networks.network import LayerSpec, Network, resolution_pair, scale_sizes
@@ -44,6 +45,8 @@ class DDN(Network):
             images everywhere. See ``cells``.
         prior_width: hidden units of the heads of the network's own prior (``prior``); 0 for no prior.
         prior_gradient: the share of the heads' gradient that training lets into the features.
+        prior_kind: 'head'; or 'counts' (whatever the width) or 'transformer' of that width, see ``code_priors``.
+        condition_to: 'all', or 'heads': only the heads of the prior are given the condition.
         repeat_blocks: all blocks of a scale after its first are one, applied again and again with one DDL: Recurrence
             Iteration (Fig. 3c) within a single-shot generator.
     """
@@ -67,6 +70,8 @@ class DDN(Network):
         grids: Sequence[int | Sequence[int]] = (),
         prior_width: int = 0,
         prior_gradient: float = 0.0,
+        prior_kind: str = 'head',
+        condition_to: str = 'all',
     ):
         super().__init__()
         if condition_placement not in ('published', 'centred'):
@@ -78,7 +83,9 @@ class DDN(Network):
             )
         self.img_channels = img_channels
         self.conditions = ConditionSet(conditions, img_channels, condition_optional, condition_channels)
-        least = max(img_channels, self.condition_channels + augment_dim)
+        heads = prior_kind == 'head' and prior_width > 0
+        self.condition_to = self._checked_condition_to(condition_to, heads)
+        least = max(img_channels, self.feature_condition_channels + augment_dim)
         if min(channels) < least:
             raise ValueError(f'every scale needs {least} channels or more for image and condition: {channels}')
         self.img_resolution = resolution_pair(img_resolution)
@@ -117,8 +124,11 @@ class DDN(Network):
             before = spec
         self.prior_gradient = prior_gradient
         self.prior = nn.ModuleList(
-            PriorHead(spec.channels, spec.num_nodes, spec.grid, prior_width) for spec in self.specs if prior_width
+            PriorHead(spec.channels + self.head_condition_channels, spec.num_nodes, spec.grid, prior_width)
+            for spec in self.specs
+            if heads
         )
+        self.prior.extend(over_codes(prior_kind, prior_width, self.specs))
 
     def layer_modules(self, layer: int) -> list[nn.Module]:
         return [self.blocks[self.ddl_of_layer[layer]], self.ddls[self.ddl_of_layer[layer]]]
@@ -126,7 +136,7 @@ class DDN(Network):
     def condition_place(self, channels: int) -> tuple[int, int]:
         """First of the feature channels to which the condition is added, and how many labels of the augment pipe are
         added to the channels before; the others follow the condition."""
-        c, num_labels = self.condition_channels, self.augment_dim
+        c, num_labels = self.feature_condition_channels, self.augment_dim
         if self.condition_placement == 'centred' or not c:
             return (channels - c - num_labels) // 2, 0
         first = channels // 2 - c // 2
@@ -141,7 +151,7 @@ class DDN(Network):
         share_prefixes: bool = False,
         grad_checkpoint: bool = False,
     ) -> Iterator[Selection]:
-        self.conditions.check(condition, batch_size)
+        self.check_condition(condition, batch_size)
         self.check_augment_labels(augment_labels, batch_size)
         # Repeated, not expanded: the channels-last strides that a clone of it would have at 1x1, without a gradient,
         # make PyTorch 2.13's group norm read past its end in the backward pass.
@@ -154,19 +164,20 @@ class DDN(Network):
             if conditioned != x.shape[2:]:  # once per scale
                 conditioned = x.shape[2:]
                 first, before = self.condition_place(x.shape[1])
-                if condition is not None:
+                if condition is not None and self.feature_condition_channels:
                     x = _add_to_channels(x, first, samplers.area_resize(condition, conditioned))
                 if augment_labels is not None:
                     labels = augment_labels[:, :, None, None]
                     x = _add_to_channels(x, first - before, labels[:, :before])
-                    x = _add_to_channels(x, first + self.condition_channels, labels[:, before:])
+                    x = _add_to_channels(x, first + self.feature_condition_channels, labels[:, before:])
             if grad_checkpoint and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, spec.size, use_reentrant=False)
             else:
                 x = block(x, spec.size)  # [B or U, C_l, H_l, W_l]
             base = pixel_maps.upsample(image, spec.size) if self.learning_residual and image is not None else None
             more = layer + 1 < self.num_layers
-            selection = ddl(x, base, sampler, layer, codes, shared, next_input=more, prior=self._head(layer))
+            head = self._head(layer, condition)
+            selection = ddl(x, base, sampler, layer, codes, shared, next_input=more, prior=head)
             image, x = selection.partial, selection.next_input  # [B or U, C or C_l, H_l, W_l]
             codes, shared = selection.codes, selection.sharing
             yield selection

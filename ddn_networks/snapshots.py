@@ -33,9 +33,15 @@ PRETRAINED = Path(__file__).parent / 'pretrained'  # networks that come with the
 LIMITS = {'img_resolution': 2**12, 'num_layers': 10_000, 'num_blocks': 10_000, 'dropout': 1}
 LIMIT = 2**20  # of every other number
 
+
+def _heads(arguments: Mapping[str, Any]) -> bool:
+    """Whether a network has a head for each layer."""
+    return arguments['prior_width'] > 0 and arguments['prior_kind'] == 'head'
+
+
 # Constructor arguments -> number of weights that a network has at least, before any of it is built.
 _LEAST_WEIGHTS = {
-    DDN: lambda a: sum(a['num_blocks']) if a['prior_width'] or not a['repeat_blocks'] else len(a['num_blocks']),
+    DDN: lambda a: sum(a['num_blocks']) if _heads(a) or not a['repeat_blocks'] else len(a['num_blocks']),
     RECURRENT: lambda a: a['num_blocks'] * len(a['multipliers']),
 }
 

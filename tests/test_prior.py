@@ -17,6 +17,7 @@ from ddn_networks import (
     snapshots,
     tensor_files,
 )
+from ddn_networks.code_priors import CodeTransformer, Counts
 from ddn_networks.prior import PriorHead, inverse_cdf
 from training.loss import prior_loss
 
@@ -295,3 +296,161 @@ def test_more_steps_than_a_recurrent_network_was_trained_with(tmp_path):
         assert torch.equal(net.sample(20)[1], net.sample(20, temperature=same)[1])
         snapshots.save_network(tmp_path / 'net.safetensors', net)  # which keeps the L of the constructor
         assert Network.from_pretrained(tmp_path / 'net.safetensors').sampling == net.sampling
+
+
+def fitted_over_codes(kind: str) -> Network:
+    """A network with a prior over codes that is far from uniform."""
+    torch.manual_seed(0)
+    if kind == 'counts of cells':
+        net = DDN(4, 1, [8, 8], [1, 1], [3, 2], grids=[1, 2], prior_kind='counts').eval()
+    elif kind == 'recurrent transformer':
+        small = {'base_width': 4, 'multipliers': [1, 2], 'num_blocks': 1, 'features': 8}
+        net = RecurrentDDN(4, 1, 3, 3, **small, prior_kind='transformer', prior_width=8).eval()
+    else:
+        net = DDN(4, 1, [8, 8], [2, 1], [3, 4], prior_kind=kind, prior_width=8).eval()
+    for module in net.prior.modules():
+        if isinstance(module, Counts):
+            module.add_(torch.stack([torch.randint(k, (50,)) // 2 for k in net.code_nodes], 1))
+        elif isinstance(module, CodeTransformer):
+            torch.nn.init.normal_(module.out.weight)
+    return net
+
+
+OVER_CODES = ['counts', 'transformer', 'counts of cells', 'recurrent transformer']
+
+
+@pytest.mark.parametrize('kind', OVER_CODES)
+def test_priors_over_codes_are_exact(kind, tmp_path):
+    """All probabilities sum to one, log_prob is their product by hand, samples have them, and snapshots keep them."""
+    net = fitted_over_codes(kind)
+    every = every_code(net)
+    log_p = net.log_prob(every)
+    assert log_p.std() > 0.1 and log_p.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    module = net.prior[0]
+    slow = torch.zeros(len(every), dtype=torch.float64)
+    for layer, columns in enumerate(net.code_slices):
+        logits = module(every[:, : columns.start], layer).double().log_softmax(1)
+        logits = logits.view(len(every), -1, columns.stop - columns.start)
+        slow += logits.gather(1, every[:, None, columns]).sum((1, 2))
+    torch.testing.assert_close(log_p, slow, atol=1e-5, rtol=0)
+    images, codes = net.sample(4000)
+    bases = torch.tensor([math.prod(net.code_nodes[d + 1 :]) for d in range(net.num_codes)])
+    counts, p = (codes * bases).sum(1).bincount(minlength=len(every)), log_p.exp()
+    chi = ((counts - 4000 * p).square() / (4000 * p)).sum().item()
+    assert chi < len(every) + 5 * math.sqrt(2 * len(every))
+    torch.testing.assert_close(net.decode(codes[:9]), images[:9], atol=1e-5, rtol=0)
+    snapshots.save_network(tmp_path / 'net.safetensors', net)
+    assert torch.equal(Network.from_pretrained(tmp_path / 'net.safetensors').log_prob(every), log_p)
+    with torch.no_grad():
+        asking = samplers.with_log_prior(samplers.given(codes[:40]))
+        plain, shared = (net(asking, 40, keep=True, share_prefixes=share).log_prior for share in (False, True))
+    for a, b in zip(plain, shared, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_a_transformer_gives_all_logits_in_one_pass():
+    net = fitted_over_codes('transformer')
+    codes = net.sample(20, uniform=True)[1]
+    for layer, logits in enumerate(net.prior[0].of_all(codes)):
+        torch.testing.assert_close(logits, net.prior[0](codes[:, :layer], layer))
+
+
+def test_counts_are_exact():
+    net = fitted_over_codes('counts')
+    p = net.prior[0](torch.zeros(1, 0, dtype=torch.int64), 0).exp()[0]
+    assert torch.allclose(p, (net.prior[0].counts[0, :3] + 1).float()) and net.prior[0].counts[0].sum() == 50
+
+
+@pytest.mark.parametrize('kwargs, says', [
+    ({'prior_kind': 'table'}, 'one of head, counts, transformer'),
+    ({'prior_kind': 'transformer', 'prior_width': 6}, 'a multiple of 4'),
+    ({'prior_kind': 'transformer', 'prior_width': 8, 'grids': [2, 2]}, 'whole-image layers'),
+    ({'condition_to': 'head'}, "'all' or 'heads'"),
+    ({'condition_to': 'heads', 'prior_width': 8}, 'needs a condition and a prior'),
+    ({'condition_to': 'heads', 'conditions': ['class:3']}, 'needs a condition and a prior'),
+])  # fmt: skip
+def test_priors_that_do_not_fit(kwargs, says):
+    with pytest.raises(ValueError, match=says):
+        DDN(4, 1, [8, 8], [1, 1], [3, 2], **kwargs)
+
+
+def conditional_heads(optional: bool = True, recurrent: bool = False) -> Network:
+    torch.manual_seed(0)
+    given = {'conditions': ['class:3'], 'condition_optional': optional, 'condition_to': 'heads', 'prior_width': 16}
+    if recurrent:
+        small = {'base_width': 4, 'multipliers': [1, 2], 'num_blocks': 1, 'features': 8}
+        return random_heads_(RecurrentDDN(4, 1, 3, 3, **small, **given))
+    return random_heads_(DDN(4, 1, [8, 8], [1, 2], [3, 2], grids=[1, 1, (1, 2)], **given))
+
+
+@pytest.mark.parametrize('recurrent', [False, True])
+@pytest.mark.parametrize('optional', [False, True])
+def test_codes_name_the_same_images_with_and_without_a_condition_of_heads(optional, recurrent):
+    net = conditional_heads(optional, recurrent)
+    every = every_code(net)
+    classes = torch.arange(len(every)) % 3
+    condition = net.make_condition(classes)
+    assert torch.equal(net.decode(every), net.decode(every, condition))
+    images = torch.rand(6, 1, 4, 4)
+    assert torch.equal(net.encode(images), net.encode(images, net.make_condition(classes[:6])))
+    of_class = torch.stack([net.log_prob(every, net.make_condition(c)) for c in range(3)])
+    torch.testing.assert_close(of_class.exp().sum(1), torch.ones(3).double(), atol=1e-5, rtol=0)
+    assert (of_class[0] - of_class[1]).abs().max() > 0.01
+    torch.testing.assert_close(
+        net.log_prob(every, condition), of_class[classes, torch.arange(len(every))], atol=1e-5, rtol=0
+    )
+    if not optional:
+        with pytest.raises(ValueError, match='wants one'):
+            net.log_prob(every)
+
+
+def test_guidance_without_a_classifier():
+    """cfg 1 is the prior with the condition, 0 the prior without; in between and beyond, the product by hand."""
+    net = conditional_heads()
+    condition = net.make_condition(2)
+    plain = net.sample(300, condition=condition)[1]
+    assert torch.equal(net.sample(300, condition=condition, cfg=1)[1], plain)
+    assert torch.equal(net.sample(300, condition=condition, cfg=0)[1], net.sample(300)[1])
+    strong = net.sample(3000, condition=condition, cfg=3)[1][:, 0].bincount(minlength=3) / 3000
+    first = torch.zeros(1, net.num_codes, dtype=torch.int64)
+    with torch.no_grad():
+        asked = samplers.with_log_prior(samplers.given(first))
+        given, without = (net(asked, 1, c, keep=True).log_prior[0][0] for c in (condition, None))
+    want = (without + 3 * (given - without)).softmax(0)
+    assert (strong - want).abs().max() < 0.04 < (want - given.exp()).abs().max()
+
+
+@pytest.mark.parametrize('cfg, with_condition, says', [
+    (2, False, 'needs a condition'), (-1, True, '0 to 1000'), (math.nan, True, '0 to 1000'),
+])  # fmt: skip
+def test_guidance_without_a_classifier_that_means_nothing(cfg, with_condition, says):
+    net = conditional_heads()
+    with pytest.raises(ValueError, match=says):
+        net.sample(2, condition=net.make_condition(1) if with_condition else None, cfg=cfg)
+    plain = random_heads_(DDN(4, 1, [8], [1], [3], conditions=['class:3'], condition_optional=True, prior_width=8))
+    for other in (conditional_heads(optional=False), plain):
+        with pytest.raises(ValueError, match='whose prior alone is given the condition'):
+            other.sample(2, condition=other.make_condition(1).expand(2, -1, -1, -1), cfg=2)
+    with pytest.raises(ValueError, match='this network has none'):
+        DDN(4, 1, [8], [1], [3]).sample(2, cfg=2)
+
+
+def test_the_ratio_with_and_without_a_condition_is_bayes():
+    """Heads fitted to pairs of code and class: p(k | c) / p(k) is p(c | k) / p(c) of the pairs."""
+    torch.manual_seed(1)
+    kwargs = {'conditions': ['class:3'], 'condition_optional': True, 'condition_to': 'heads', 'prior_width': 32}
+    net = DDN(4, 1, [8], [1], [4], **kwargs)
+    joint = torch.tensor([[8.0, 2, 1, 1], [1, 6, 3, 2], [2, 1, 2, 7]]) / 36  # [c, k]
+    codes = torch.arange(4).repeat(3)[:, None]
+    condition = net.make_condition(torch.arange(3).repeat_interleave(4))
+    optimizer = torch.optim.Adam(net.prior.parameters(), lr=0.03)
+    for _ in range(150):
+        asked = samplers.with_log_prior(samplers.given(codes))
+        log_p = [net(asked, 12, c, keep=True).log_prior[0].gather(1, codes)[:, 0] for c in (condition, None)]
+        loss = -(joint.flatten() * (log_p[0] + log_p[1])).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ratio = (net.eval().log_prob(codes, condition) - net.log_prob(codes)).exp().view(3, 4).float()
+    want = (joint / joint.sum(0)) / joint.sum(1, keepdim=True)
+    torch.testing.assert_close(ratio, want, atol=0.03, rtol=0)

@@ -11,9 +11,9 @@ from conftest import TINY_RUN, final
 
 import generate
 import train
-from ddn_networks import Network, samplers
+from ddn_networks import DDN, Network, samplers
 from training.loss import prior_loss
-from training.report import layer_table, read_stats
+from training.report import heads_share, layer_table, read_stats
 
 RUN = [*TINY_RUN, '--grids=1,1,2,2x4', '--chain-dropout=0.3', '--prior=head', '--prior-width=8', '--tick=0.08',
        '--nosubdir']  # fmt: skip
@@ -104,3 +104,57 @@ def test_the_loss_is_the_cross_entropy_of_the_nearest_code():
         for log, d in zip(log_p, distances, strict=True)
     ], 1)  # fmt: skip
     torch.testing.assert_close(prior_loss(log_p, distances, 0.5), soft.mean())
+
+
+def test_a_condition_of_the_heads_alone(tiny_zip, tmp_path):
+    """Trained, sampled with classifier-free guidance; codes name their images without a class."""
+    run = tmp_path / 'run'
+    heads = ['--condition=class', '--condition-to=heads', '--condition-dropout=0.2']
+    invoke(train.main, f'--data={tiny_zip}', f'--outdir={run}', *RUN, *heads, '--duration=0.000160')
+    net = Network.from_pretrained(run)
+    assert net.condition_to == 'heads' and net.condition_optional and net.conditions.num_classes == 3
+    common = [f'--network={run}', f'--outdir={tmp_path}']
+    file = tmp_path / 'codes.npz'
+    invoke(generate.main, *common, '--seeds=0-5', '--class=2', '--cfg=3', f'--save-codes={file}')
+    want = net.sample(6, condition=net.make_condition(2), cfg=3)[1]
+    assert np.array_equal(np.load(file)['codes'], want.numpy())
+    invoke(generate.main, *common, f'--codes={file}')
+    invoke(generate.main, *common, f'--reconstruct={tiny_zip}', '--max-images=3')
+    for args, says in (
+        ([f'--codes={file}', '--cfg=2'], '--cfg is for samples'),
+        (['--guide=l2:x.png', '--cfg=2'], 'with --guide'),
+        (['--uniform', '--cfg=2'], 'uniform choices and guides do not use it'),
+    ):
+        assert says in invoke(generate.main, *common, *args, expect=1)
+    out = invoke(train.main, f'--data={tiny_zip}', *RUN, '--condition-to=heads', '-n', expect=1)
+    assert '--condition-to=heads needs a --condition and --prior=head' in out
+
+
+def test_other_networks_refuse_guidance_without_a_classifier(trained, tmp_path):
+    out = invoke(generate.main, f'--network={trained}', f'--outdir={tmp_path}', '--cfg=2', expect=1)
+    assert 'cfg needs a network whose prior alone is given the condition' in out and len(out.splitlines()) == 1
+
+
+def test_the_share_of_the_heads_is_that_of_their_operations():
+    def multiplications(modules) -> int:
+        seen = []
+
+        def hook(module, inputs, output):
+            sizes = output.shape[2:].numel() if isinstance(module, torch.nn.Conv2d) else 1
+            seen.append(module.weight.numel() * sizes)
+
+        kinds = torch.nn.Conv2d, torch.nn.Linear
+        hooks = [m.register_forward_hook(hook) for part in modules for m in part.modules() if isinstance(m, kinds)]
+        net.reconstruct(torch.zeros(1, 1, 8, 8))
+        net.log_prob(torch.zeros(1, net.num_codes, dtype=torch.int64))
+        for handle in hooks:
+            handle.remove()
+        return sum(seen)
+
+    net = DDN(8, 1, [8, 8], [1, 2], [4, 4], grids=[1, 4], prior_width=16).train()
+    heads, blocks = multiplications(net.prior), multiplications(net.blocks) / 2  # of one of the two passes
+    share = heads_share(net)
+    assert net.training and 0.6 * heads / (heads + blocks) < share < heads / (heads + blocks)  # less: the layers' own
+    assert 'of the arithmetic of a pass' in layer_table(net) and ('Warning' in layer_table(net)) == (share > 0.5)
+    wide = DDN(8, 1, [8, 8], [1, 2], [4, 4], grids=[1, 4], prior_width=64)
+    assert heads_share(wide) > 0.5 and 'more than half' in layer_table(wide)

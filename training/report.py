@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from ddn_networks import Network
+from ddn_networks import Network, samplers
 from dnnlib.readers import one_line, open_regular, reason
 from dnnlib.sheets import Tile, draw_sheet, in_pairs, in_rows, save_png
 from dnnlib.util import format_time
@@ -42,8 +43,26 @@ def layer_table(net: Network) -> str:
     lines.append(f'{sums}  {net.num_bits:>8.1f}  {_parameters(net):>11,}')
     if net.prior:
         heads = sum(p.numel() for p in net.prior.parameters())
-        lines.append(f'{"prior":>9}  {heads:,} of the parameters')
+        share = heads_share(net)
+        lines.append(f'{"prior":>9}  {heads:,} of the parameters, {share:.0%} of the arithmetic of a pass')
+        if share > 0.5:
+            lines.append(f'{"":>9}  Warning: the heads take more than half of it; a smaller --prior-width takes less')
     return '\n'.join(lines)
+
+
+@torch.no_grad()
+def heads_share(net: Network) -> float:
+    """The share of the own prior in the floating-point operations of a pass that encodes one image, 0 to 1. In a
+    training step it is about the same: backward passes of heads and of blocks take twice as many again."""
+    training = net.training
+    image = torch.zeros(1, net.img_channels, *net.img_resolution, device=net.device)
+    condition = image.new_zeros(1, net.condition_channels, 1, 1) if net.condition_channels else None
+    with FlopCounterMode(display=False) as counter:
+        net.eval()(samplers.with_log_prior(samplers.nearest(image)), 1, condition)
+    net.train(training)
+    counts = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    name = type(net).__name__
+    return sum(counts.get(f'{name}.prior.{i}', 0) for i in range(len(net.prior))) / max(counts['Global'], 1)
 
 
 def network_facts(net: Network) -> dict[str, Any]:

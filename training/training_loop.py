@@ -147,6 +147,7 @@ def training_loop(
     if transfer is not None and resume_state is None:
         left = misc.copy_params_and_buffers_(snapshots.load_network(transfer).state_dict(), net, allow_missing=True)
         dist.print0(f'Weights from {transfer}' + ''.join(f'\n  left at random: {line}' for line in left))
+    network_facts = report.network_facts(net)
     if compile_blocks:
         for block in net.blocks:
             block.compile()
@@ -184,10 +185,10 @@ def training_loop(
     loader = Loader(data.loaded, stream, device, num_workers)
     events = report.open_events(run_dir) if tensorboard and rank == 0 else None
     if rank == 0:
-        facts = {**(run_options or {}), 'network': report.network_facts(net)}
+        facts = {**(run_options or {}), 'network': network_facts}
         _prepare_folder(run_dir, cur_nimg, resume_unchanged, facts)
     dist.print0(
-        f'{report.layer_table(net)}\n'
+        f'{network_facts["table"]}\n'
         f'Training on {device.type} x {world_size}: {len(data.images):,} images of {data.images.name}, batch '
         f'{batch_size}{f" in {rounds} rounds" if rounds > 1 else ""}, {precision}, {total_nimg:,} images in all.'
     )
