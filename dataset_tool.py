@@ -8,7 +8,7 @@
   DIR or FILE.zip               images of any type, searched recursively
   cifar-10-python.tar.gz        CIFAR-10
   *-images-idx3-ubyte[.gz]      MNIST and the like, padded from 28x28 to 32x32
-  *_lmdb                        LSUN (needs: pip install lmdb)
+  *_lmdb                        LSUN
 
 Labels come from the source's dataset.json, else from the names of its top-level folders. Width and height are free.
 docs/datasets.md says which files are read, and how.

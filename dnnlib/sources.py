@@ -21,9 +21,10 @@ from PIL import Image
 
 from .archives import MAX_RATIO, ImageArchive
 from .downloads import is_url, local_path
-from .images import ImageHeader, open_image, read_header, to_image
+from .images import BadImageError, ImageHeader, open_image, read_header, to_image
 from .labels import Labels, read_labels
-from .readers import one_line, open_regular, printable
+from .lmdb_files import LmdbFile
+from .readers import one_line, open_regular, printable, reason
 
 IDX_NAME = re.compile(r'images([-.])idx3-ubyte(\.gz)?$')
 MAX_CIFAR = 512 << 20  # bytes of cifar-10-python.tar, unpacked; it has 186 MB
@@ -106,28 +107,17 @@ class LmdbSource:
     """An LSUN database: image files under arbitrary keys, no labels."""
 
     def __init__(self, path: Path):
-        try:
-            import lmdb
-        except ImportError:
-            raise ValueError(f'{printable(path)}: reading an lmdb needs the package lmdb: pip install lmdb') from None
         self.labels, self.notes = None, []
         with one_line(f'{path}: not an lmdb that can be read'):
-            open_regular(path / 'data.mdb').close()
-            database = lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_readers=1)
-            pages = (database.info()['last_pgno'] + 1) * database.stat()['psize']
-            if pages > (path / 'data.mdb').stat().st_size:  # reading beyond the end would be a bus error
-                raise ValueError('data.mdb is truncated')
-            self.transaction = database.begin()
-            with self.transaction.cursor() as cursor:
-                self.keys = list(cursor.iternext(keys=True, values=False))
-            if not self.keys:
+            self.database = LmdbFile(path / 'data.mdb')
+            if not self.database.keys:
                 raise ValueError('it is empty')
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.database)
 
     def title(self, index: int) -> str:
-        return printable(f'key {self.keys[index].decode("ascii", "backslashreplace")}')
+        return printable(f'key {self.database.keys[index].decode("ascii", "backslashreplace")}')
 
     def header(self, index: int) -> ImageHeader:
         return read_header(self.file(index)[0], self.title(index))
@@ -136,7 +126,10 @@ class LmdbSource:
         return open_image(self.file(index)[0], self.title(index))
 
     def file(self, index: int) -> tuple[bytes, str]:
-        return bytes(self.transaction.get(self.keys[index]) or b''), '.webp'
+        try:
+            return self.database.value(index), '.webp'
+        except (ValueError, OSError) as error:
+            raise BadImageError(f'{self.title(index)}: cannot be read ({reason(error)})') from error
 
 
 # ---------------------------------------------------------------------------------------------------------------- MNIST

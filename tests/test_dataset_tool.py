@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from mutations import mutations, outcome
 from PIL import Image
 
 import dataset_tool
@@ -25,6 +26,7 @@ from dnnlib import sources
 from dnnlib.archives import ImageArchive
 from dnnlib.images import to_array
 from dnnlib.labels import read_labels
+from dnnlib.lmdb_files import LmdbFile
 from training.dataset import ImageFolderDataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -332,32 +334,44 @@ def test_tar_that_is_something_else(tmp_path):
     assert 'not a whole cifar-10-python.tar.gz' in run(source, tmp_path / 'out.zip', ok=False)
 
 
+def lmdb(folder: Path, name: str) -> Path:
+    """A database in ``folder`` that LMDB 0.9 wrote: 'images' or 'numbers' of tests/data."""
+    folder.mkdir()
+    data = gzip.decompress((Path(__file__).parent / 'data' / f'{name}.mdb.gz').read_bytes())
+    (folder / 'data.mdb').write_bytes(data)
+    return folder
+
+
 def test_lmdb(tmp_path):
-    lmdb = pytest.importorskip('lmdb')
-    folder = tmp_path / 'church_lmdb'
-    with lmdb.open(str(folder)) as database, database.begin(write=True) as transaction:
-        for i in range(3):
-            buffer = io.BytesIO()
-            Image.fromarray(noise(8, 12, 3, seed=i)).save(buffer, 'webp', lossless=True)
-            transaction.put(b'key%d' % i, buffer.getvalue() if i != 1 else b'broken')
-    output = run(folder, tmp_path / 'out.zip', '--transform=center-crop', '--resolution=8x8')
+    source = lmdb(tmp_path / 'church_lmdb', 'images')
+    output = run(source, tmp_path / 'out.zip', '--transform=center-crop', '--resolution=8x8')
     assert '2 RGB images without labels' in output and 'key key1: not an image' in output
     assert np.array_equal(written(tmp_path / 'out.zip')[1], noise(8, 12, 3, seed=2)[:, 2:10])
 
 
-def test_an_lmdb_that_is_truncated(tmp_path):
-    lmdb = pytest.importorskip('lmdb')
-    folder = tmp_path / 'church_lmdb'
-    with lmdb.open(str(folder)) as database, database.begin(write=True) as transaction:
-        transaction.put(b'key', bytes(50_000))
-    os.truncate(folder / 'data.mdb', 20_000)
-    assert 'not an lmdb that can be read (data.mdb is truncated)' in run(folder, tmp_path / 'out.zip', ok=False)
+def test_an_lmdb_of_many_pages(tmp_path):
+    database = LmdbFile(lmdb(tmp_path / 'a', 'numbers') / 'data.mdb')
+    expected = {b'%d' % i: (b'%d,' % i * 1999)[: i * 37 % 2501] for i in range(300) if i % 5}
+    assert {key: database.value(i) for i, key in enumerate(database.keys)} == expected
+    assert database.keys == sorted(expected)
 
 
-def test_lmdb_without_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'lmdb', None)
-    (tmp_path / 'church_lmdb').mkdir()
-    assert 'pip install lmdb' in run(tmp_path / 'church_lmdb', tmp_path / 'out.zip', ok=False)
+def test_a_damaged_lmdb_is_one_line(tmp_path):
+    """Where liblmdb would abort, or read beyond the end."""
+    path = lmdb(tmp_path / 'church_lmdb', 'images') / 'data.mdb'
+    data, seen = path.read_bytes(), set()
+
+    def read() -> list[bytes]:
+        database = LmdbFile(path)
+        return [database.value(i) for i in range(len(database))]
+
+    for damaged in mutations(data, 160):
+        path.write_bytes(damaged)
+        found = outcome(read)
+        seen.add(type(found))
+    assert seen == {list, ValueError}
+    path.write_bytes(data[: len(data) // 2])
+    assert 'not an lmdb that can be read (data.mdb is truncated)' in run(path.parent, tmp_path / 'out.zip', ok=False)
 
 
 @pytest.mark.parametrize('ending', ['', '.gz'])
