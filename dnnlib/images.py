@@ -127,8 +127,9 @@ def open_image(data: bytes | BinaryIO, name: str = 'image') -> Image.Image:
     the first image is taken. Other metadata is not looked at, damaged or not.
 
     16-bit grey is scaled to 8 bits, 65535 to white. A TIFF may name another white: by its bits (12-bit cameras) or in
-    the tag MaxSampleValue. Where nothing names it, so that the pictures could come out darker than they are, the file
-    is refused: grey of 32 bits or with signs, and 16-bit PNG and TIFF that use only the lowest quarter of the range.
+    the tag MaxSampleValue. Grey of 32 bits or with signs whose white nothing names is refused. A 16-bit PNG or TIFF
+    that uses only the lowest quarter of the range can be a dark photo: the first of a process is a warning. It is
+    refused if nothing of it would be left in 8 bits.
 
     Args:
         data: the file's bytes, or a binary file.
@@ -149,7 +150,7 @@ def open_image(data: bytes | BinaryIO, name: str = 'image') -> Image.Image:
         elif depth == 16:
             if image.format == 'TIFF' and _white_of_tiff(image)[0] != 65535:
                 raise BadImageError('the white of its 16-bit colours is not 65535: convert it to 8 bits')
-            _require_bright(max(high for _, high in image.convert('RGB').getextrema()) * 257)
+            _warn_if_dark(max(high for _, high in image.convert('RGB').getextrema()) * 257)
         if alpha is not None:
             image = image.convert('RGB')
             image.putalpha(alpha)
@@ -180,7 +181,9 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     if low < 0 or high > white or white < 1:
         raise BadImageError(f'its grey values reach from {low} to {high}, but its range is 0 to {white}')
     if high and not named:
-        _require_bright(high)
+        if high < 256:
+            raise BadImageError(f'its 16-bit values end at {high}, so it would be black: convert it to 8 bits')
+        _warn_if_dark(high)
     pixels = pixels.astype(np.uint32 if white <= 65535 else np.uint64)
     if image.format == 'TIFF' and image.tag_v2.get(262) == 0:
         pixels = white - pixels  # WhiteIsZero
@@ -199,11 +202,12 @@ def _white_of_tiff(image: Image.Image) -> tuple[int, bool]:
     return 2**bits - 1, bits < 16
 
 
-def _require_bright(high: int) -> None:
-    if high < 65536 // 4:
-        raise BadImageError(
-            f'its 16-bit values end at {high}, in the lowest quarter of the range, so it would be nearly black: '
-            'scale them to 0..65535, or convert it to 8 bits'
+def _warn_if_dark(high: int) -> None:
+    if high < 65536 // 4:  # the text names no file, so that a process prints it once
+        warnings.warn(
+            'a 16-bit image uses only the lowest quarter of its range, so it is nearly black: where values have 8 to '
+            '14 bits, scale them to 0..65535',
+            stacklevel=2,
         )
 
 

@@ -197,12 +197,8 @@ def test_white_may_be_zero():
         (tiff(np.arange(256, dtype='<u4'), (16, 16), {258: (32,)}), '32-bit grey has no known range'),
         (tiff(np.arange(256, dtype='<u4') << 24, (16, 16), {258: (32,)}), '32-bit grey has no known range'),
         (tiff(np.arange(256, dtype='<i2'), (16, 16), {258: (16,), 339: (2,)}), 'signed 16-bit grey has no known range'),
-        (tiff(np.array([0, 4095], dtype='<u2'), (2, 1), {258: (16,)}), 'end at 4095, in the lowest quarter'),
-        (encoded(Image.fromarray(np.array([[0, 4095]], dtype=np.uint16))), 'end at 4095, in the lowest quarter'),
-        (encoded(Image.fromarray(np.array([[0, 255]], dtype=np.uint16))), 'end at 255, in the lowest quarter'),
-        (png(16, 2, [b'\x0f\xff' * 3]), 'in the lowest quarter'),
-        (png(16, 4, [b'\x0f\xff\xff\xff']), 'in the lowest quarter'),
-        (tiff(b'\xff\x0f' * 3, (1, 1), {258: (16,) * 3, 262: (2,), 277: (3,)}), 'in the lowest quarter'),
+        (encoded(Image.fromarray(np.array([[0, 255]], dtype=np.uint16))), 'end at 255, so it would be black'),
+        (tiff(np.array([0, 1], dtype='<u2'), (2, 1), {258: (16,)}), 'end at 1, so it would be black'),
         (tiff(b'\xff\x7f' * 3, (1, 1), {258: (16,) * 3, 262: (2,), 277: (3,), 281: (32767,) * 3}), 'white of its 16'),
         (encoded(Image.new('F', (1, 1)), 'tiff'), 'mode F have no known range'),
     ],
@@ -211,6 +207,31 @@ def test_white_may_be_zero():
 def test_what_would_come_out_dark_is_refused(data, words):
     with pytest.raises(BadImageError, match=f'^a.tif: .*{words}'):
         decode_image(data, 'a.tif')
+
+
+@pytest.mark.parametrize(
+    'data, expected',
+    [
+        (encoded(Image.fromarray(np.array([[0, 4095]], dtype=np.uint16))), [0, 16]),
+        (tiff(np.array([0, 4095], dtype='<u2'), (2, 1), {258: (16,)}), [0, 16]),
+        (encoded(Image.fromarray(np.array([[0, 256]], dtype=np.uint16))), [0, 1]),
+        (png(16, 2, [b'\x0f\xff' * 3]), [15, 15, 15]),
+        (png(16, 2, [bytes(6)]), [0, 0, 0]),
+        (tiff(b'\xff\x0f' * 3, (1, 1), {258: (16,) * 3, 262: (2,), 277: (3,)}), [15, 15, 15]),
+    ],
+    ids=lambda value: value if isinstance(value, list) else repr(value[:9]),
+)
+def test_a_dark_photo_of_16_bits_is_a_warning(data, expected):
+    with pytest.warns(UserWarning, match='^a 16-bit image uses only the lowest quarter of its range'):
+        assert decode_image(data).ravel().tolist() == expected
+
+
+def test_many_dark_photos_are_one_warning():
+    data = [encoded(Image.fromarray(np.array([[0, high]], dtype=np.uint16))) for high in (300, 4000, 16383)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('default')
+        assert [decode_image(d).max() for d in data] == [1, 16, 64]
+    assert len(caught) == 1
 
 
 def test_black_is_not_dark():
