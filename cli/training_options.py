@@ -64,7 +64,7 @@ class Description(click.ParamType):
 MIMG = 1e12  # most millions of images, or thousands: they are counted in integers and in float64
 FLOAT_POS = FiniteRange(0, MIMG, min_open=True)
 FLOAT_NONNEGATIVE = FiniteRange(0, MIMG)
-RATE = FiniteRange(min=0, min_open=True)
+RATE = FiniteRange(0, 1e30, min_open=True)  # Adam divides it, in float32
 LOSS_SCALE = FiniteRange(0, 2.0**127, min_open=True)  # a float32
 PROBABILITY, BELOW_ONE = FiniteRange(0, 1), FiniteRange(0, 1, max_open=True)
 INT_POS = click.IntRange(min=1)

@@ -375,8 +375,9 @@ def test_bad_input_is_one_line(tiny_zip, tmp_path, args, words):
     assert not list(tmp_path.glob('out/*'))  # no folder of a run that never began
 
 
-@pytest.mark.parametrize('option', ['--duration=nan', '--duration=inf', '--tick=inf', '--lr=nan', f'--seed={2**63}',
-                                    '--lr-ramp=1e308', '--tick=1e307', '--duration=1e303', '--ls=1e300'])  # fmt: skip
+@pytest.mark.parametrize('option', ['--duration=nan', '--duration=inf', '--tick=inf', '--lr=nan', '--lr=1e300',
+                                    f'--seed={2**63}', '--lr-ramp=1e308', '--tick=1e307', '--duration=1e303',
+                                    '--ls=1e300'])  # fmt: skip
 def test_a_number_that_is_none(tiny_zip, option):
     out = run_train(f'--data={tiny_zip}', option, '-n', expect=2)
     assert option.split('=')[0] in out.splitlines()[-1]
