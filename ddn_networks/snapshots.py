@@ -133,11 +133,18 @@ def _has_type(value: Any, kind: Any) -> bool:
     return type(value) is kind
 
 
-class _Uninitialised(TorchFunctionMode):
-    """Constructors leave out random numbers: a network whose weights are about to be read needs none."""
+class _WithoutWeights(TorchFunctionMode):
+    """Constructors make tensors on the ``meta`` device and leave out initial values: the network takes no memory."""
+
+    makers = frozenset({torch.empty, torch.zeros, torch.ones, torch.randn, torch.linspace, torch.arange})
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return args[0] if func is torch.Tensor.uniform_ else func(*args, **(kwargs or {}))
+        if func in self.makers:
+            return func(*args, **{**(kwargs or {}), 'device': 'meta'})
+        if func is torch.Tensor.uniform_:
+            return args[0]
+        is_init = getattr(func, '__module__', None) == 'torch.nn.init'
+        return kwargs['tensor'] if is_init else func(*args, **(kwargs or {}))
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -223,10 +230,10 @@ def load_network(path: str | os.PathLike, ema: str | float | None = None) -> tor
             raise ValueError(f'{path} has no averaged weights {chosen!r}; it has {", ".join((*labels, "none"))}')
         with tensor_files.one_line(f'{path} does not describe a network'):
             cls, kwargs = _checked(upgraded(meta), len(file.described))
-            with torch.device('meta'), _Uninitialised():
-                described = cls(**kwargs)
-            expected = described.state_dict()
-            facts = sampling.from_json(meta.get('sampling', {}), described.num_layers)
+            with _WithoutWeights():
+                net = cls(**kwargs)
+            expected = net.state_dict()
+            facts = sampling.from_json(meta.get('sampling', {}), net.num_layers)
         prefixes = ['net/', *(f'ema/{label}/' for label in labels)]
         whole = {prefix + name: tensor for prefix in prefixes for name, tensor in expected.items()}
         stray = next((f'{name} has no place in it' for name in file.described if name not in whole), None)
@@ -234,11 +241,12 @@ def load_network(path: str | os.PathLike, ema: str | float | None = None) -> tor
             raise ValueError(f'{path}: the weights do not fit the network that the file describes: {wrong}')
         prefix = 'net/' if chosen == 'none' else f'ema/{chosen}/'
         tensors = file.read([prefix + name for name in expected])
-        with tensor_files.one_line(f'{path} cannot be loaded'), _Uninitialised():
-            net = cls(**kwargs)
-            net.load_state_dict({name: tensors[prefix + name] for name in expected})
+        with tensor_files.one_line(f'{path} cannot be loaded'):  # copies, since those of the file are mapped
+            state = {name: tensors[prefix + name].to(own.dtype, copy=True) for name, own in expected.items()}
+            net.load_state_dict(state, assign=True)
+            net.set_constants_()
+        tensor_files.require_finite(state, str(path))
         if 'sampling' in meta:
             net.sampling = facts
-        tensor_files.require_finite(net.state_dict(), str(path))
     net.snapshot_meta = meta
     return net

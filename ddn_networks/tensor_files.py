@@ -62,9 +62,10 @@ class TensorFile:
     def read(self, names: Collection[str]) -> dict[str, torch.Tensor]:
         """The tensors of these names. ValueError where the file does not have the digest that its header names."""
         with one_line(f'{self.path} cannot be read'):
-            if self._sha256 not in (None, _digest(self._text, self.described, self._file.get_tensor)):
+            tensors = {name: self._file.get_tensor(name) for name in self.described}  # mapped: no memory yet
+            if self._sha256 not in (None, _digest(self._text, self.described, tensors.__getitem__)):
                 raise ValueError('it is damaged, its contents do not have the SHA-256 digest in its header')
-            return {name: self._file.get_tensor(name) for name in names}
+            return {name: tensors[name] for name in names}
 
 
 @contextlib.contextmanager

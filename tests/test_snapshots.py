@@ -16,7 +16,7 @@ from mutations import outcome
 from safetensors.torch import load_file, save_file
 
 import generate
-from ddn_networks import DDN, snapshots, tensor_files
+from ddn_networks import DDN, RecurrentDDN, snapshots, tensor_files
 from torch_utils import persistence
 
 CONFIG = {'img_resolution': (6, 4), 'img_channels': 3, 'channels': [8, 8], 'num_blocks': [1, 2], 'num_nodes': [4, 3]}
@@ -45,6 +45,25 @@ def test_what_goes_in_comes_out(net, snapshot):
         assert name == other and torch.equal(a, b)
     assert torch.equal(loaded.sample(3)[0], net.eval().sample(3)[0])
     assert loaded.snapshot_meta['images_seen'] == 1234 and loaded.snapshot_meta['preset'] == 'tiny'
+
+
+@pytest.mark.parametrize('kind', ['1x1', 'larger', 'recurrent'])
+def test_a_loaded_network_is_whole_and_does_not_need_its_file(kind, tmp_path):
+    small = {'img_resolution': (6, 4), 'img_channels': 1, 'num_nodes': 3}
+    if kind == 'recurrent':
+        net = RecurrentDDN(**small, base_width=4, num_layers=2, features=8, prior_width=4, augment_dim=2)
+    else:
+        scales = 4 if kind == '1x1' else 2
+        small['num_nodes'] = [3] * scales
+        net = DDN(**small, channels=[4] * scales, num_blocks=[1] * scales)
+    path = tmp_path / 'a.safetensors'
+    snapshots.save_network(path, net)
+    loaded = snapshots.load_network(path)
+    with open(path, 'r+b') as file:
+        file.write(bytes(path.stat().st_size))
+    for ours, other in ((net.parameters(), loaded.parameters()), (net.buffers(), loaded.buffers())):
+        for a, b in zip(ours, other, strict=True):
+            assert torch.equal(a, b) and a.requires_grad == b.requires_grad and a.stride() == b.stride()
 
 
 @pytest.mark.parametrize(('ema', 'factor'), [(None, 0.5), ('500', 0.5), (500, 0.5), ('50', 0.25), ('none', 1.0)])
