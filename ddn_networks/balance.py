@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ddn_networks import samplers
-from ddn_networks.aliases import old_names
+from ddn_networks.aliases import OldAttribute, old_names
 from ddn_networks.candidates import Candidates
 
 
@@ -37,6 +37,8 @@ class UsageCounter:
     """
 
     penalty: samplers.PenaltyFn | None = None
+    layer_weights = OldAttribute('layer_weights', 'ddl_of_layer')
+    uses = OldAttribute('uses', 'ddl_of_layer')
 
     def __init__(
         self,

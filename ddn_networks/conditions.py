@@ -10,6 +10,7 @@ A kind of condition is one class in ``CONDITIONS``; nothing else needs to know i
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -310,6 +311,10 @@ CONDITIONS: dict[str, type[Condition]] = {
 
 def parse(name: str, img_channels: int, optional: bool = False) -> Condition:
     """The condition of a name such as 'class:10', for images of C channels. Raises ValueError."""
+    if not isinstance(name, str):
+        new = 'ddn_networks.condition_set.ConditionSet'
+        warnings.warn(f'ddn_networks.conditions.parse of several names is now {new}', DeprecationWarning, stacklevel=2)
+        return [parse(one, img_channels, optional) for one in name]
     match = re.fullmatch(r'([^:]*)(?::([1-9]\d{0,8}))?', name)
     kind = CONDITIONS.get(match[1]) if match else None
     if kind is None or kind.sized != bool(match[2]):

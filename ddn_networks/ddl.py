@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ddn_networks import shared_prefixes
+from ddn_networks.aliases import OldAttribute
 from ddn_networks.candidates import Candidates
 from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.closed_forms import select
@@ -39,6 +40,7 @@ class Selection(NamedTuple):
     continues: torch.Tensor | None = None
     sharing: Sharing | None = None
     next_input: torch.Tensor | None = None
+    told = OldAttribute('told', 'next_input')
 
     @property
     def image(self) -> torch.Tensor:

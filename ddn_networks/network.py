@@ -5,6 +5,7 @@ Legend: B images, L layers, K nodes, D codes of a latent (L without cells), C im
 
 import itertools
 import numbers
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from ddn_networks import guided_sampling, prior, samplers, search, shared_prefixes, snapshots
-from ddn_networks.aliases import old_names
+from ddn_networks.aliases import OldAttribute, old_names
 from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.condition_set import ConditionSet, Images
 from ddn_networks.conditions import Labels
@@ -485,6 +486,16 @@ class Network(nn.Module):
                 f'{path} holds a {made}, not a {cls.__name__}: take {made}.from_pretrained or Network.from_pretrained'
             )
         return net.to(device).eval()
+
+    # As earlier revisions call it.
+
+    layer_weights = OldAttribute('layer_weights', 'ddl_of_layer')
+    share_prefixes = OldAttribute('share_prefixes')
+    grad_checkpoint = OldAttribute('grad_checkpoint')
+
+    def set_conditions_(self, condition_channels: int, names: Sequence[str], optional: bool) -> None:
+        warnings.warn(f'{type(self).__name__}.set_conditions_ is now conditions', DeprecationWarning, stacklevel=2)
+        self.conditions = ConditionSet(names, self.img_channels, optional, condition_channels)
 
 
 __getattr__ = old_names(__name__)

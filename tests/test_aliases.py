@@ -2,15 +2,18 @@
 
 import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import ddn_networks
 from ddn_networks import aliases
+from ddn_networks.samplers import given
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = [
@@ -26,7 +29,11 @@ MODULES = {
     'ddn_networks.candidates': ['Candidates', 'area_resize', 'cheapest_method', 'costs'],
     'ddn_networks.codes': ['common_prefix', 'groups', 'hamming', 'nearest', 'path', 'swap', 'to_bits', 'under', 'vote'],
     'ddn_networks.conditional_balance': ['ConditionalBalancing'],
-    'ddn_networks.conditions': ['Chance', 'PLAIN', 'parse', 'sobel'],
+    'ddn_networks.conditions': [
+        'CLASSES', 'Chance', 'DRAWN', 'Images', 'LABELS', 'Labels', 'NEEDS_SIZE', 'OF_THE_IMAGE', 'PLAIN', 'Part',
+        'as_picture', 'check_labels', 'classes_alone', 'draw', 'listed', 'make', 'needs_images', 'needs_labels',
+        'parse', 'sobel',
+    ],
     'ddn_networks.ddl': ['DDL', 'Selection'],
     'ddn_networks.guided': ['Chance', 'Guidance', 'sample'],
     'ddn_networks.guides': ['Guide', 'blur', 'colorization', 'denoise', 'edges', 'inpaint', 'l1', 'l2', 'superres'],
@@ -52,6 +59,8 @@ def test_names_of_an_earlier_revision(module):
     said = {str(w.message) for w in caught if w.category is DeprecationWarning}
     for name, value in found.items():
         assert value is not None
+        if (former := aliases.FORMER.get(f'{module}.{name}')) is not None:
+            assert f'{module}.{name} is now {former}' in said
         new = aliases.RENAMED.get(f'{module}.{name}')
         if new is None and module in aliases.RENAMED:
             new = f'{aliases.RENAMED[module]}.{name}'
@@ -85,10 +94,51 @@ def test_statements_of_an_earlier_revision(tmp_path):
         assert not line or f'old.py:{number}: DeprecationWarning: ddn_networks.' in done.stderr, line
 
 
+@pytest.mark.filterwarnings('ignore:ddn_networks')
+def test_functions_of_conditions_do_what_they_did():
+    from ddn_networks import condition_set, conditions
+    from ddn_networks.conditions import as_picture, check_labels, classes_alone, draw, listed, make, needs_images
+
+    parts = conditions.parse(['color', 'class:10'], 3)
+    today = condition_set.ConditionSet(['color', 'class:10'], 3)
+    assert [(part.name, part.kind, part.size, part.channels) for part in parts] == [
+        ('color', 'color', 0, 1), ('class:10', 'class', 10, 2)
+    ]  # fmt: skip
+    rows = [f(2, 0.5, torch.Generator().manual_seed(0)) for f in (draw, today.draw)]
+    assert torch.equal(*rows) and rows[0].shape == (2, 9)
+    images = torch.rand(2, 3, 4, 6)
+    made = make(parts, 3, (4, 6), [1, 7], images, rows[0])
+    assert torch.equal(made, today.make((4, 6), [1, 7], images, rows[0]))
+    assert torch.equal(as_picture(parts, made, 3), made[:, :1].expand(-1, 3, -1, -1))
+    assert listed(parts) == 'color and class:10' and needs_images(parts) and not needs_images(parts[1:])
+    assert conditions.needs_labels(parts) and not conditions.needs_labels(parts[:1])
+    assert (classes_alone(parts), classes_alone(parts[1:])) == (None, 10)
+    assert check_labels(parts[1], 3).tolist() == [3]
+
+
+def test_attributes_of_an_earlier_revision():
+    net = ddn_networks.DDN(4, 1, [8], [2], [3])
+    selection = next(net.walk(given(torch.zeros(1, 2, dtype=torch.int64)), 1))
+    for thing, name, value in (
+        (net, 'layer_weights', net.ddl_of_layer),
+        (net, 'share_prefixes', False),
+        (net, 'grad_checkpoint', False),
+        (ddn_networks.UsageCounter(net.node_weights), 'layer_weights', [0, 1]),
+        (ddn_networks.UsageCounter(net.node_weights), 'uses', [0, 1]),
+        (selection, 'told', selection.next_input),
+    ):
+        with pytest.warns(DeprecationWarning, match=rf'{type(thing).__name__}\.{name} is now'):
+            assert getattr(thing, name) is value if name == 'told' else getattr(thing, name) == value
+    with pytest.warns(DeprecationWarning, match='DDN.share_prefixes is now an argument'):
+        net.share_prefixes = True
+    with pytest.warns(DeprecationWarning, match='DDN.set_conditions_ is now conditions'):
+        net.set_conditions_(2, [], True)
+    assert net.condition_channels == 2 and net.condition_optional
+
+
 def test_every_alias_has_a_target_and_is_listed():
-    for old, new in aliases.RENAMED.items():
-        home, _, name = new.rpartition('.')
-        assert hasattr(importlib.import_module(home), name), new
+    for old, new in (aliases.RENAMED | aliases.FORMER).items():
+        assert pkgutil.resolve_name(new) is not None
         module, _, name = old.rpartition('.')
         assert old in MODULES or name in MODULES[module], f'{old} is not in this test'
 
