@@ -44,6 +44,7 @@ def samples(
     top_p: float | None = None,
     uniform: bool = False,
     cfg: float = 1.0,
+    codes: Callable[[Sequence[int]], torch.Tensor] | None = None,
 ) -> Iterator[Batch]:
     """One image per seed, by the network's own prior, uniform choices, or ``guidance`` (or a function of positions that
     gives it).
@@ -53,12 +54,13 @@ def samples(
         seeds: may be a range; only one batch of it is looked at a time.
         positions: which of the seeds to do, for a rank its share; None for all.
         temperature, top_p, uniform, cfg: see ``Network.sample``.
+        codes: a function of positions that gives their partial codes, [B, D] (``Network.sample``); None keeps nothing.
     """
     for part in _batches(len(seeds), batch_size, positions):
         guide = guidance(part) if callable(guidance) else guidance
         some, given = [seeds[i] for i in part], _of(condition, part)
-        images, codes = net.sample(None, 0, some, given, guide, temperature, top_p, uniform, cfg)
-        yield Batch(part, images, codes)
+        partial = None if codes is None else codes(part)
+        yield Batch(part, *net.sample(None, 0, some, given, guide, temperature, top_p, uniform, cfg, codes=partial))
 
 
 def decodings(

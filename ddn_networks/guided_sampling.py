@@ -104,20 +104,27 @@ class Randomness(NamedTuple):
     """All randomness of a batch, drawn up front: a row depends on its seed alone.
 
     codes: [B, D] int64, the unguided choice. choice, ties: [B, D] float32 in [0, 1).
+    partial: [B, D] int64, codes that are kept, whatever the guides say, -1 for free; None where all are free.
     """
 
     codes: torch.Tensor
     choice: torch.Tensor
     ties: torch.Tensor
+    partial: torch.Tensor | None = None
 
 
-def chance_table(num_nodes: list[int], seeds: Sequence[int]) -> Randomness:
-    """The randomness of each seed; its codes are those of ``samplers.uniform_codes``."""
+def chance_table(
+    num_nodes: list[int], seeds: Sequence[int], partial: torch.Tensor | None = None
+) -> Randomness:
+    """The randomness of each seed; its codes are those of ``samplers.uniform_codes``, or kept ones. What is free is
+    the same whatever is kept."""
     D = len(num_nodes)
     draws = [torch.rand(3, D, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
     draws = torch.stack(draws, 1) if draws else torch.zeros(3, 0, D)  # [3, B, D]
     draws = draws.float().clamp(max=1 - 2**-24)  # rounding could give 1
-    return Randomness(samplers.uniform_codes(num_nodes, list(seeds)), draws[1], draws[2])
+    codes = samplers.uniform_codes(num_nodes, list(seeds))
+    codes = codes if partial is None else torch.where(partial >= 0, partial, codes)
+    return Randomness(codes, draws[1], draws[2], partial)
 
 
 def sampler(guidance: Guidance, chance: Randomness, img_resolution: tuple[int, int]) -> Sampler:
@@ -133,7 +140,8 @@ def sampler(guidance: Guidance, chance: Randomness, img_resolution: tuple[int, i
         def own(table: torch.Tensor) -> torch.Tensor:
             return samplers.of_layer(table.to(device), candidates, codes)  # [B] or [B, n]
 
-        if not guidance.asks(layer):
+        kept = None if chance.partial is None else own(chance.partial)
+        if not guidance.asks(layer) or b == 1 and kept is not None and bool((kept >= 0).all()):
             return Choice(own(chance.codes).repeat_interleave(b, 0))
         if n > 1 and b > 1:
             raise ValueError(f'a beam of {b} keeps whole images, and layer {layer} chooses per cell: use a beam of 1')
@@ -143,9 +151,11 @@ def sampler(guidance: Guidance, chance: Randomness, img_resolution: tuple[int, i
         distances = [guide(full if guide.full_size else candidates, layer) for guide in guidance.guides]
         if n > 1:  # cells are images of their own
             distances, rows = [d.transpose(1, 2).flatten(0, 1) for d in distances], rows * n  # [B n, K]
-        spare = _copies_of_first(codes.repeat_interleave(n, 0).unflatten(0, (rows // b, b)))  # [B, b]
-        spare = spare[..., None].expand(-1, -1, K).flatten(1)  # [B, b K]
-        distances, never = _forbidden([d.reshape(rows // b, b * K) for d in distances], spare)
+        spare = copies_of_first(codes.repeat_interleave(n, 0).unflatten(0, (rows // b, b)))  # [B, b]
+        never = spare[..., None].expand(-1, -1, K).flatten(1)  # [B, b K]
+        if kept is not None:
+            never = never | _others(kept.flatten(), K).repeat(1, b)
+        distances, never = _forbidden([d.reshape(rows // b, b * K) for d in distances], never)
         weights = [guide.weight for guide in guidance.guides]
         if len(distances) > 1 or weights[0] < 0:
             scores = guidance.combine(distances, weights).masked_fill(never, math.inf)
@@ -169,11 +179,16 @@ def sampler(guidance: Guidance, chance: Randomness, img_resolution: tuple[int, i
     return guided
 
 
-def _copies_of_first(codes: torch.Tensor) -> torch.Tensor:
+def copies_of_first(codes: torch.Tensor) -> torch.Tensor:
     """Which rows but the first have the codes of the first row of their image: codes [B, b, l] -> [B, b] bool."""
     copies = (codes == codes[:, :1]).all(2)
     copies[:, 0] = False
     return copies
+
+
+def _others(kept: torch.Tensor, num_nodes: int) -> torch.Tensor:
+    """Which of the nodes are not the one that is kept: codes [B] -> [B, K] bool, nothing where a code is -1."""
+    return (kept[:, None] >= 0) & (kept[:, None] != torch.arange(num_nodes, device=kept.device))
 
 
 def _forbidden(distances: Sequence[torch.Tensor], never: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -200,8 +215,10 @@ def sample(
     seeds: Sequence[int],
     condition: torch.Tensor | None = None,
     share_prefixes: bool = False,
+    partial: torch.Tensor | None = None,
 ) -> 'Output':
-    """One guided image per seed: the images [B, C, H, W] and codes [B, L] of one pass. See ``Guidance``.
+    """One guided image per seed: the images [B, C, H, W] and codes [B, D] of one pass. See ``Guidance``. ``partial``
+    [B, D] int64: codes that are kept; the guides answer for the free ones, which are -1.
 
     Raises:
         ValueError: guidance whose numbers do not fit the network; a guide that fails, with its name and the layer.
@@ -210,7 +227,7 @@ def sample(
     b = guidance.beam
     if condition is not None and len(condition) > 1:
         condition = condition.repeat_interleave(b, 0)
-    chance = chance_table(net.code_nodes, seeds)
+    chance = chance_table(net.code_nodes, seeds, partial)
     chosen = sampler(guidance, chance, net.img_resolution)
     output = net(chosen, len(seeds) * b, condition, share_prefixes=share_prefixes)
     return output._replace(images=output.images[::b], codes=output.codes[::b])

@@ -242,6 +242,7 @@ class Network(nn.Module):
         top_p: float | None = None,
         uniform: bool = False,
         cfg: float = 1.0,
+        codes: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: choices by the network's own
         prior, uniform ones where it has none or with ``uniform``, or those of ``guide``, a ``guides.Guide``, several,
@@ -250,21 +251,31 @@ class Network(nn.Module):
         takes a ``condition`` (``make_condition``) of one row for all, or one row per image, which then also says how
         many.
 
+        ``codes``: partial codes [B or 1, D] int64: those from 0 on are kept, those that are -1 are free and are chosen
+        with the same random numbers as without ``codes``. What is kept in later layers does not change how the free
+        codes before it are chosen.
+
         Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, D] int64. A seed names
         one image, at any batch size.
         """
+        codes = None if codes is None else self.check_codes(codes, free=True).cpu()
         if seeds is None:
-            num = num if num is not None else 1 if condition is None else len(condition)
+            if num is None:
+                num = max((len(rows) for rows in (condition, codes) if rows is not None), default=1)
             seeds = range(seed, seed + num)
         elif num is not None:
             raise ValueError(f'give num or seeds, not both: num={num} and {len(seeds)} seeds')
         seeds = [int(s) for s in seeds]  # of any array
+        if codes is not None:
+            if len(codes) not in (1, len(seeds)):
+                raise ValueError(f'codes of {len(codes)} images for {len(seeds)} seeds: give one row, or one each')
+            codes = codes.expand(len(seeds), -1)
         by_prior = bool(self.prior) and not uniform and guide is None
         if not by_prior and (temperature is not None or top_p is not None or cfg != 1):
             why = 'this network has none' if not self.prior else 'uniform choices and guides do not use it'
             raise ValueError(f'temperature, top_p and cfg are those of the own prior: {why}')
         if guide is not None:
-            output = guided_sampling.sample(self, guide, seeds, condition)
+            output = guided_sampling.sample(self, guide, seeds, condition, partial=codes)
             return output.images, output.codes
         if by_prior:
             wanted = self.sampling.temperatures_of(self.num_layers) if temperature is None else temperature
@@ -274,9 +285,12 @@ class Network(nn.Module):
             if not 0 < top_p <= 1:
                 raise ValueError(f'top_p is above 0 and at most 1, not {top_p}')
             chosen = prior.from_prior(draws, temperatures, top_p, self._checked_cfg(cfg, condition))
+            chosen = chosen if codes is None else samplers.keeping(chosen, codes.to(self.device))
             output = self(chosen, len(seeds), condition)
             return output.images, output.codes
-        codes = samplers.uniform_codes(self.code_nodes, seeds).to(self.device)
+        uniform_codes = samplers.uniform_codes(self.code_nodes, seeds)
+        codes = uniform_codes if codes is None else torch.where(codes >= 0, codes, uniform_codes)
+        codes = codes.to(self.device)
         return self.decode(codes, condition), codes
 
     @torch.no_grad()
@@ -419,7 +433,7 @@ class Network(nn.Module):
         ``prefixes`` [B, l], 0 <= l < L. The image of a node is one of its parent's branches."""
         return search.branches(self, self.check_codes(prefixes, prefix=True), condition)
 
-    def check_codes(self, codes: torch.Tensor, prefix: bool = False) -> torch.Tensor:
+    def check_codes(self, codes: torch.Tensor, prefix: bool = False, free: bool = False) -> torch.Tensor:
         """``codes`` as int64, or a ValueError that names the first entry outside [B, D] x 0..K-1. ``prefix``: the codes
         of the first layers, whole layers each, are enough."""
         codes = torch.as_tensor(codes)
@@ -430,12 +444,13 @@ class Network(nn.Module):
             raise ValueError(f'codes of this network are integers [B, {wanted}], not {list(codes.shape)} {codes.dtype}')
         codes = codes.long()  # before anything is compared: torch compares no uint16
         num_nodes = torch.tensor(self.code_nodes[: codes.shape[1]], device=codes.device)
-        wrong = ((codes < 0) | (codes >= num_nodes)).nonzero()
+        wrong = ((codes < (-1 if free else 0)) | (codes >= num_nodes)).nonzero()
         if len(wrong):
             b, d = wrong[0].tolist()
             layer = next(l for l, columns in enumerate(slices) if d < columns.stop)
             cell = f', cell {d - slices[layer].start}' if self.specs[layer].num_cells > 1 else ''
-            raise ValueError(f'code {codes[b, d]} of image {b}, layer {layer}{cell}, is outside 0..{num_nodes[d] - 1}')
+            allowed = f'0..{num_nodes[d] - 1}{", or -1" * free}'
+            raise ValueError(f'code {codes[b, d]} of image {b}, layer {layer}{cell}, is outside {allowed}')
         return codes
 
     # Conditions.

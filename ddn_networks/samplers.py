@@ -88,6 +88,17 @@ def given(codes: torch.Tensor) -> Sampler:
     return lambda candidates, layer, so_far: Choice(of_layer(codes, candidates, so_far))
 
 
+def keeping(sampler: Sampler, partial: torch.Tensor) -> Sampler:
+    """``sampler``, but the codes ``partial`` [B, D] where they are not -1."""
+
+    def completing(candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
+        choice = sampler(candidates, layer, codes)
+        kept = of_layer(partial, candidates, codes)
+        return choice._replace(codes=torch.where(kept >= 0, kept, choice.codes))
+
+    return completing
+
+
 def with_log_prior(sampler: Sampler) -> Sampler:
     """``sampler``, and with each choice the log-probability of every answer by the network's own prior
     (``Choice.log_prior``)."""

@@ -674,8 +674,8 @@ def test_a_sampler_keeps_nothing_between_passes():
 
 def test_rows_with_the_codes_of_the_first_are_spare():
     codes = torch.tensor([[[0, 1], [0, 1], [0, 2]], [[1, 1], [1, 0], [1, 1]]])
-    assert guided_sampling._copies_of_first(codes).tolist() == [[False, True, False], [False, False, True]]
-    assert guided_sampling._copies_of_first(codes[:, :, :0]).tolist() == [[False, True, True]] * 2
+    assert guided_sampling.copies_of_first(codes).tolist() == [[False, True, False], [False, False, True]]
+    assert guided_sampling.copies_of_first(codes[:, :, :0]).tolist() == [[False, True, True]] * 2
 
 
 def test_the_five_line_guide_of_the_docs():
