@@ -50,6 +50,13 @@ def nearest(queries: torch.Tensor, codes: torch.Tensor, num: int, by: str = 'pre
 # Editing.
 
 
+def touching(pixels: torch.Tensor, grids: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """The codes of the cells that reach into a region of the picture: pixels [H, W] bool and the grid of each layer ->
+    [D] bool. A layer without cells is one cell."""
+    reached = [F.adaptive_max_pool2d(pixels[None].float(), grid).flatten() > 0 for grid in grids]
+    return torch.cat(reached)
+
+
 def swap(coarse: torch.Tensor, fine: torch.Tensor, layers: int) -> torch.Tensor:
     """The first ``layers`` codes of each row of ``coarse`` [A, D], the rest of each row of ``fine`` [B, D]: all pairs,
     [A, B, D]."""
@@ -59,7 +66,7 @@ def swap(coarse: torch.Tensor, fine: torch.Tensor, layers: int) -> torch.Tensor:
 
 
 def path(start: torch.Tensor, end: torch.Tensor, coarse_first: bool = False) -> torch.Tensor:
-    """From one latent [D] to another, one layer that differs at a time: [d + 1, D] with d their Hamming distance.
+    """From one latent [D] to another, one code that differs at a time: [d + 1, D] with d their Hamming distance.
 
     The finest layer changes first, so that the picture changes little at first; ``coarse_first`` is the other way.
     """

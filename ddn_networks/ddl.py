@@ -98,11 +98,11 @@ class DDL(nn.Module):
         weight = self.weight
         # One float32 copy of the features for candidates and selected image; under autocast each would make its own.
         full = x.to(torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32))
-        rows = None if sharing is None else sharing.rows
+        rows, ended = None if sharing is None else sharing.rows, None
         if rows is not None and self.grid != WHOLE:  # cells make images differ: what they shared ends here
             x, full = (y.index_select(0, rows) for y in (x, full))
             base = None if base is None else base.index_select(0, rows)
-            sharing = rows = None
+            sharing, rows, ended = None, None, rows
         if codes is None:
             codes = torch.empty(len(x) if rows is None else len(rows), 0, dtype=torch.int64, device=x.device)
         logits = None
@@ -124,4 +124,6 @@ class DDL(nn.Module):
         image, leak, fed = select(
             x, full, weight, chosen.flatten(), base, self.leak_choice, next_input, self.grid
         )
+        if ended is not None:
+            continues = ended if continues is None else ended[continues]
         return Selection(choice, image, leak, codes, continues, sharing, fed)

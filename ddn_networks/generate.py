@@ -85,6 +85,7 @@ def reconstructions(
     positions: Sequence[int] | None = None,
     beam: int = 1,
     share_prefixes: bool = False,
+    refine: int = 0,
 ) -> Iterator[Batch]:
     """Images encoded and drawn from their codes in one pass each (``Network.reconstruct``).
 
@@ -94,12 +95,12 @@ def reconstructions(
         read: positions -> images [B, C, H, W] float in [-1, 1].
         condition: one for all images, or a function of positions and images that gives theirs.
         positions: which of the images to do, for a rank its share; None for all.
-        beam, share_prefixes: see ``Network.reconstruct``.
+        beam, share_prefixes, refine: see ``Network.reconstruct``.
     """
     for part in _batches(num, batch_size, positions):
         originals = read(part)
         made = condition(part, originals) if callable(condition) else condition
-        output = net.reconstruct(originals, made, beam, share_prefixes)
+        output = net.reconstruct(originals, made, beam, share_prefixes, refine)
         yield Batch(part, output.images, output.codes, originals)
 
 

@@ -300,15 +300,22 @@ class Network(nn.Module):
         condition: torch.Tensor | None = None,
         beam: int = 1,
         share_prefixes: bool = False,
+        refine: int = 0,
     ) -> Output:
         """One pass that encodes images [B, C, H, W] in [-1, 1] and draws what their codes name (Eq. 3).
 
-        The nearest candidate of each layer need not lead to the nearest image of the last one: a ``beam`` keeps that
-        many partial images per image and returns the best of the last layer; with K^(L-1) of them the search is
-        exhaustive. ``share_prefixes``: see ``forward``.
+        The nearest candidate of each layer need not lead to the nearest image of the last one.
+
+        Args:
+            beam: keep that many partial images per image and return the best of the last layer; where a layer has
+                cells, the best joint choices of all cells. With as many as there are codes before the last layer (K^n
+                of a layer with n cells) the search is exhaustive.
+            share_prefixes: see ``forward``.
+            refine: rounds of refinement, each of which offers every cell of every layer another node and keeps what
+                brings the final image nearer; takes up to 2 L passes a round. See ``search.refined``.
 
         Raises:
-            ValueError: images of another shape or dtype, a beam below 1.
+            ValueError: images of another shape or dtype, a beam below 1, refinement below 0.
         """
         expected = [self.img_channels, *self.img_resolution]
         if list(images.shape[1:]) != expected:
@@ -317,10 +324,9 @@ class Network(nn.Module):
             raise ValueError(f'images to encode are floating point in [-1, 1], not {images.dtype}')
         if beam < 1:
             raise ValueError(f'a beam is at least 1, not {beam}')
-        images = images.to(self.device)
-        if beam > 1:
-            return search.nearest(self, images, condition, beam, share_prefixes)
-        return self(samplers.nearest(images), len(images), condition, share_prefixes=share_prefixes)
+        if refine < 0:
+            raise ValueError(f'refinement takes 0 rounds or more, not {refine}')
+        return search.nearest(self, images.to(self.device), condition, beam, refine, share_prefixes)
 
     def encode(
         self,
@@ -328,9 +334,10 @@ class Network(nn.Module):
         condition: torch.Tensor | None = None,
         beam: int = 1,
         share_prefixes: bool = False,
+        refine: int = 0,
     ) -> torch.Tensor:
         """The latent of images: codes [B, D] int64. Arguments and errors as for ``reconstruct``."""
-        return self.reconstruct(images, condition, beam, share_prefixes).codes
+        return self.reconstruct(images, condition, beam, share_prefixes, refine).codes
 
     @torch.no_grad()
     def decode(
@@ -430,12 +437,20 @@ class Network(nn.Module):
 
     def branches(self, prefixes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         """The children of nodes of the tree (Fig. 1b): all K candidates [B, K, C, h, w] of the layer after the codes
-        ``prefixes`` [B, l], 0 <= l < L. The image of a node is one of its parent's branches."""
+        ``prefixes`` [B, l], 0 <= l < ``num_whole_layers``. The image of a node is one of its parent's branches."""
         return search.branches(self, self.check_codes(prefixes, prefix=True), condition)
+
+    def cell_branches(
+        self, codes: torch.Tensor, layer: int, cell: int, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What a cell chose from: the image of a layer in the pass with ``codes`` [B, D], with each of the K candidates
+        in place of that cell alone, [B, K, C, h, w]. Cells are numbered row by row; a layer without cells has cell 0.
+        ValueError for a cell that is not there."""
+        return search.cell_branches(self, self.check_codes(codes), layer, cell, condition)
 
     def check_codes(self, codes: torch.Tensor, prefix: bool = False, free: bool = False) -> torch.Tensor:
         """``codes`` as int64, or a ValueError that names the first entry outside [B, D] x 0..K-1. ``prefix``: the codes
-        of the first layers, whole layers each, are enough."""
+        of the first layers, whole layers each, are enough. ``free``: -1 is allowed, for a code that is free."""
         codes = torch.as_tensor(codes)
         slices = self.code_slices
         lengths = [0, *(columns.stop for columns in slices)] if prefix else [self.num_codes]

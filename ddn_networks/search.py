@@ -1,13 +1,15 @@
-"""Search in the tree of latents: the nearest image by a beam or by trying all, and the children of a node.
+"""Search in the tree of latents: the nearest image by a beam, by refinement or by trying all; the children of a node.
 
-Legend: B images, L layers, K nodes, b beams per image.
+Legend: B images, L layers, K nodes, n cells, D codes, b beams per image.
 """
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from ddn_networks import guided_sampling, guides, samplers
 from ddn_networks.candidates import Candidates, full_precision
@@ -21,16 +23,127 @@ def nearest(
     images: torch.Tensor,
     condition: torch.Tensor | None = None,
     beam: int = 1,
+    refine: int = 0,
     share_prefixes: bool = False,
 ) -> 'Output':
-    """``Network.reconstruct`` with a beam; exhaustive where the beam is as wide as the last layer's tree."""
-    before = net.code_nodes[: net.code_slices[-1].start]  # of all layers but the last
-    if beam >= math.prod(before) and (condition is None or len(condition) == 1):
-        codes = nearest_leaf(net, images, condition)
-        return net(samplers.given(codes), len(codes), condition)
-    guidance = guided_sampling.Guidance([guides.l2(images)], beam=beam)
+    """``Network.reconstruct``, checked, with a beam, refinement, or both."""
+    B = len(images)
+    if beam == 1:
+        output = net(samplers.nearest(images), B, condition, share_prefixes=share_prefixes)
+    elif math.prod(net.code_nodes) <= beam * net.num_nodes[-1] and (condition is None or len(condition) == 1):
+        codes = nearest_leaf(net, images, condition)  # the beam is as wide as the last layer's tree
+        output = net(samplers.given(codes), B, condition)
+    else:
+        own = condition is not None and len(condition) > 1
+        repeated = condition.repeat_interleave(beam, 0) if own else condition
+        found = net(beam_search(net, images, beam), B * beam, repeated, share_prefixes=share_prefixes)
+        output = found._replace(images=found.images[::beam], codes=found.codes[::beam])
+    for nth in range(1, refine + 1):
+        output = refined(net, images, output, condition, nth, share_prefixes)
+    return net(samplers.given(output.codes), B, condition, share_prefixes=share_prefixes) if refine else output
+
+
+def beam_search(net: 'Network', images: torch.Tensor, beam: int) -> samplers.Sampler:
+    """The sampler of one pass over B b rows that keeps the b partial images nearest to each image. The best of each
+    image is the first of its rows; a row with the codes of the first is a spare copy."""
     # The seed breaks ties, in the same way for all images.
-    return guided_sampling.sample(net, guidance, [0] * len(images), condition, share_prefixes)
+    chance = guided_sampling.chance_table(net.code_nodes, [0] * len(images))
+    guidance = guided_sampling.Guidance([guides.l2(images)], beam=beam)
+    whole = guided_sampling.sampler(guidance, chance, net.img_resolution)
+    target = samplers.target_pyramid(images)
+
+    def sampler(candidates: Candidates, layer: int, codes: torch.Tensor) -> samplers.Choice:
+        if candidates.num_cells == 1:
+            return whole(candidates, layer, codes)
+        distances = candidates.distances(target(candidates.shape[2:]).repeat_interleave(beam, 0))  # [B b, K, n]
+        sums, answers = k_best(distances, beam)  # [B b, k], [B b, k, n]
+        spare = guided_sampling.copies_of_first(codes.unflatten(0, (-1, beam)))  # [B, b]
+        sums = sums.unflatten(0, (-1, beam)).masked_fill(spare[..., None], math.inf)
+        scores, best = sums.flatten(1).sort(dim=1, stable=True)
+        best = torch.where(scores < math.inf, best, best[:, :1])[:, :beam]  # [B, b], the best first
+        rows = best + len(answers[0]) * torch.arange(0, len(codes), beam, device=best.device)[:, None]
+        rows = rows.flatten()  # of [B b k, n]
+        parents = rows.div(len(answers[0]), rounding_mode='floor')
+        return samplers.Choice(answers.flatten(0, 1)[rows], distances, None, parents)
+
+    return sampler
+
+
+def k_best(distances: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The joint choices of all cells with the least sums of distances: distances [B, K, n] -> sums [B, k'], the least
+    first, and codes [B, k', n], k' the less of k and K^n.
+
+    Exact: only the k nearest nodes of a cell can be in them, and only k - 1 cells can differ from the nearest: those
+    whose second nearest node costs least. The lists of cells are merged one by one, k sums at a time.
+    """
+    near = distances.topk(min(k, distances.shape[1]), dim=1, largest=False)  # [B, r, n]
+    r, n = near.values.shape[1:]
+    costs = near.values - near.values[:, :1]
+    least, nearest = near.values[:, 0].sum(1), near.indices[:, 0]  # [B], [B, n]
+    cells = costs[:, :2].amax(1).topk(min(n, k - 1), largest=False).indices  # [B, m]
+    costs, nodes = (x.gather(2, cells[:, None].expand(-1, r, -1)) for x in (costs, near.indices))  # [B, r, m]
+    sums, ranks = costs.new_zeros(len(costs), 1), nodes.new_zeros(len(costs), 1, 0)
+    for c in range(cells.shape[1]):
+        i, j = torch.ones(sums.shape[1], r, device=sums.device).nonzero().unbind(1)
+        i, j = (x[(i + 1) * (j + 1) <= k] for x in (i, j))  # no others: both lists are sorted
+        merged = sums[:, i] + costs[:, j, c]
+        best = merged.topk(min(k, len(i)), largest=False)
+        sums, i, j = best.values, i[best.indices], j[best.indices]  # [B, k'] each
+        ranks = torch.cat([ranks.gather(1, i[..., None].expand(-1, -1, c)), j[..., None]], 2)
+    codes = nearest[:, None].repeat(1, ranks.shape[1], 1)
+    codes.scatter_(2, cells[:, None].expand(-1, ranks.shape[1], -1), nodes.gather(1, ranks))
+    return sums + least[:, None], codes
+
+
+def refined(
+    net: 'Network',
+    images: torch.Tensor,
+    output: 'Output',
+    condition: torch.Tensor | None = None,
+    nth: int = 1,
+    share_prefixes: bool = False,
+) -> 'Output':
+    """``output`` of encoding ``images`` after one round of refinement, in no image further from them.
+
+    Layer by layer all cells take the ``nth`` nearest of their other nodes, and the layers after follow greedily. The
+    cells where that brought the final image nearer keep it, the others take their own node again, and the layers after
+    follow once more. Each image keeps the best of what it had and these two.
+    """
+    target = samplers.target_pyramid(images)
+    greedy = samplers.nearest_to(target)
+
+    def error(output: 'Output') -> torch.Tensor:
+        return (output.images - images).square().mean(1, keepdim=True)  # [B, 1, H, W]
+
+    def better(a: 'Output', b: 'Output') -> 'Output':
+        first = error(a).mean((1, 2, 3)) <= error(b).mean((1, 2, 3))  # [B]
+        made = torch.where(first[:, None, None, None], a.images, b.images)
+        return a._replace(images=made, codes=torch.where(first[:, None], a.codes, b.codes))
+
+    def others(candidates: Candidates, own: torch.Tensor) -> torch.Tensor:
+        distances = candidates.distances(target(candidates.shape[2:])).scatter(1, own.unsqueeze(1), math.inf)
+        return distances.topk(min(nth, candidates.num_nodes - 1), dim=1, largest=False).indices[:, -1]
+
+    def pass_(codes: torch.Tensor, layer: int, change: bool) -> 'Output':
+        """With ``codes`` [B, D] up to a layer, there with their ``others`` if ``change``, then greedily."""
+
+        def sampler(candidates: Candidates, at: int, so_far: torch.Tensor) -> samplers.Choice:
+            if at > layer:
+                return greedy(candidates, at, so_far)
+            own = samplers.of_layer(codes, candidates, so_far)
+            return samplers.Choice(others(candidates, own) if change and at == layer else own)
+
+        return net(sampler, len(images), condition, share_prefixes=share_prefixes)
+
+    for layer in range(net.num_layers - 1):  # at the last the nearest is the best
+        tried = pass_(output.codes, layer, change=True)
+        if net.specs[layer].num_cells > 1:
+            nearer = F.adaptive_avg_pool2d(error(output) - error(tried), net.specs[layer].grid).flatten(1) > 0  # [B, n]
+            mixed, columns = output.codes.clone(), net.code_slices[layer]
+            mixed[:, columns] = torch.where(nearer, tried.codes[:, columns], output.codes[:, columns])
+            tried = better(tried, pass_(mixed, layer, change=False))
+        output = better(output, tried)
+    return output
 
 
 def nearest_leaf(
@@ -58,18 +171,54 @@ def nearest_leaf(
 @torch.no_grad()
 def branches(net: 'Network', prefixes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
     """All K candidates [B, K, C, h, w] of the layer after the codes ``prefixes`` [B, d]; see ``Network.branches``."""
-    codes = prefixes.to(net.device)
-    if codes.shape[1] == net.num_codes:
+    l = prefixes.shape[1]
+    if l == net.num_codes:
         raise ValueError(f'codes of all {net.num_layers} layers name a leaf of the tree; it has no children')
-    l = next(layer for layer, columns in enumerate(net.code_slices) if columns.start == codes.shape[1])
-    cells = net.specs[l].num_cells
-    found = []
+    if l >= net.num_whole_layers:
+        raise ValueError(
+            f'the tree is of the first {net.num_whole_layers} layers, which have no cells; cell_branches shows the '
+            'candidates of a cell'
+        )
+    codes = F.pad(prefixes, (0, net.num_codes - l))
+    return _at_layer(net, codes, l, condition, lambda candidates, own: next(candidates.chunks(net.num_nodes[l]))[1])
 
-    def sampler(candidates: Candidates, layer: int, so_far: torch.Tensor) -> samplers.Choice:
-        if layer < l:
-            return samplers.Choice(samplers.of_layer(codes, candidates, so_far))
-        found.append(next(candidates.chunks(net.num_nodes[l]))[1])
-        return samplers.Choice(codes.new_zeros(len(codes), cells))
 
-    next(itertools.islice(net.walk(sampler, len(codes), condition), l, None))
-    return found[0]
+@torch.no_grad()
+def cell_branches(
+    net: 'Network', codes: torch.Tensor, layer: int, cell: int, condition: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The image of a layer with the K candidates of a cell in its place: [B, K, C, h, w]; see
+    ``Network.cell_branches``."""
+    if not 0 <= layer < net.num_layers or not 0 <= cell < net.specs[layer].num_cells:
+        cells = [spec.num_cells for spec in net.specs]
+        raise ValueError(f'there is no cell {cell} of layer {layer}: the {len(cells)} layers have {cells} cells')
+
+    def in_place(candidates: Candidates, own: torch.Tensor) -> torch.Tensor:
+        K, gw = candidates.num_nodes, candidates.grid[1]
+        h, w = (side // g for side, g in zip(candidates.shape[2:], candidates.grid, strict=True))
+        images = candidates.render(own)[:, None].repeat(1, K, 1, 1, 1)
+        y, x = cell // gw * h, cell % gw * w
+        images[..., y : y + h, x : x + w] = next(candidates.chunks(K))[1][..., y : y + h, x : x + w]
+        return images
+
+    return _at_layer(net, codes, layer, condition, in_place)
+
+
+def _at_layer(
+    net: 'Network',
+    codes: torch.Tensor,
+    layer: int,
+    condition: torch.Tensor | None,
+    show: Callable[[Candidates, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """What ``show`` makes of the candidates of a layer and its own of ``codes`` [B, D], in the pass with them."""
+    given, shown = samplers.given(codes.to(net.device)), []
+
+    def sampler(candidates: Candidates, at: int, so_far: torch.Tensor) -> samplers.Choice:
+        choice = given(candidates, at, so_far)
+        if at == layer:
+            shown.append(show(candidates, choice.codes))
+        return choice
+
+    next(itertools.islice(net.walk(sampler, len(codes), condition), layer, None))
+    return shown[0]
