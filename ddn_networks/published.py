@@ -1,4 +1,4 @@
-"""Networks under the published parameter names (the shape is set down in ``docs/network.md``).
+"""Load weights of the published networks (``docs/network.md`` describes them).
 
 Names: block_{n}x{n}_{i}, or block_{n}x{n}_0_up for the upsampling one; in each ``block.norm0, block.conv0, block.norm1,
 block.conv1, block.skip`` and ``ddo.multi_out_conv1x1.weight`` [K C, F, 1, 1], of which node k owns rows kC .. kC+C-1.
@@ -30,8 +30,8 @@ def published_config(
 
     Scale s = 0 .. log2(resolution): blocks 1, 2, 4, 8, 16, 32, 64, 64, ... capped by ``max_blockn``; channels
     min(channel_max, channel_base / 2^s), at least 4; K = min(max_outputk, max(16, min(4 channels, 1024)) / 2).
-    CIFAR-10: (32, 64, 32), L = 63. 64x64: (64, 512, 64), L = 127. A resolution that is no power of two takes the
-    scales of the next one.
+    CIFAR-10: (32, 64, 32), L = 63. 64x64: (64, 512, 64), L = 127. A resolution that is not a power of two has
+    the scales of the next one.
     """
     if not isinstance(img_resolution, numbers.Integral):
         raise ValueError(f'the resolution of a published network is one number, not {img_resolution}')
@@ -49,12 +49,12 @@ def published_config(
 def from_published(
     state_dict: Mapping[str, torch.Tensor], img_channels: int = 3, conditions: Sequence[str] = ()
 ) -> DDN:
-    """The network of a state dict under the published names, every shape read from the tensors, in evaluation mode.
+    """Build the network of a published state dict, all shapes read from its tensors, in evaluation mode.
 
     A published condition has no parameters, so the tensors do not show it: ``conditions`` names it, ['class:10'] for
     the class-conditional networks of MNIST and CIFAR-10, ['color'], ['edge'] or ['lowres:N'] for those of Fig. 8.
 
-    Raises ValueError naming the first tensor that is missing, unknown, misshapen or there twice.
+    Raises ValueError naming the first tensor that is missing, unknown, duplicate or of a wrong shape.
     """
     blocks: dict[tuple[int, int], dict[str, str]] = {}  # (size, index) -> name within the block -> name in state_dict
     for name in state_dict:
@@ -69,9 +69,9 @@ def from_published(
             if first != name:
                 raise ValueError(f'{first} and {name} are one parameter: leave the tensors of one network')
         elif not _SCRATCH.fullmatch(rest):
-            raise ValueError(f'{name} is no parameter of the published network')
+            raise ValueError(f'{name} is not a parameter of the published network')
     if not blocks:
-        raise ValueError('no parameter named block_NxN_I...: this is no state dict of the published network')
+        raise ValueError('no parameter named block_NxN_I...: this is not a state dict of the published network')
     sizes = [2**s for s in range(max(size for size, _ in blocks).bit_length())]
     num_blocks = [1 + max((i for s, i in blocks if s == size), default=0) for size in sizes]
     order = [(size, i) for size, n in zip(sizes, num_blocks, strict=True) for i in range(n)]
@@ -105,10 +105,11 @@ def from_published(
                 if rest == _NODES:
                     expected = [expected[0] * expected[1], expected[2], 1, 1]
                 if list(tensor.shape) != expected:
-                    raise ValueError(f'{name} is {list(tensor.shape)}; the tensors beside it ask for {expected}')
+                    raise ValueError(f'{name} is {list(tensor.shape)}; the other tensors ask for {expected}')
                 own[mine] = tensor.reshape(own[mine].shape)
         if blocks[block]:
-            raise ValueError(f'{next(iter(blocks[block].values()))} has no place in the network of the other tensors')
+            name = next(iter(blocks[block].values()))
+            raise ValueError(f'{name} does not belong to the network of the other tensors')
     net.load_state_dict(own)
     return net.eval()
 

@@ -225,7 +225,7 @@ class _Contents:
             words = [f'{count} {printable(ending)[:20]}' for ending, count in others[:8]] + ['...'] * (len(others) > 8)
             lines.append(f'Passed over {self.others.total()} file(s) that are not images: {", ".join(words)}')
         if sheets:
-            lines.append(f'Passed over {printable(", ".join(sheets))}: a sheet of the numbered images beside it')
+            lines.append(f'Passed over {printable(", ".join(sheets))}: a sheet of the numbered images in its folder')
         full = _and_above({name.rpartition('/')[0] for name in images}) | {''}
         empty = sorted(f for f in _and_above(self.folders) - full if f.rpartition('/')[0] in full)
         if empty and images:
@@ -235,7 +235,7 @@ class _Contents:
 
 
 def _and_above(folders: Iterable[str]) -> set[str]:
-    """The folders and all that they lie in, without the topmost."""
+    """The folders and all their parents, without the root."""
     found: set[str] = set()
     for folder in folders:
         while folder and folder not in found:
@@ -245,7 +245,7 @@ def _and_above(folders: Iterable[str]) -> set[str]:
 
 
 def _sheets(names: list[str]) -> list[str]:
-    """Every `grid.png` beside images that are all named by numbers: it is what `generate.py --grid` shows of them."""
+    """Every `grid.png` in a folder of images named by numbers: the sheet that `generate.py --grid` writes."""
     sheets = [name for name in names if f'/{name}'.endswith('/grid.png')]
     if not sheets:
         return []

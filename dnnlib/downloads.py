@@ -12,7 +12,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 import threading
 import time
 import zipfile
@@ -107,7 +106,7 @@ def local_path(path_or_url: str | os.PathLike, sha256: str | None = None, limits
                 return path
     # Several ranks may do this at once, each with a temporary file of its own; all are the same, the last rename wins.
     with atomic_write(path) as file:
-        _Download(url, file, limits, sha256, hint=f'put the file at {path}').run()
+        _Download(url, file, limits, sha256, path).run()
     return path
 
 
@@ -118,28 +117,6 @@ def lasting_path(path_or_url: str | os.PathLike) -> str:
     if not is_url(text):
         return os.path.abspath(text)
     return text if redacted(text) == text else str(local_path(text))
-
-
-def open_url(
-    path_or_url: str | os.PathLike, cache: bool = True, sha256: str | None = None, limits: Limits = DEFAULT_LIMITS
-) -> BinaryIO:
-    """Open a path or URL for reading in binary. Arguments and errors as in ``local_path``.
-
-    With ``cache=False`` a download goes to a temporary file that closing removes.
-    """
-    if cache or not is_url(path_or_url):
-        path = local_path(path_or_url, sha256, limits)
-        if path.is_dir():
-            raise IsADirectoryError(f'{path} is a folder, a file is needed')
-        return open(path, 'rb', opener=_open_no_link if is_url(path_or_url) else None)
-    file = tempfile.NamedTemporaryFile(mode='w+b')
-    try:
-        _Download(str(path_or_url), file, limits, sha256, hint='download it by hand').run()
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 def error_line(error: BaseException) -> str:
@@ -211,12 +188,12 @@ def _other_digest(found: str, sha256: str) -> str:
 class _Download:
     """Fetches one URL into one open file."""
 
-    def __init__(self, url: str, file: BinaryIO, limits: Limits, sha256: str | None, hint: str):
+    def __init__(self, url: str, file: BinaryIO, limits: Limits, sha256: str | None, path: Path):
         self.url = url
         self.file = file
         self.limits = limits
         self.sha256 = sha256
-        self.hint = hint
+        self.path = path  # where a copy can be put by hand
         self.end = time.monotonic() + limits.seconds
         self.etag: str | None = None  # of the remote file, if its rest can be requested
         self.total: int | None = None  # bytes, if known
@@ -239,7 +216,7 @@ class _Download:
         return self.end - time.monotonic()
 
     def _fail(self, reason: str) -> None:
-        advice = f'If this machine is offline, {self.hint}, or give a local path instead.'
+        advice = f'If this machine is offline, put the file at {self.path}, or give a local path instead.'
         raise DownloadError(f'cannot download {redacted(self.url)}: {reason}. {advice}') from None
 
     def _check(self) -> None:

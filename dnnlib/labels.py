@@ -121,8 +121,8 @@ def _vectors(labels: list[list], where: str) -> np.ndarray:
 def labels_from_folders(names: list[str]) -> Labels | None:
     """Classes from the top-level folders, numbered in the order of their names; None if they make no classes.
 
-    Folders that all images share are looked through. Files beside the folders make no class, so then there are none;
-    folders named like EDM's shards (five digits, `00000`, `00001`, ...) hold no classes either.
+    Folders that all images share are looked through. Where files lie next to the folders, there are no classes; folders
+    named like EDM's shards (five digits, `00000`, `00001`, ...) hold no classes either.
     """
     depth = len(os.path.commonpath(names).split('/')) if len(names) > 1 and os.path.commonpath(names) else 0
     parts = [name.split('/')[depth:] for name in names]

@@ -1,4 +1,4 @@
-"""What datasets are made of: a folder or zip of images, MNIST's idx files, CIFAR-10's archive, an LSUN database.
+"""Sources of datasets: a folder or zip of images, MNIST's idx files, CIFAR-10's archive, an LSUN database.
 
 A source is asked for one image after the other. What is wrong with its file is a ValueError of one line.
 """
@@ -136,16 +136,16 @@ class LmdbSource:
 
 
 def read_idx(path_or_url: str) -> ArraySource:
-    """MNIST and the like: digits of 28x28 get a border of 2 zeros, as in EDM. Labels from the file beside it."""
+    """MNIST and the like: digits of 28x28 get a border of 2 zeros, as in EDM. Labels are in the file next to it."""
     images = _read_idx_array(local_path(path_or_url), 3)[:, None]  # [N, 1, H, W]
     if images.shape[2:] == (28, 28):
         images = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))  # [N, 1, 32, 32]
-    beside = IDX_NAME.sub(r'labels\1idx1-ubyte\2', str(path_or_url))
-    if not is_url(beside) and not Path(beside).exists():
-        return ArraySource(images, None, [f'No labels: there is no {printable(beside)}'])
-    values = _read_idx_array(local_path(beside), 1).astype(np.int64)
+    label_file = IDX_NAME.sub(r'labels\1idx1-ubyte\2', str(path_or_url))
+    if not is_url(label_file) and not Path(label_file).exists():
+        return ArraySource(images, None, [f'No labels: there is no {printable(label_file)}'])
+    values = _read_idx_array(local_path(label_file), 1).astype(np.int64)
     if len(values) != len(images):
-        raise ValueError(f'{printable(beside)}: {len(values)} labels for {len(images)} images')
+        raise ValueError(f'{printable(label_file)}: {len(values)} labels for {len(images)} images')
     return ArraySource(images, Labels(values, None))
 
 

@@ -1,16 +1,15 @@
-"""Files written whole or not at all, logs, objects built by name."""
+"""Files written whole or not at all, logs, and texts for messages."""
 
 import contextlib
 import errno
 import hashlib
-import importlib
 import os
 import re
 import secrets
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
 
@@ -25,25 +24,6 @@ _URL = re.compile(
     r'(?P<query>[?#][^\s"<>]*?(?=[\'),.;:\]]*([\s"<>]|$)))?',
     re.IGNORECASE,
 )
-
-
-class EasyDict(dict):
-    """A dict whose keys are attributes too: ``options.lr = 1e-3`` is ``options['lr'] = 1e-3``."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no key {name!r}; there are: {', '.join(map(str, self)) or 'none'}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
-
-    def __delattr__(self, name: str) -> None:
-        try:
-            del self[name]
-        except KeyError:
-            raise AttributeError(f'no key {name!r}') from None
 
 
 # ---------------------------------------------------------------------------------------------------------------- words
@@ -188,7 +168,7 @@ class Logger:
             self._log(redacted(''.join(traceback.format_exception(kind, error, trace))))
         for tee in self._tees:
             tee.flush()  # here, where a reader that has gone ends nothing; at exit it would change the exit code
-        # Whoever replaced the streams after us keeps them.
+        # Streams that were replaced in the meantime stay as they are.
         if sys.stdout is self._tees[0]:
             sys.stdout = self._saved[0]
         if sys.stderr is self._tees[1]:
@@ -255,7 +235,7 @@ def atomic_write(path: str | os.PathLike, mode: str = 'wb', sync: bool = True) -
         _unlink(temporary)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, f'disk full: could not write {path}; the unfinished file is removed') from error
-        if error.filename == str(temporary) or error.errno == errno.EFBIG:  # speak of the file that the user knows
+        if error.filename == str(temporary) or error.errno == errno.EFBIG:  # name the file that the user knows
             raise type(error)(error.errno, f'cannot write {path}: {os.strerror(error.errno)}') from error
         raise
     except BaseException:
@@ -263,17 +243,17 @@ def atomic_write(path: str | os.PathLike, mode: str = 'wb', sync: bool = True) -
         raise
 
 
-def require_writable(option: str, path: str | os.PathLike, beside: Iterable[str] = ()) -> None:
+def require_writable(option: str, path: str | os.PathLike, others: Iterable[str] = ()) -> None:
     """Check before long work that its result can be written to ``path``, without creating anything: the last existing
     folder on the way is tried.
 
     Args:
         option: what named the path, for the error: ``--dest``.
-        beside: files that will be written too, and that ``path`` must not replace.
+        others: files that will be written too, and that ``path`` must not replace.
 
     Raises:
         OSError: it cannot be written; in one line with option and path.
-        ValueError: it is one of ``beside``.
+        ValueError: it is one of ``others``.
     """
     if _URL.match(str(path)):
         raise ValueError(f'{option}={path} is a URL: give a place on this machine')
@@ -287,7 +267,7 @@ def require_writable(option: str, path: str | os.PathLike, beside: Iterable[str]
         reason = f'{error.filename}: {error.strerror}'
         raise OSError(f'{option}={path} cannot be written ({reason}): give another place') from error
     at = os.path.realpath(path)
-    if any(os.path.basename(other) == path.name and os.path.realpath(other) == at for other in beside):
+    if any(os.path.basename(other) == path.name and os.path.realpath(other) == at for other in others):
         raise ValueError(f'{option}={path} would replace another file of this command: give it another name')
 
 
@@ -323,28 +303,3 @@ def _sync_directory(directory: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-# -------------------------------------------------------------------------------------------------------------- objects
-
-
-def construct_by_name(
-    name: str, /, *args: Any, allowed: Mapping[str, Callable | str] | Iterable[str], **kwargs: Any
-) -> Any:
-    """Call the class or function ``name``, which must be in an allow-list, with the arguments.
-
-    Args:
-        name: a key of ``allowed``.
-        allowed: ``{name: callable}``, ``{name: 'package.module.Class'}``, or a list of ``'package.module.Class'``.
-
-    Raises:
-        ValueError: the name is not in the list. Names come from files, which must not run other code.
-    """
-    table = allowed if isinstance(allowed, Mapping) else {entry: entry for entry in allowed}
-    if name not in table:
-        raise ValueError(f"{name!r} is not a known name; known: {', '.join(sorted(table))}")
-    target = table[name]
-    if isinstance(target, str):
-        module, _, attribute = target.rpartition('.')
-        target = getattr(importlib.import_module(module), attribute)
-    return target(*args, **kwargs)

@@ -38,25 +38,14 @@ class Moments:
             x = features.detach().to('cpu', torch.float64)
             if not x.isfinite().all():
                 raise ValueError('features that are not finite (NaN or infinite): no statistics can be made of them')
+            total = self.num + len(x)
             mean = x.mean(0)
-            x = x - mean
-            self._merge_(len(x), mean, x.T @ x)
+            step, x = mean - self.mean, x - mean
+            self.scatter += x.T @ x
+            self.scatter.addr_(step, step, alpha=self.num * len(x) / total)
+            self.mean += step * (len(x) / total)
+            self.num = total
         return self
-
-    def merge_(self, other: 'Moments') -> 'Moments':
-        """Add the vectors of another one."""
-        self._merge_(other.num, other.mean, other.scatter)
-        return self
-
-    def _merge_(self, num: int, mean: torch.Tensor, scatter: torch.Tensor) -> None:
-        if num == 0:
-            return
-        total = self.num + num
-        step = mean - self.mean
-        self.scatter += scatter
-        self.scatter.addr_(step, step, alpha=self.num * num / total)
-        self.mean += step * (num / total)
-        self.num = total
 
     def all_reduce_(self, all_reduce_: Callable[[torch.Tensor], object]) -> 'Moments':
         """Replace the moments by those of all ranks' vectors; ``all_reduce_`` sums a tensor over ranks in place."""

@@ -1,4 +1,4 @@
-"""The Inception-v3 of FID (2015-12-05), own code: images in, 2048 pooled features out.
+"""FID's Inception-v3 (2015-12-05), an original implementation: images in, 2048 pooled features out.
 
 Parameters have the names of pytorch-fid (``Mixed_5b.branch1x1.conv.weight``), so its weight file loads. The network is
 torchvision's Inception-v3 with two changes in pooling from the TensorFlow graph that defines FID: average pools do not

@@ -1,4 +1,4 @@
-"""LPIPS v0.1 with the AlexNet backbone (Zhang et al. 2018, arXiv:1801.03924), own code, and as an embedding.
+"""LPIPS v0.1 with the AlexNet backbone (Zhang et al. 2018, arXiv:1801.03924), as a distance and as an embedding.
 
 The distance is  sum_l mean_hw sum_c w_lc (a_lchw - b_lchw)^2  with unit-length features a, b of layer l and w >= 0. So
 it is a squared Euclidean distance between the vectors  sqrt(w_lc / (H_l W_l)) a_lchw,  which ``embed`` returns. Nearest

@@ -1,4 +1,4 @@
-"""The CIFAR-10 classifiers of akamaster/pytorch_resnet_cifar10 (BSD-2; He et al. 2015), own code: guides and judges."""
+"""The CIFAR-10 classifiers of akamaster/pytorch_resnet_cifar10 (BSD-2; He et al. 2015), for guides and judges."""
 
 import torch
 import torch.nn.functional as F

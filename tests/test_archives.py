@@ -326,7 +326,7 @@ def test_the_grid_of_samples_is_not_a_sample(tmp_path, packed, names, sheet):
     data = encoded(to_image(noise(3, 4, 6)))
     archive = ImageArchive(make_archive(tmp_path / 'a', dict.fromkeys(names, data), packed))
     assert archive.names() == sorted(names[1:] if sheet else names)
-    assert archive.notes == ([f'Passed over {names[0]}: a sheet of the numbered images beside it'] if sheet else [])
+    assert archive.notes == ([f'Passed over {names[0]}: a sheet of the numbered images in its folder'] if sheet else [])
 
 
 def test_names_that_are_not_utf8(tmp_path):

@@ -198,7 +198,7 @@ def test_a_rank_that_fails_ends_all_with_its_reason(ended, mode, reason):
 def test_a_rank_that_hangs_is_named_and_says_where(ended):
     zero, one = ended['hang0'], ended['hang1']
     assert zero.code == one.code == 1
-    assert 'rank 1 let others wait for 4 s at collective 4 (all_reduce)' in zero.only('rank 0 of 2')
+    assert 'rank 1 blocked others for 4 s at collective 4 (all_reduce)' in zero.only('rank 0 of 2')
     assert 'this rank was at script.py:' in one.only('rank 1 of 2')
 
 
@@ -262,14 +262,14 @@ def test_print0_is_silent_elsewhere(alone, capsys):
 
 def test_devices(alone):
     assert distributed.device_for_rank('cpu') == torch.device('cpu')
-    with pytest.raises(ValueError, match="no device is called 'gpu'"):
+    with pytest.raises(ValueError, match="unknown device 'gpu'; choose from cuda, mps, cpu"):
         distributed.device_for_rank('gpu')
     with pytest.raises(ValueError, match='meta is not a device for training'):
         distributed.device_for_rank('meta')
     alone.setattr(torch.cuda, 'is_available', lambda: False)
     alone.setattr(torch.backends.mps, 'is_available', lambda: False)
     assert distributed.device_for_rank() == distributed.device_for_rank('auto') == torch.device('cpu')
-    with pytest.raises(ValueError, match='sees no GPU'):
+    with pytest.raises(ValueError, match='finds no GPU'):
         distributed.device_for_rank('cuda')
     with pytest.raises(ValueError, match='mps was asked for'):
         distributed.device_for_rank('mps')

@@ -151,17 +151,10 @@ def cached(tmp_path) -> list[str]:
 
 
 def test_download_once_then_from_the_cache(server, tmp_path):
-    with dnnlib.open_url(f'{server.url}/ok.bin', sha256=DIGEST.upper()) as file:
-        assert file.read() == CONTENT
+    assert dnnlib.local_path(f'{server.url}/ok.bin', sha256=DIGEST.upper()).read_bytes() == CONTENT
     path = dnnlib.local_path(f'{server.url}/ok.bin', sha256=DIGEST)
     assert path.parent == tmp_path / 'cache' and path.name.endswith('-ok.bin')
     assert len(server.requests) == 1
-
-
-def test_download_without_cache_leaves_nothing(server, tmp_path):
-    with dnnlib.open_url(f'{server.url}/ok.bin', cache=False, sha256=DIGEST) as file:
-        assert file.read() == CONTENT
-    assert cached(tmp_path) == []
 
 
 def test_a_damaged_cache_is_fetched_again(server):
@@ -199,7 +192,7 @@ def test_download_that_is_not_there_is_not_tried_again(server, tmp_path):
 
 def test_download_gives_up(server, tmp_path):
     with pytest.raises(DownloadError, match=r'HTTP 500 .*\(3 tries\)'):
-        dnnlib.open_url(f'{server.url}/dead', cache=False, limits=Limits(2, 0.01))
+        dnnlib.local_path(f'{server.url}/dead', limits=Limits(2, 0.01))
     assert len(server.requests) == 3 and cached(tmp_path) == []
 
 
@@ -294,9 +287,8 @@ def test_links_in_the_cache_are_not_followed(server, tmp_path, target):
     path = cache_path(f'{server.url}/ok.bin')
     path.parent.mkdir()
     path.symlink_to(tmp_path / target)
-    for read in (dnnlib.local_path, dnnlib.open_url):
-        with pytest.raises(DownloadError, match=f'{path} in the download cache is a symbolic link.*: remove it'):
-            read(f'{server.url}/ok.bin')
+    with pytest.raises(DownloadError, match=f'{path} in the download cache is a symbolic link.*: remove it'):
+        dnnlib.local_path(f'{server.url}/ok.bin')
     assert (tmp_path / 'secret').read_text() == 'kept' and not (tmp_path / 'missing').exists()
     assert cached(tmp_path) == [path.name] and not server.requests
     path.unlink()
@@ -364,12 +356,9 @@ def test_an_empty_name_is_not_the_current_folder():
 def test_local_files_need_no_cache(tmp_path):
     path = tmp_path / 'a.bin'
     path.write_bytes(CONTENT)
-    with dnnlib.open_url(path, sha256=DIGEST) as file:
-        assert file.read() == CONTENT
+    assert dnnlib.local_path(path, sha256=DIGEST) == path
     assert dnnlib.local_path(str(path)) == path and dnnlib.local_path(tmp_path) == tmp_path
     with pytest.raises(OSError, match='a.bin: not the file that was expected'):
         dnnlib.local_path(path, sha256='00' * 32)
     with pytest.raises(FileNotFoundError, match='no such file or folder: .*nothing'):
-        dnnlib.open_url(tmp_path / 'nothing')
-    with pytest.raises(IsADirectoryError, match='is a folder'):
-        dnnlib.open_url(tmp_path)
+        dnnlib.local_path(tmp_path / 'nothing')

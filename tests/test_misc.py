@@ -28,7 +28,7 @@ def test_copy_params_and_buffers_says_what_does_not_fit():
     left = misc.copy_params_and_buffers_(source.state_dict(), target, allow_missing=True)
     assert left == ['weight (there [4, 3], here [4, 5])']
     assert torch.equal(target.bias, source.bias) and torch.equal(target.weight, before)
-    with pytest.raises(ValueError, match=re.escape('2 of 2 weights do not fit, the first of them weight (not there)')):
+    with pytest.raises(ValueError, match=re.escape('2 of 2 weights do not fit, the first of them weight (missing)')):
         misc.copy_params_and_buffers_({'other': torch.zeros(1)}, target, allow_missing=True)
 
 

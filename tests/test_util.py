@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import pickle
 import random
 import subprocess
 import sys
@@ -14,18 +13,7 @@ import pytest
 import dnnlib
 from dnnlib import util
 
-# ---------------------------------------------------------------------------------------------------- words and objects
-
-
-def test_easy_dict_is_a_dict_with_attributes():
-    options = dnnlib.EasyDict(lr=1)
-    options.batch = 2
-    assert options == {'lr': 1, 'batch': 2} and options.batch == options['batch'] == 2
-    del options.batch
-    assert 'batch' not in options
-    with pytest.raises(AttributeError, match="'batch'"):
-        _ = options.batch
-    assert pickle.loads(pickle.dumps(options)).lr == 1
+# ---------------------------------------------------------------------------------------------------- words
 
 
 @pytest.mark.parametrize(
@@ -58,14 +46,6 @@ def test_format_bytes(count, text):
 )
 def test_secrets_of_urls_are_not_shown(text, shown):
     assert util.redacted(text) == shown and util.redacted(shown) == shown
-
-
-def test_construct_by_name_calls_what_is_allowed_and_nothing_else():
-    assert dnnlib.construct_by_name('fractions.Fraction', 1, 2, allowed=['fractions.Fraction']) * 2 == 1
-    assert dnnlib.construct_by_name('d', allowed={'d': dict}, name='x') == {'name': 'x'}
-    assert dnnlib.construct_by_name('f', '3/4', allowed={'f': 'fractions.Fraction'}) * 4 == 3
-    with pytest.raises(ValueError, match="'os.system' is not a known name; known: fractions.Fraction"):
-        dnnlib.construct_by_name('os.system', 'true', allowed=['fractions.Fraction'])
 
 
 def test_import_does_no_work():

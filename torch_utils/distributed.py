@@ -1,4 +1,4 @@
-"""Ranks: one process per device, started by torchrun, on one machine or many. Only this file and the loop know of them.
+"""Ranks: one process per device, started by torchrun, on one machine or many.
 
     with distributed.session(device) as device:
         ...
@@ -42,11 +42,11 @@ class AgreedExit(SystemExit):
     """An exit that all ranks make together: no rank has failed."""
 
 
-# ------------------------------------------------------------------------------------------------------------- who am I
+# ------------------------------------------------------------------------------------------------------------- identity
 
 
 def get_rank() -> int:
-    """0 .. world size - 1, as torchrun says it; 0 without torchrun."""
+    """0 .. world size - 1, from torchrun's environment; 0 without torchrun."""
     return dist.get_rank() if _has_group() else _env('RANK', 0)
 
 
@@ -82,10 +82,10 @@ def device_for_rank(requested: str | torch.device | None = None) -> torch.device
     try:
         device = torch.device(requested)
     except RuntimeError:
-        raise ValueError(f'no device is called {requested!r}; use cuda, mps or cpu') from None
+        raise ValueError(f'unknown device {requested!r}; choose from cuda, mps, cpu') from None
     if device.type == 'cuda':
         if not torch.cuda.is_available():
-            raise ValueError(f'device {requested} was asked for, but PyTorch {torch.__version__} sees no GPU here')
+            raise ValueError(f'device {requested} was asked for, but PyTorch {torch.__version__} finds no GPU')
         if device.index is not None and world > 1:
             raise ValueError(f'{world} ranks cannot share {requested}: ask for cuda, and each takes its own GPU')
         index, count = local if device.index is None else device.index, torch.cuda.device_count()
@@ -94,11 +94,11 @@ def device_for_rank(requested: str | torch.device | None = None) -> torch.device
         return torch.device('cuda', index)
     if device.type == 'mps':
         if not torch.backends.mps.is_available():
-            raise ValueError('device mps was asked for, but PyTorch sees none here')
+            raise ValueError('device mps was asked for, but PyTorch does not find it')
         if world > 1:
             raise ValueError(f'{world} ranks cannot share mps: use one rank, or --device=cpu')
     elif device.type != 'cpu':
-        raise ValueError(f'{device.type} is not a device for training; use cuda, mps or cpu')
+        raise ValueError(f'{device.type} is not a device for training; choose from cuda, mps, cpu')
     return device
 
 
@@ -136,7 +136,7 @@ def init(device_type: str | None = None, timeout_s: float = TIMEOUT) -> None:
     watch = _Watch(dist.PrefixStore(f'ddn-watch-{attempt}', own), rank, world, timeout_s)
     watch.publish()
     try:
-        watch.peers()  # all ranks have come
+        watch.peers()  # wait until all ranks have come
     except RuntimeError:
         absent = [r for r in range(world) if not watch.store.check([str(r)])]
         raise RuntimeError(f'{_ranks(absent)} of {world} did not come to {host}:{port} in {timeout_s:g} s') from None
@@ -200,9 +200,9 @@ def session(device: str | torch.device | None = None, timeout_s: float = TIMEOUT
 
 
 def all_reduce_(tensor: torch.Tensor, op: str = 'sum', wait: bool = True) -> 'dist.Work | None':
-    """Make ``tensor`` the 'sum', 'min' or 'max' over ranks of itself, in place.
+    """Replace ``tensor`` by its 'sum', 'min' or 'max' over ranks, in place.
 
-    Without ``wait`` it is that once ``wait()`` of what is returned has been called (None: it is that already).
+    Without ``wait`` the result is there after ``wait()`` of what is returned (None: it is there already).
     """
     if op not in ('sum', 'min', 'max'):
         raise ValueError(f'{op!r} is not a reduction; use sum, min or max')
@@ -213,7 +213,7 @@ def all_reduce_(tensor: torch.Tensor, op: str = 'sum', wait: bool = True) -> 'di
 
 
 def all_gather_object(obj: Any) -> list[Any]:
-    """The objects of all ranks, by rank. They travel pickled between our own processes; not for the step."""
+    """The objects of all ranks, by rank. Pickled between our own processes; too slow for the training step."""
     if get_world_size() == 1:
         return [obj]
     _enter('all_gather_object')
@@ -301,7 +301,7 @@ class _Watch:
             return f'{_ranks(silent)} had no heartbeat for {self.timeout_s:g} s: dead, stopped or cut off'
         late = [r for r, s in enumerate(signs) if s.calls < self.calls]
         if late and waited_s >= self.timeout_s:
-            return f'{_ranks(late)} let others wait for {self.timeout_s:g} s at collective {self.calls} ({self.call})'
+            return f'{_ranks(late)} blocked others for {self.timeout_s:g} s at collective {self.calls} ({self.call})'
         return ''
 
 
@@ -344,7 +344,7 @@ def _say(reason: str) -> None:
 
 
 def _end() -> None:
-    """Out at once: destructors of a process group can wait for ranks that will not come."""
+    """Exit at once: destructors of a process group can wait for ranks that will not come."""
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Small questions about modules, tensors and the checkout."""
+"""Helpers for modules, tensors and the source checkout."""
 
 import contextlib
 import math
@@ -23,8 +23,8 @@ def memory_format(device: torch.device, precision: str) -> torch.memory_format:
 def psnr(mse: float | torch.Tensor, peak: float = 2.0) -> float | torch.Tensor:
     """Peak signal-to-noise ratio in dB of a mean squared error, of images whose range is ``peak`` wide.
 
-    Of a tensor element by element, infinite where there is no error; a number is taken to be at least 1e-12, so that it
-    can be logged.
+    Element by element for a tensor, infinite where there is no error; a float is clamped to at least 1e-12, so that the
+    result can be logged.
     """
     if isinstance(mse, torch.Tensor):
         return 10 * (peak**2 / mse).log10()
@@ -47,7 +47,7 @@ def copy_params_and_buffers_(
     own = dst_module.state_dict()
     for name, tensor in own.items():
         if name not in src_state:
-            left.append(f'{name} (not there)')
+            left.append(f'{name} (missing)')
         elif src_state[name].shape != tensor.shape:
             left.append(f'{name} (there {list(src_state[name].shape)}, here {list(tensor.shape)})')
     if left and (not allow_missing or len(left) == len(own)):
@@ -60,7 +60,7 @@ def copy_params_and_buffers_(
 
 
 def git_revision() -> str | None:
-    """Short hash of the commit this code is of, with '-dirty' after local changes; None where it is no checkout."""
+    """Short hash of the commit of this code, with '-dirty' after local changes; None outside a checkout."""
     here = Path(__file__).resolve()
 
     def git(*args: str) -> str:
@@ -68,7 +68,7 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        git('ls-files', '--error-unmatch', here.name)  # installed below somebody else's checkout is no checkout of ours
+        git('ls-files', '--error-unmatch', here.name)  # else a copy inside another project's checkout
         return git('describe', '--always', '--dirty', '--exclude=*') or None
     except (OSError, subprocess.SubprocessError):
         return None
@@ -90,7 +90,7 @@ def global_state_kept() -> Iterator[None]:
 def host_syncs() -> Iterator[list[str]]:
     """A list that fills with one 'file:line' per time the host waited for a CUDA device inside the block.
 
-    PyTorch tells of the waits that it causes itself (``torch.cuda.set_sync_debug_mode``). Stays empty without CUDA.
+    PyTorch reports only waits that it causes itself (``torch.cuda.set_sync_debug_mode``). Stays empty without CUDA.
     """
     places: list[str] = []
     if not torch.cuda.is_available():
