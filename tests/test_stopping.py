@@ -81,7 +81,8 @@ def test_ctrl_c_that_ends_tee_first_saves_the_state(tiny_zip, tmp_path):
 
 
 IN_A_TERMINAL = '''
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
