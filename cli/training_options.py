@@ -142,7 +142,7 @@ GROUPS = (
         'Own prior (how likely each choice is given those before)',
         _option('--prior', type=click.Choice(['none', 'head']), default='none',
                 help='Train a head per layer, on its features'),
-        _option('--prior-width', metavar='INT', type=INT_POS, default=256, help='Hidden units of a head'),
+        _option('--prior-width', metavar='INT', type=INT_POS, default=64, help='Channels of a head'),
         _option('--prior-gradient', metavar='FLOAT', type=PROBABILITY, default=0.0,
                 help="Share of the heads' gradient that reaches the features"),
         _option('--prior-clean', metavar='FLOAT', type=PROBABILITY, default=0.5,

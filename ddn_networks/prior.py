@@ -16,61 +16,86 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ddn_networks.blocks import ResBlock, num_groups
 from ddn_networks.candidates import Candidates
 from ddn_networks.cells import Grid
 from ddn_networks.closed_forms import full_precision
 from ddn_networks.samplers import Choice, Sampler, of_layer
 
-POOLED: Grid = (4, 4)  # what the head of a layer of few cells sees of its features
-FEW_CELLS = 4
+LEAST = 4  # places a side, at least, of the map that a head works on
+ATTENTION_HEADS = 4
 STEP_FREQUENCIES = 8  # sines and cosines that encode the number of a step
 
 
-class PriorHead(nn.Module):
-    """The logits of a layer's choice, from its features averaged to a small map and normalised per image.
+class Attention(nn.Module):
+    """Self-attention over the places of a map, added to it; begins as the identity.
 
-    A layer of few cells has an MLP on a map of 4x4, a layer of many cells three convolutions on a map of its grid. The
-    last layer begins at zero, so the prior begins uniform.
+    Args:
+        channels: of the map, a multiple of ``ATTENTION_HEADS``.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups(channels), channels, eps=1e-6)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, h, w] -> [B, C, h, w]."""
+        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, ATTENTION_HEADS, -1))  # [B, 3, heads, C / heads, h w]
+        q, k, v = qkv.transpose(3, 4).unbind(1)
+        return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape))
+
+
+class PriorHead(nn.Module):
+    """The logits of a layer's choice, from its features, averaged to a small map and normalised per image.
+
+    The map has as many places as the layer has cells, or a multiple of that where these are few. A cell's logits depend
+    on the whole map: residual block, attention over all places, residual block. The last layer begins at zero, so the
+    prior begins uniform.
 
     Attributes:
-        out: the last layer. Seen as [K, ...], row k of its weight and bias belongs to node k, for all cells.
+        out: the last layer. Row k of its weight [K, width, ...] and bias [K] belongs to node k, for all cells.
 
     Args:
         channels: C of the features.
         num_nodes: K.
-        grid: cells of the layer.
-        width: hidden units or channels.
+        size, grid: pixels (H, W) and cells of the layer.
+        width: channels of the map, rounded up to a multiple of ``ATTENTION_HEADS``.
         steps: the head serves every step of a recurrent network and is given the number of the step.
     """
 
-    def __init__(self, channels: int, num_nodes: int, grid: Grid, width: int, steps: bool = False):
+    def __init__(self, channels: int, num_nodes: int, size: Grid, grid: Grid, width: int, steps: bool = False):
         super().__init__()
+        width += -width % ATTENTION_HEADS
         self.num_nodes, self.num_cells = num_nodes, grid[0] * grid[1]
-        few = self.num_cells <= FEW_CELLS
-        self.pooled = POOLED if few else grid
-        if few:
-            inputs = channels * POOLED[0] * POOLED[1]
-            self.body = nn.Sequential(nn.Flatten(), nn.Linear(inputs, width))
-            self.out = nn.Linear(width, num_nodes * self.num_cells)  # node by node
-        else:
-            convs = [nn.Conv2d(c, width, 3, padding=1) for c in (channels, width)]
-            self.body = nn.Sequential(convs[0], nn.SiLU(), convs[1])
-            self.out = nn.Conv2d(width, num_nodes, 1)
+        places = tuple(min(-(-LEAST // g), side // g) for g, side in zip(grid, size, strict=True))  # for each cell
+        self.map = tuple(g * n for g, n in zip(grid, places, strict=True))
+        halve = all(side >= 2 * n for side, n in zip(size, self.map, strict=True))
+        self.seen = tuple((1 + halve) * n for n in self.map)  # of the features
+        self.first = nn.Conv2d(channels, width, *((4, 2, 1) if halve else (3, 1, 1)))
+        self.place = nn.Parameter(0.02 * torch.randn(1, width, *self.map))
         self.step = nn.Linear(2 * STEP_FREQUENCIES, width) if steps else None
+        self.blocks = nn.ModuleList([ResBlock(width, width), Attention(width), ResBlock(width, width)])
+        self.norm = nn.GroupNorm(num_groups(width), width, eps=1e-6)
+        self.out = nn.Conv2d(width, num_nodes, places, places)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, features: torch.Tensor, step: int = 0) -> torch.Tensor:
         """Features [B, C, H, W] -> logits [B, K], or [B, K, n] with several cells; float32."""
         with full_precision(features):
-            x = F.adaptive_avg_pool2d(features.float(), self.pooled)
-            x = self.body(F.layer_norm(x, x.shape[1:]))
+            x = F.adaptive_avg_pool2d(features.float(), self.seen)
+            x = self.first(F.layer_norm(x, x.shape[1:])) + self.place  # [B, width, h, w]
             if self.step is not None:
                 angles = step * 0.5 ** torch.arange(STEP_FREQUENCIES, device=x.device)
-                shift = self.step(torch.cat([angles.sin(), angles.cos()]))
-                x = x + shift.view(1, -1, *[1] * (x.ndim - 2))
-            logits = self.out(F.silu(x))
-            return logits if self.num_cells == 1 else logits.view(len(x), self.num_nodes, self.num_cells)
+                x = x + self.step(torch.cat([angles.sin(), angles.cos()])).view(1, -1, 1, 1)
+            before, attention, after = self.blocks
+            x = after(attention(before(x, self.map)), self.map)
+            logits = self.out(F.silu(self.norm(x)))  # [B, K, g_h, g_w]
+            return logits.flatten(1) if self.num_cells == 1 else logits.flatten(2)
 
 
 def from_prior(

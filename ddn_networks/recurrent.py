@@ -164,9 +164,9 @@ class RecurrentDDN(Network):
         self.conv_out = nn.Conv2d(base_width, features, 3, padding=1)
         self.ddls = nn.ModuleList([DDL(features, num_nodes, img_channels, leak_choice, grid)])
         self.prior_gradient = prior_gradient
-        seen = features + self.head_condition_channels
-        self.prior = nn.ModuleList([PriorHead(seen, num_nodes, grid, prior_width, steps=True)] if heads else [])
-        self.prior.extend(over_codes(prior_kind, prior_width, self.specs))
+        seen, size = features + self.head_condition_channels, self.img_resolution
+        head = [PriorHead(seen, num_nodes, size, grid, prior_width, steps=True)] if heads else []
+        self.prior = nn.ModuleList([*head, *over_codes(prior_kind, prior_width, self.specs)])
         for conv in (self.unet.conv_in, self.conv_out):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)

@@ -43,7 +43,7 @@ class DDN(Network):
             in the channels beside it, and are zero everywhere else.
         grids: cells that choose, one grid per scale or one per layer, each an int or (rows, columns); () for whole
             images everywhere. See ``cells``.
-        prior_width: hidden units of the heads of the network's own prior (``prior``); 0 for no prior.
+        prior_width: channels of the heads of the network's own prior (``prior``); 0 for no prior.
         prior_gradient: the share of the heads' gradient that training lets into the features.
         prior_kind: 'head'; or 'counts' (whatever the width) or 'transformer' of that width, see ``code_priors``.
         condition_to: 'all', or 'heads': only the heads of the prior are given the condition.
@@ -124,7 +124,7 @@ class DDN(Network):
             before = spec
         self.prior_gradient = prior_gradient
         self.prior = nn.ModuleList(
-            PriorHead(spec.channels + self.head_condition_channels, spec.num_nodes, spec.grid, prior_width)
+            PriorHead(spec.channels + self.head_condition_channels, spec.num_nodes, spec.size, spec.grid, prior_width)
             for spec in self.specs
             if heads
         )

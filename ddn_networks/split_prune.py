@@ -172,15 +172,12 @@ class SplitAndPrune(UsageCounter):
     ) -> None:
         """The rows of a head that belong to nodes which moved, for all cells, in weights, moments and averages. In
         weights and averages, not in moments, the bias of both halves falls by log 2."""
-        K = head.num_nodes
         for param in (head.out.weight, head.out.bias):
             states = optimizer.state.get(param, {}).values() if optimizer is not None else ()
-            moments = [s.view(K, -1) for s in states if torch.is_tensor(s) and s.shape == param.shape]
-            averages = [copies[param].view(K, -1) for copies in self.head_copies]
-            apply_to_rows_([param.view(K, -1), *averages, *moments], source, prune)
+            moments = [s for s in states if torch.is_tensor(s) and s.shape == param.shape]
+            averages = [copies[param] for copies in self.head_copies]
+            apply_to_rows_([param, *averages, *moments], source, prune)
         halves = torch.cat([plan.split[i], plan.prune[i]]).where(plan.active[i].repeat(2), 0)
         less = plan.active[i].repeat(2).to(head.out.bias.dtype) * -math.log(2)  # [2 P], 0 for pairs that stay
         for bias in (head.out.bias, *(copies[head.out.bias] for copies in self.head_copies)):
-            rows = bias.view(K, -1)
-            rows.index_add_(0, halves, less[:, None].expand(-1, rows.shape[1]))
-
+            bias.index_add_(0, halves, less)

@@ -165,7 +165,7 @@ def test_shared_prefixes_and_snapshots_keep_the_prior(tmp_path):
             sampler = samplers.with_log_prior(samplers.given(codes))
             plain, shared = (net(sampler, 40, keep=True, share_prefixes=share).log_prior for share in (False, True))
         for a, b in zip(plain, shared, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
         path = tmp_path / f'{name}.safetensors'
         snapshots.save_network(path, net)
         assert torch.equal(Network.from_pretrained(path).log_prob(codes), net.log_prob(codes))
@@ -203,8 +203,8 @@ def test_the_gradient_stops_at_the_features_but_for_a_share(share):
 def test_a_split_shares_the_probability_of_a_node(grid):
     """Right after it p(split) + p(copy) is the old p over 1 - p(pruned), for every cell, in weights and averages."""
     torch.manual_seed(0)
-    head = PriorHead(6, 5, grid, 7)
-    torch.nn.init.normal_(head.out.weight)
+    head = PriorHead(6, 5, (4, 8), grid, 8).to(memory_format=torch.channels_last)  # as in training on a CPU
+    torch.nn.init.normal_(head.out.weight, std=0.3)
     torch.nn.init.normal_(head.out.bias)
     node = torch.nn.Parameter(torch.randn(5, 1, 3))
     optimizer = torch.optim.Adam([node, *head.parameters()])
@@ -233,11 +233,11 @@ def test_a_split_shares_the_probability_of_a_node(grid):
         for key, old in moments[param].items():
             new = optimizer.state[param][key]
             if old.shape == param.shape:
-                rows, want = new.view(5, -1), old.view(5, -1)
+                rows, want = new.reshape(5, -1), old.reshape(5, -1)
                 assert torch.equal(rows[4], want[2]) and torch.equal(rows[:4], want[:4])
-    weight, bias = (copy.view(5, -1) for copy in copies.values())
-    assert torch.equal(weight[4], averages[0].view(5, -1)[2])
-    torch.testing.assert_close(bias[4], averages[1].view(5, -1)[2] - math.log(2))
+    weight, bias = (copy.reshape(5, -1) for copy in copies.values())
+    assert torch.equal(weight[4], averages[0].reshape(5, -1)[2])
+    torch.testing.assert_close(bias[4], averages[1].reshape(5, -1)[2] - math.log(2))
     torch.testing.assert_close(bias[2], bias[4])
     still = [head.out.bias.clone(), *(copy.clone() for copy in copies.values())]
     assert not balance.step_(optimizer).active.any()
@@ -443,7 +443,7 @@ def test_the_ratio_with_and_without_a_condition_is_bayes():
     joint = torch.tensor([[8.0, 2, 1, 1], [1, 6, 3, 2], [2, 1, 2, 7]]) / 36  # [c, k]
     codes = torch.arange(4).repeat(3)[:, None]
     condition = net.make_condition(torch.arange(3).repeat_interleave(4))
-    optimizer = torch.optim.Adam(net.prior.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam(net.prior.parameters(), lr=0.003)
     for _ in range(150):
         asked = samplers.with_log_prior(samplers.given(codes))
         log_p = [net(asked, 12, c, keep=True).log_prior[0].gather(1, codes)[:, 0] for c in (condition, None)]
