@@ -94,7 +94,7 @@ def samples(
 
 @option_group(
     'Detector',
-    click.option('--detector', help='inception, lenet (for digits), or a file of weights of either',
+    click.option('--detector', help='inception, alex (fast), lenet (for digits), or a file of weights of one',
                  metavar='NAME|FILE|URL', default='inception'),
     click.option('--detector-weights', help='Weights of a detector given by name', metavar='FILE|URL'),
     click.option('--precision', help='Precision of the detector', type=click.Choice(list(PRECISIONS)),

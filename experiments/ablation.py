@@ -243,7 +243,7 @@ def work(rows: Sequence[Row], seeds: Sequence[int], study: Study, scoring: Scori
     started, trained = time.monotonic(), 0
     jobs = list(itertools.product(seeds, rows))
     for done, (seed, row) in enumerate(jobs):
-        run_dir = study.folder / f'{re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")}-seed{seed}'
+        run_dir = study.folder / f'{slug(row.name)}-seed{seed}'
         options = {**row.options, 'seed': seed}
         title = f'[{done + 1}/{len(jobs)}] {row.name}' + (f', seed {seed}' if len(seeds) > 1 else '')
         network = None
@@ -265,6 +265,11 @@ def work(rows: Sequence[Row], seeds: Sequence[int], study: Study, scoring: Scori
         if trained and done + 1 < len(jobs):
             spent = time.monotonic() - started
             dist.print0(f'About {format_time(spent / trained * (len(jobs) - done - 1))} left.')
+
+
+def slug(name: str) -> str:
+    """A row's name as a part of a folder's."""
+    return re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
 
 
 def chosen(rows: Sequence[Row], only: str | None) -> list[Row]:

@@ -13,12 +13,16 @@ from dnnlib.downloads import Limits, cache_path, local_path
 from dnnlib.util import file_sha256
 from metrics.inception import Inception
 from metrics.lenet import LeNet
-from metrics.lpips import LPIPS
+from metrics.lpips import LPIPS, PooledAlexNet
 from metrics.resnet import CifarResNet
 from metrics.weights import load_, read_state, state_digest
 
-NETWORKS = {'inception': Inception, 'lenet': LeNet}
-MARKS = {'inception': 'Mixed_7c.branch_pool.conv.weight', 'lenet': 'convnet.c1.weight'}  # a tensor of this one alone
+NETWORKS = {'inception': Inception, 'lenet': LeNet, 'alex': PooledAlexNet}
+MARKS = {  # a tensor of this one alone
+    'inception': 'Mixed_7c.branch_pool.conv.weight',
+    'lenet': 'convnet.c1.weight',
+    'alex': 'features.10.weight',
+}
 FILES = {  # names of the files in the cache and in ../shared/weights
     'inception': ('pt_inception-2015-12-05-6726825d.pth', 'inception.pth'),
     'lenet': ('khushbujpatel_lenet_mnist_cnn.pt',),
@@ -98,7 +102,7 @@ def load_detector(
     """Load a detector.
 
     Args:
-        name: ``inception``, ``lenet``, or a path or URL of a file of the weights of either.
+        name: ``inception``, ``lenet``, ``alex``, or a path or URL of a file of the weights of one.
         weights: path or URL of the weights; None looks where ``weights_path`` says.
         device: where it runs.
         precision: ``float32`` or, for Inception, ``bfloat16``: faster, features off by a few per cent.
@@ -111,7 +115,7 @@ def load_detector(
         raise ValueError(f'unknown precision {precision!r}: choose from {", ".join(PRECISIONS)}')
     if name not in NETWORKS and weights is not None:
         raise ValueError(f'--detector-weights: the detector {name} is a file of weights itself')
-    path = weights_path(name, weights) if name in NETWORKS else local_path(name)
+    path = weights_path('lpips-alex' if name == 'alex' else name, weights) if name in NETWORKS else local_path(name)
     state = read_state(path)
     kinds = [kind for kind, mark in MARKS.items() if mark in state]
     if not kinds or (name in NETWORKS and name != kinds[0]):

@@ -92,7 +92,7 @@ def reconstruction(
         if big_enough:
             sums[1] += ssim(images, again).sum()
         if lpips is not None:
-            device = lpips.shift.device
+            device = lpips.lin0.device
             sums[2] += lpips(to_float(images).to(device), to_float(again).to(device)).double().sum().cpu()
     dist.all_reduce_(sums)
     mean = (sums / source.num).tolist()
@@ -124,7 +124,7 @@ def neighbours(
     """
     embeddings: dict[str, Callable] = {detector.name: detector.features}
     if lpips is not None:
-        embeddings = {'LPIPS': lambda images: lpips.embed(images.to(lpips.shift.device))} | embeddings
+        embeddings = {'LPIPS': lambda images: lpips.embed(images.to(lpips.lin0.device))} | embeddings
     sets = [samples] if held_out is None else [samples, held_out]
     numbers, found = {}, {}
     for name, embed in embeddings.items():

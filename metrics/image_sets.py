@@ -117,13 +117,14 @@ class Samples:
 
     Args:
         about: facts about the network for ``describe``.
+        how: ``temperature``, ``top_p`` or ``uniform`` of ``Network.sample``.
 
     Raises:
         ValueError: the network needs another condition.
     """
 
-    def __init__(self, net: Network, num: int, seed: int = 0, about: dict[str, Any] | None = None):
-        self.net, self.num, self.seed, self.about = net, num, seed, about or {}
+    def __init__(self, net: Network, num: int, seed: int = 0, about: dict[str, Any] | None = None, **how: Any):
+        self.net, self.num, self.seed, self.about, self.how = net, num, seed, about or {}, how
         self.resolution = net.img_resolution
         self.classes = net.conditions.num_classes
         if self.classes is None:
@@ -138,11 +139,11 @@ class Samples:
     def batches(self, positions: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
         """Yield (positions, uint8 images [B, C, H, W])."""
         seeds = range(self.seed, self.seed + self.num)
-        for batch in generate.samples(self.net, seeds, size, self.condition, positions=positions):
+        for batch in generate.samples(self.net, seeds, size, self.condition, positions=positions, **self.how):
             yield batch.positions, rounded(batch.images, 'samples')
 
     def describe(self) -> dict[str, Any]:
-        return {**self.about, 'num': self.num, 'seeds': f'{self.seed}-{self.seed + self.num - 1}'}
+        return {**self.about, **self.how, 'num': self.num, 'seeds': f'{self.seed}-{self.seed + self.num - 1}'}
 
     def notes(self) -> list[str]:
         return []

@@ -15,7 +15,7 @@ from metrics import distances, reconstruction, reference
 from metrics.detectors import load_detector, load_lpips, weights_path
 from metrics.inception import ConvBN, Inception, MixedA, MixedE, mean_pool, resize_tf1
 from metrics.lenet import LeNet
-from metrics.lpips import LPIPS
+from metrics.lpips import LPIPS, PooledAlexNet
 from metrics.weights import load_, read_state, state_digest
 
 GOLDEN = Path(__file__).parent / 'data' / 'inception_features.npz'
@@ -454,6 +454,27 @@ def test_lenet_reads_digits():
     assert net.probabilities(digits).argmax(1).tolist() == [1, 7]
 
 
+def test_the_alex_detector_pools_the_last_two_convolutions(tmp_path):
+    weights = randomise_(PooledAlexNet(), 3)
+    torch.save(weights.state_dict(), tmp_path / 'alex.pth')
+    detector = load_detector('alex', tmp_path / 'alex.pth')
+    assert detector.name == load_detector(str(tmp_path / 'alex.pth')).name == 'alex' and detector.dim == 512
+    images = rand(2, 3, 64, 64, dtype=torch.float32).clamp(-1, 1)
+    c = weights.features
+    shift, scale = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]])[..., None, None]
+    x = (images - shift) / scale
+    x = F.relu(F.conv2d(x, c['0'].weight, c['0'].bias, stride=4, padding=2))
+    x = F.relu(F.conv2d(F.max_pool2d(x, 3, 2), c['3'].weight, c['3'].bias, padding=2))
+    x = F.relu(F.conv2d(F.max_pool2d(x, 3, 2), c['6'].weight, c['6'].bias, padding=1))
+    fourth = F.relu(F.conv2d(x, c['8'].weight, c['8'].bias, padding=1))
+    fifth = F.relu(F.conv2d(fourth, c['10'].weight, c['10'].bias, padding=1))
+    wanted = torch.cat([fourth.mean((2, 3)), fifth.mean((2, 3))], 1)
+    torch.testing.assert_close(detector.features(images), wanted)
+    grey = images[:, :1]
+    assert torch.equal(detector.features(grey), detector.features(grey.expand(-1, 3, -1, -1)))
+    assert detector.features(images[..., :32, :32]).shape == (2, 512)
+
+
 # ------------------------------------------------------------------------------------------------------------- LPIPS
 
 
@@ -463,8 +484,6 @@ def random_lpips():
         getattr(net, f'lin{i}').abs_()
     for module in net.features.values():
         module.weight.mul_(0.1)
-    net.shift.copy_(torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
-    net.scale.copy_(torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
     return net
 
 
