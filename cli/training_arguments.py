@@ -18,6 +18,7 @@ from training.training_loop import BALANCERS
 
 # EDM's augmentations for images, 9 labels (Karras et al. 2022, Table 6).
 AUGMENT = {'xflip': 1e8, 'yflip': 1, 'scale': 1, 'rotate_frac': 1, 'aniso': 1, 'translate_frac': 1}
+HELD_OUT = 0.02  # share of the training images that a network with a prior does not see
 BALANCE_ALIASES = {'conditional': 'prefix'}  # names of earlier revisions
 
 
@@ -75,9 +76,13 @@ def network_options(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str,
             raise ValueError(f'--{name.replace("_", "-")} does nothing with --arch={o["arch"]}: leave it out')
     kwargs = kwargs_fn(o, dataset)
     network = {'network_class': class_name, 'network_kwargs': kwargs}
+    if o['prior'] not in ('none', 'head'):
+        raise ValueError(f'--prior={o["prior"]} is for networks that stay as they are: give --fit-prior=NET too')
+    if o['temperature_from'] and o['prior'] == 'none':
+        raise ValueError('--temperature-from chooses temperatures of a prior: add --prior=head, or leave it out')
     if o['prior'] == 'head':
-        network |= {'prior_clean': o['prior_clean'], 'prior_softness': o['prior_soft']}
-    names, pairs = _conditions(o, dataset)
+        network |= {'prior_clean': o['prior_clean'], 'prior_softness': o['prior_soft'], 'held_out': HELD_OUT}
+    names, pairs = conditions_of(o, dataset)
     if not names:
         return network
     to = {'condition_to': 'heads'} if o['condition_to'] == 'heads' else {}
@@ -200,7 +205,7 @@ def current_balance(text: str) -> str:
     return BALANCE_ALIASES.get(name, name) + colon + rest
 
 
-def _conditions(o: dict[str, Any], dataset: ImageFolderDataset) -> tuple[list[str], str | None]:
+def conditions_of(o: dict[str, Any], dataset: ImageFolderDataset) -> tuple[list[str], str | None]:
     """(names of the network's conditions, the folder or zip of pairs) that --cond and --condition ask for."""
 
     def labels() -> tuple[str, int]:

@@ -12,12 +12,14 @@ from cli.condition_arguments import training_help, with_paths
 from cli.options import Text, option_group
 from cli.presets import PRESETS, presets_help
 from cli.training_arguments import BALANCERS, NETWORKS, current_balance
+from ddn_networks.code_priors import KINDS
 from ddn_networks.snapshots import upgraded
 from dnnlib.downloads import is_url, lasting_path
 from dnnlib.readers import printable, read_json
 from torch_utils.misc import PRECISIONS
 
-NOT_STORED = {'outdir', 'resume', 'dry_run', 'nosubdir', 'desc', 'preset'}  # options of one call, not of the run
+# Options of one call, not of the run.
+NOT_STORED = {'outdir', 'resume', 'dry_run', 'nosubdir', 'desc', 'preset', 'fit_prior'}
 PATHS = ('data', 'val_data', 'val_pairs', 'transfer')
 OF_THE_LOOP = ('val_data', 'pair_data', 'val_pairs', 'transfer')  # paths among the arguments of the loop
 
@@ -98,7 +100,8 @@ GROUPS = (
         _option('--xflip', metavar='BOOL', type=bool, default=False, help='Double the dataset by mirroring'),
         _option('--augment', metavar='FLOAT', type=PROBABILITY, default=0.0,
                 help="Probability of EDM's augmentations, 0 for none"),
-        _option('--val-data', metavar='ZIP|DIR|URL', help='Validation images  [default: the training images]'),
+        _option('--val-data', metavar='ZIP|DIR|URL',
+                help='Validation images  [default: the training images; with a prior, 2 % held out of them]'),
         _option('--val-pairs', metavar='ZIP|DIR|URL', help='Pairs of --val-data, with --condition=image:PATH'),
         _option('--cache', metavar='BOOL', type=bool, default=True, help='Keep decoded images in memory'),
         _option('--workers', metavar='INT', type=click.IntRange(0, 1024), default=1,
@@ -140,9 +143,16 @@ GROUPS = (
     ),
     option_group(
         'Own prior (how likely each choice is given those before)',
-        _option('--prior', type=click.Choice(['none', 'head']), default='none',
-                help='Train a head per layer, on its features'),
-        _option('--prior-width', metavar='INT', type=INT_POS, default=64, help='Channels of a head'),
+        _option('--prior', type=click.Choice(['none', *KINDS]), default='none',
+                help='Train a head per layer, on its features; with --fit-prior also counts of codes, or a transformer '
+                'over codes'),
+        _option('--fit-prior', metavar='NET', help='Fit a --prior to this network, which stays as it is: minutes; '
+                'other defaults, see docs/training.md'),
+        _option('--temperature-from', metavar='NAME|FILE',
+                help='Choose default temperatures by the distance of this detector: inception, lenet, alex  '
+                '[default: 1]'),
+        _option('--prior-width', metavar='INT', type=INT_POS, default=64,
+                help='Channels of a head, or width of the transformer'),
         _option('--prior-gradient', metavar='FLOAT', type=PROBABILITY, default=0.0,
                 help="Share of the heads' gradient that reaches the features"),
         _option('--prior-clean', metavar='FLOAT', type=PROBABILITY, default=0.5,
@@ -328,6 +338,8 @@ def lasting(options: Mapping[str, Any], stored_in: str = '') -> dict[str, Any]:
         return lasting_path(path)
 
     kept = {name: file(name.replace('_', '-'), options[name]) for name in PATHS if options.get(name)}
+    if (detector := options.get('temperature_from')) and os.path.exists(detector):  # a file, not a name
+        kept['temperature_from'] = lasting_path(detector)
     conditions = with_paths(options.get('condition') or (), lambda path: file('condition', path))
     return {**options, **kept, 'condition': conditions}
 

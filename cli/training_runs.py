@@ -3,6 +3,8 @@
 import contextlib
 import inspect
 import json
+import os
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +12,12 @@ import click
 import torch
 from click.core import ParameterSource
 
+from cli import prior_fits, sampling_defaults
 from cli.options import one_line_errors
 from cli.presets import PRESETS
 from cli.training_arguments import loop_kwargs
 from cli.training_options import NOT_STORED, Stored, as_command, changed, lasting, parsed, read_stored
+from ddn_networks import snapshots
 from dnnlib.util import redacted
 from torch_utils import distributed as dist
 from torch_utils import misc
@@ -69,6 +73,8 @@ def _run(o: dict[str, Any], given: set[str]) -> str | None:
 
     with dist.session(o['device']) as device:
         o = lasting(o)
+        if o['fit_prior'] is not None:
+            return _fit_prior(o, given, device)
         dataset = ImageFolderDataset(o['data'])
         data = {'num': len(dataset), 'shape': list(dataset.image_shape), 'digest': dataset.archive.digest()}
         loop, notes = loop_kwargs(o, dataset), list(dataset.archive.notes)
@@ -88,7 +94,8 @@ def _run(o: dict[str, Any], given: set[str]) -> str | None:
                   'torch': torch.__version__, 'ranks': ranks}  # fmt: skip
         first = dist.get_rank() == 0
         if run_dir is None:
-            run_dir = dist.all_gather_object(_new_folder(o, dataset.name) if first else None)[0]
+            words = [dataset.name, o['arch'], *[f'gpus{ranks}'] * (ranks > 1), f'batch{o["batch"]}']
+            run_dir = dist.all_gather_object(_new_folder(o, words) if first else None)[0]
         with run_folder.opened(run_dir) if first else contextlib.nullcontext():
             for line in [f'Run folder: {run_dir}', *notes]:
                 dist.print0(line)
@@ -101,14 +108,32 @@ def _run(o: dict[str, Any], given: set[str]) -> str | None:
                 run_options=redacted(stored),
                 **loop,
             )
+            if loop['network_kwargs'].get('prior_width'):
+                sampling_defaults.complete(run_dir, loop, o['temperature_from'], device, dist.print0)
         return run_dir
 
 
-def _new_folder(o: dict[str, Any], dataset_name: str) -> str:
+def _fit_prior(o: dict[str, Any], given: set[str], device: torch.device) -> str | None:
+    o = prior_fits.options(o, given)
+    seed = o['seed'] if o['seed'] is not None else secrets.randbelow(2**31)
+    if o['dry_run']:
+        click.echo(json.dumps({name: o[name] for name in ('fit_prior', 'prior', *prior_fits.DEFAULTS[o['prior']])}))
+        return None
+    words = [os.path.splitext(os.path.basename(o['data']))[0], 'prior', o['prior']]
+    run_dir = _new_folder(o, words)
+    with run_folder.opened(run_dir):
+        click.echo(f'Run folder: {run_dir}')
+        net, num = prior_fits.fitted(o, seed, device, click.echo)
+        path = os.path.join(run_dir, f'network-snapshot-{num:09d}.safetensors')
+        facts = {'git_revision': misc.git_revision(), 'fitted_to': redacted(o['fit_prior']), 'cur_nimg': num}
+        snapshots.save_network(path, net, meta=facts)
+        click.echo(f'Network with its prior: {path}')
+    return run_dir
+
+
+def _new_folder(o: dict[str, Any], words: list[str]) -> str:
     if o['nosubdir']:
         return run_folder.use(o['outdir'])
-    world = dist.get_world_size()
-    words = [dataset_name, o['arch'], *[f'gpus{world}'] * (world > 1), f'batch{o["batch"]}']
     return run_folder.create(o['outdir'], [*words, *filter(None, (o['preset'], o['desc']))])
 
 

@@ -1,12 +1,19 @@
 """What a network knows about its own sampling: facts measured after training, kept in its snapshots.
 
-Legend: L layers.
+Legend: L layers, B images, C image channels, H x W pixels, p x p pixels of a block.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ddn_networks import pixel_maps, samplers
+
+if TYPE_CHECKING:
+    from ddn_networks.network import Network
 
 LARGEST = 1e6  # of temperatures and residuals
 MOST_NAMES = 64  # of residuals
@@ -59,3 +66,26 @@ def _numbers(name: str, values: Any, lengths: Sequence[int]) -> tuple[float, ...
             f'sampling: {name} is {str(values)[:80]}, not {lengths[-1]} numbers of 0 to {LARGEST:g}, one per layer'
         )
     return tuple(float(v) for v in values)
+
+
+@torch.no_grad()
+def measured_residuals(
+    net: 'Network', batches: Iterable[tuple[torch.Tensor, torch.Tensor | None]]
+) -> dict[str, list[float]]:
+    """``Sampling.residuals`` of batches (images [B, C, H, W] in [-1, 1], their condition)."""
+    sums: dict[str, torch.Tensor] = {}
+    num = 0
+    for images, condition in batches:
+        target = samplers.target_pyramid(images)
+        selected = net(samplers.nearest_to(target), len(images), condition, keep=True).selected
+        grey = pixel_maps.grey_matrix(net.img_channels).to(images)
+        for layer, image in enumerate(selected):
+            residual = image.float() - target(image.shape[2:])  # [B, C, h, w]
+            luma = torch.einsum('dc,bchw->bdhw', grey, residual)
+            for p in (2**i for i in range(max(net.img_resolution).bit_length())):
+                size = tuple(max(1, side // p) for side in residual.shape[2:])
+                for name, values in ((f'rgb/{p}', residual), (f'luma/{p}', luma)):
+                    total = sums.setdefault(name, torch.zeros(net.num_layers, dtype=torch.float64))
+                    total[layer] += pixel_maps.box(values, size).double().square().mean((1, 2, 3)).sum().cpu()
+        num += len(images)
+    return {name: (total / num).tolist() for name, total in sums.items()}

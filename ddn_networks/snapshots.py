@@ -209,6 +209,16 @@ def save_network(
     tensor_files.save_tensors(path, tensors, header)
 
 
+def set_sampling(path: str | os.PathLike, facts: sampling.Sampling) -> None:
+    """Write ``Network.sampling`` into the snapshot at ``path``; all else stays. Raises as ``load_network``, and OSError
+    where it cannot be written."""
+    net = load_network(path)
+    tensors, meta = tensor_files.load_tensors(path)
+    value = sampling.to_json(facts)
+    sampling.from_json(value, net.num_layers)
+    tensor_files.save_tensors(path, tensors, {**meta, 'sampling': value})
+
+
 def load_network(path: str | os.PathLike, ema: str | float | None = None) -> torch.nn.Module:
     """The network of a snapshot on the CPU; its ``snapshot_meta`` is the header's JSON. ``path``: see ``network_path``.
 

@@ -14,6 +14,7 @@ from mutations import mutations, outcome
 import train
 from cli.training_options import read_stored
 
+PATHS = ('condition', 'data', 'val_data', 'val_pairs', 'transfer', 'temperature_from')
 VALUES = (
     None, True, False, 0, -1, 1, 7, 2**31, 2**53, 2**63, 10**30, 0.5, -0.0, 1e-300, 1e308, '', 'x', '1', '8,8', 'é\n\0',
     '9' * 400, '../..', 'help', [], [1], ['color'], [[]], {}, {'a': 1},
@@ -104,7 +105,7 @@ def test_every_option_with_every_value(run, text):
             if not isinstance(found, Exception):
                 accepted.add((name, i))
                 kept = found.options.get(name)
-                assert kept == value or name in ('condition', 'data', 'val_data', 'val_pairs', 'transfer'), name
+                assert kept == value or name in PATHS, name
             assert not isinstance(found, click.ClickException)
     assert {name for name, _ in accepted} >= {'nodes', 'batch', 'lr', 'cond', 'condition'}
     refused = len(content['options']) * len(VALUES) - len(accepted)

@@ -40,7 +40,7 @@ def test_the_prior_is_trained_and_moves_with_the_nodes(trained):
     state = final(trained)
     assert state['balance/num_splits'].sum() > 0
     assert all(state[f'net/prior.{layer}.out.weight'].any() for layer in range(6))
-    assert layer_table(net).splitlines()[-1].split()[0] == 'prior'
+    assert [line for line in layer_table(net).splitlines() if line.split()[0] == 'prior']
 
 
 def test_it_resumes_bit_for_bit(trained, tiny_zip, tmp_path):
@@ -154,7 +154,8 @@ def test_the_share_of_the_heads_is_that_of_their_operations():
     net = DDN(8, 1, [8, 8], [1, 2], [4, 4], grids=[1, 4], prior_width=16).train()
     heads, blocks = multiplications(net.prior), multiplications(net.blocks) / 2  # of one of the two passes
     share = heads_share(net)
-    assert net.training and 0.6 * heads / (heads + blocks) < share < heads / (heads + blocks)  # less: the layers' own
+    want = heads / (heads + blocks)
+    assert net.training and 0.7 * want < share < 1.1 * want  # it counts the layers' distances and attention, too
     assert 'of the arithmetic of a pass' in layer_table(net) and ('Warning' in layer_table(net)) == (share > 0.5)
     wide = DDN(8, 1, [8, 8], [1, 2], [4, 4], grids=[1, 4], prior_width=64)
     assert heads_share(wide) > 0.5 and 'more than half' in layer_table(wide)

@@ -202,15 +202,40 @@ class PairedDataset:
         return pair[:, :, ::-1].copy() if flipped else pair
 
 
+class Part:
+    """Some images of a dataset, at ``indices`` [N]: `part[i]` is `dataset[indices[i]]`."""
+
+    def __init__(self, dataset: ImageFolderDataset | PairedDataset, indices: np.ndarray):
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        return self.dataset[int(self.indices[index])]
+
+
+def held_out(num: int, share: float) -> np.ndarray:
+    """Which of ``num`` images are kept from training, bool [num]: about the ``share`` of them, by a hash of the index
+    alone, so the same in every run, whatever its seed."""
+    with np.errstate(over='ignore'):
+        x = (np.arange(num, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):  # the finalizer of SplitMix64
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(factor)
+    return (x >> np.uint64(11)) < share * 2.0**53
+
+
 class TrainingData(NamedTuple):
     """What training sees: the images as ``loaded`` brings them (with pairs, if any), and a validation batch.
 
-    images: the training images. loaded: they, or their pairs with them. validation: arrays of ``loaded``, stacked.
+    images: the dataset. loaded: it, or its pairs with it, without what is held out. validation: arrays of ``loaded``,
+    stacked. held_out: the images that training does not see; None for none.
     """
 
     images: ImageFolderDataset
-    loaded: ImageFolderDataset | PairedDataset
+    loaded: ImageFolderDataset | PairedDataset | Part
     validation: list[torch.Tensor]
+    held_out: Part | None = None
 
 
 def open_training_data(
@@ -219,14 +244,16 @@ def open_training_data(
     val_data: str | None = None,
     pair_data: str | None = None,
     val_pairs: str | None = None,
+    held_out_share: float = 0.0,
 ) -> TrainingData:
     """Open the images of a run.
 
     Args:
         dataset_kwargs: arguments of ``ImageFolderDataset``.
         num_validation: images of the validation batch at most, evenly spaced.
-        val_data: validation images; None takes the training images.
+        val_data: validation images; None takes what is held out, or else the training images.
         pair_data, val_pairs: pairs of the training and of the validation images.
+        held_out_share: share of the images, mirrored ones with theirs, that training does not see (``held_out``).
 
     Raises:
         ValueError, OSError: they cannot be used, in one line.
@@ -242,9 +269,18 @@ def open_training_data(
     if pair_data is not None:
         loaded = PairedDataset(images, pair_data, images.cached)
         val_set = loaded if val_data is None else PairedDataset(val_set, val_pairs or pair_data)
+    hidden = np.flatnonzero(held_out(len(images._files), held_out_share))
+    kept_out = None
+    if len(hidden):
+        kept_out = Part(loaded, hidden)
+        rows = np.arange(len(images))
+        loaded = Part(loaded, rows[~np.isin(rows % len(images._files), hidden)])
+        val_set = kept_out if val_data is None else val_set
+        if not len(loaded):
+            raise ValueError(f'{images.archive.path} has too few images ({len(images)}) to hold some out')
     shown = np.linspace(0, len(val_set) - 1, min(num_validation, len(val_set)))
     batch = zip(*(val_set[int(i)] for i in shown), strict=True)
-    return TrainingData(images, loaded, [torch.from_numpy(np.stack(arrays)) for arrays in batch])
+    return TrainingData(images, loaded, [torch.from_numpy(np.stack(arrays)) for arrays in batch], kept_out)
 
 
 def _shape_words(shape: tuple[int, ...]) -> str:

@@ -75,6 +75,7 @@ def training_loop(
     share_prefixes: bool = False,
     prior_clean: float = 0.5,
     prior_softness: float = 0.0,
+    held_out: float = 0.0,
     tick_nimg: int = 50_000,
     snapshot_ticks: int = 50,
     state_ticks: int = 50,
@@ -116,9 +117,10 @@ def training_loop(
             where the batch is large against the K of the first layers.
         prior_clean: for a network with a prior, the share of each batch without Chain Dropout: with many cells, other
             images hardly have clean prefixes. ``prior_softness``: see ``prior_loss``.
+        held_out: share of the images that training does not see (``dataset.held_out``), for validation.
         tick_nimg: images between progress lines; ``snapshot_ticks``, ``state_ticks``: ticks between snapshots with
             pictures, and between training states.
-        val_data: images of the validation batch; None takes the training set's.
+        val_data: images of the validation batch; None takes what is held out, or else the training set's.
         transfer: a snapshot whose weights to start from, where names and shapes fit.
         resume_state: a training state to resume from; ``resume_unchanged``: with the run's own data and options.
         snapshot_meta: JSON-able facts for the snapshots' headers.
@@ -136,7 +138,7 @@ def training_loop(
     torch.manual_seed(seed)
 
     # Network, optimizer, balance, averages.
-    data = open_training_data(dataset_kwargs, NUM_VALIDATION, val_data, pair_data, val_pairs)
+    data = open_training_data(dataset_kwargs, NUM_VALIDATION, val_data, pair_data, val_pairs, held_out)
     pipe = AugmentPipe(**augment_kwargs) if augment_kwargs else None
     augment_dim = pipe.label_dim if pipe else 0
     spec = {'class_name': network_class, 'kwargs': {**network_kwargs, 'augment_dim': augment_dim}}
@@ -180,7 +182,7 @@ def training_loop(
         if meta.get('scaler') and meta.get('loss_scale') == loss_scale:  # a new --ls begins anew
             scaler.load_state_dict(meta['scaler'])
         dist.print0(f'Resuming from {resume_state} at {cur_nimg:,} images.')
-    stream = BatchStream(len(data.images), seed, cur_nimg, batch_size, batch_gpu, rank, world_size)
+    stream = BatchStream(len(data.loaded), seed, cur_nimg, batch_size, batch_gpu, rank, world_size)
     rounds = stream.num_accumulation_rounds
     loader = Loader(data.loaded, stream, device, num_workers)
     events = report.open_events(run_dir) if tensorboard and rank == 0 else None
@@ -189,7 +191,7 @@ def training_loop(
         _prepare_folder(run_dir, cur_nimg, resume_unchanged, facts)
     dist.print0(
         f'{network_facts["table"]}\n'
-        f'Training on {device.type} x {world_size}: {len(data.images):,} images of {data.images.name}, batch '
+        f'Training on {device.type} x {world_size}: {len(data.loaded):,} images of {data.images.name}, batch '
         f'{batch_size}{f" in {rounds} rounds" if rounds > 1 else ""}, {precision}, {total_nimg:,} images in all.'
     )
 
