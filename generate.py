@@ -67,7 +67,8 @@ if TYPE_CHECKING:  # a plain seed loads neither
 
 GRID_MAX = 1024  # images that a grid shows
 COLUMNS = 8  # of a grid
-GUIDING = ('top_k', 'beam', 'combine', 'guide_every', 'guide_layers')  # mean nothing without --guide
+# Mean nothing without --guide.
+GUIDING = ('top_k', 'beam', 'combine', 'guide_every', 'guide_layers', 'proposals', 'sweeps', 'prior_weight')
 
 
 class Request(NamedTuple):
@@ -308,9 +309,8 @@ def check_options(ctx: click.Context) -> None:
     if of_prior and (o['codes'] or o['reconstruct']):
         option = of_prior[0].replace('_', '-')
         raise click.ClickException(f'--{option} is for samples: leave it out with --codes and --reconstruct')
-    if o['guide'] and (o['top_p'] is not None or o['uniform'] or o['cfg'] != 1 or len(o['temperature'] or ()) > 1):
-        others = '--top-p, --uniform and --cfg'
-        raise click.ClickException(f'with --guide, --temperature is one number, and {others} do nothing')
+    if o['guide'] and (o['top_p'] is not None or o['cfg'] != 1):
+        raise click.ClickException('--top-p and --cfg are for samples without --guide: leave them out')
 
 
 @click.command(
@@ -340,7 +340,7 @@ def check_options(ctx: click.Context) -> None:
     'How to choose',
     click.option('--temperature', metavar='LIST', type=Numbers(),
                  help="Of the network's own prior, one or one per layer  [default: those that the network was saved "
-                 'with, else 1]; with --guide: choose by exp(-distance / t)'),
+                 'with, else 1]; without a prior, of guides: choose by exp(-distance / t)'),
     click.option('--top-p', metavar='FLOAT', type=float, help='Only the likeliest answers that add up to it'),
     click.option('--uniform', is_flag=True, help='Choose uniformly, although the network has a prior'),
 )  # fmt: skip
@@ -348,12 +348,20 @@ def check_options(ctx: click.Context) -> None:
     'Guides (conditions that the network was not trained for)',
     click.option('--guide', metavar='SPEC', type=Text(guide_help), multiple=True,
                  help="Guide the choices by this condition; 'help' lists all"),
-    click.option('--top-k', metavar='INT', type=click.IntRange(min=1), default=2, help='Choose one of the k best'),
+    click.option('--top-k', metavar='INT', type=click.IntRange(min=1),
+                 help='Choose one of the k best  [default: 2; sample where the network has a prior]'),
     click.option('--beam', metavar='INT', type=BEAM, default=1, help='Keep so many partial images instead'),
     click.option('--combine', type=click.Choice(['ranks', 'distances']), default='ranks',
                  help='What is summed over several guides'),
     click.option('--guide-every', metavar='N', type=click.IntRange(min=1), default=1, help='Guide every n-th layer'),
     click.option('--guide-layers', metavar='A-B', type=Layers(), help='Guide these layers only  [default: all]'),
+    click.option('--sweeps', metavar='INT', type=click.IntRange(1, 1000), default=2,
+                 help='How often each cell chooses where a guide compares across cells'),
+    click.option('--proposals', metavar='INT', type=click.IntRange(1, 10_000), default=16,
+                 help='Whole pictures at a time for guides that cannot judge cells (docs/guiding.md)'),
+    click.option('--prior-weight', metavar='LIST', type=Numbers(),
+                 help="Weight of the guides' likelihood against the network's prior, one or one per guide  "
+                 '[default: fitted]'),
 )  # fmt: skip
 @option_group(
     'Output',
@@ -367,8 +375,8 @@ def check_options(ctx: click.Context) -> None:
 @click.pass_context
 def main(
     ctx, network, outdir, seeds, codes, reconstruct, max_images, classes, label, condition_image, guide, top_k,
-    temperature, top_p, uniform, cfg, beam, combine, guide_every, guide_layers, save_codes, grid, columns, subdirs,
-    steps, batch, ema, device,
+    temperature, top_p, uniform, cfg, beam, combine, guide_every, guide_layers, sweeps, proposals, prior_weight,
+    save_codes, grid, columns, subdirs, steps, batch, ema, device,
 ) -> None:  # fmt: skip
     check_options(ctx)
     with one_line_errors(), dist.session(device) as device:
@@ -381,10 +389,14 @@ def main(
         elif reconstruct:
             request = reconstruction(net, reconstruct, max_images, conditions, batch, columns)
         else:
-            how = {'top_k': top_k, 'temperature': temperature and temperature[0], 'beam': beam, 'combine': combine,
-                   'every': guide_every, 'layers': guide_layers}  # fmt: skip
+            prior = {'temperature': temperature, 'top_p': top_p, 'uniform': uniform, 'cfg': cfg}
+            how = {'top_k': top_k, 'beam': beam, 'combine': combine, 'every': guide_every, 'layers': guide_layers,
+                   'sweeps': sweeps, 'proposals': proposals, 'prior_weight': prior_weight}  # fmt: skip
+            if guide and temperature and (uniform or not net.prior):  # of the guides' distances, not of the prior
+                if len(temperature) > 1:
+                    raise click.ClickException('--temperature of guides without a prior is one number')
+                how['temperature'], prior['temperature'] = temperature[0], None
             guides = guide_arguments(guide, device, how)
-            prior = {} if guide else {'temperature': temperature, 'top_p': top_p, 'uniform': uniform, 'cfg': cfg}
             request = sampling(net, seeds, was_given(ctx, 'seeds'), conditions, guides, batch, subdirs, columns, prior)
         require_outputs(request, outdir, save_codes, grid)
         made = write_images(request, outdir, bool(save_codes), bool(grid))

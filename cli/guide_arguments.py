@@ -284,19 +284,24 @@ class GuideArguments:
         self,
         texts: Sequence[str],
         device: torch.device | str = 'cpu',
-        top_k: int = 2,
+        top_k: int | None = None,
         temperature: float | None = None,
         beam: int = 1,
         combine: str = 'ranks',
         every: int = 1,
         layers: tuple[int, int] | None = None,
+        proposals: int = 16,
+        sweeps: int = 2,
+        prior_weight: Sequence[float] | None = None,
     ):
         self.guides = [parse(text, device) for text in texts]
         self.pictures = [guide.pictures for guide in self.guides if guide.pictures is not None]
         self.sources = [source for guide in self.guides for source in guide.sources]
-        rule = guided_sampling.top_k(top_k) if temperature is None else guided_sampling.temperature(temperature)
+        rule = None if top_k is None else guided_sampling.top_k(top_k)
+        rule = rule if temperature is None else guided_sampling.temperature(temperature)
         by = {'ranks': guided_sampling.by_rank, 'distances': guided_sampling.by_distance}[combine]
-        self._how = guided_sampling.Guidance([], rule, by, beam, every, layers)
+        weight = prior_weight[0] if prior_weight and len(prior_weight) == 1 else prior_weight
+        self._how = guided_sampling.Guidance([], rule, by, beam, every, layers, proposals, sweeps, weight)
 
     def guidance(self, index: Sequence[int], shape: Size) -> guided_sampling.Guidance:
         """The guidance of images made by the pictures ``index``, for a network of this (H, W)."""

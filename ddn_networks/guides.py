@@ -5,12 +5,14 @@ Legend: B images, K nodes, C channels, H x W pixels of a layer; n pictures that 
 ``guided_sampling`` chooses by the distances; smaller is better. Pictures are [n, c, h, w] float in [-1, 1] of any size.
 One picture serves the whole batch; n of them serve B = n m images, m consecutive ones each.
 
-A guide that is linear in the pixels (``l2``, ``denoise``, ``superres``, ``colorization``, ``blur``, ``inpaint``,
-``strokes``) costs two small matrix products, since the candidates of a layer are an affine family. ``l1``,
-``posterize`` and ``edges`` render candidates, at most ``max_candidates`` at a time. Guides by a network or a function
-of the user's are in ``black_boxes``.
+A guide that is quadratic in the pixels (``l2``, ``denoise``, ``superres``, ``colorization``, ``blur``, ``inpaint``,
+``strokes``) costs two small matrix products, since the candidates of a layer are an affine family; what it compares is
+a ``Comparison``, which is also what layers with cells and networks with a prior ask for. ``l1``, ``posterize`` and
+``edges`` render candidates, at most ``max_candidates`` at a time. Guides by a network or a function of the user's are
+in ``black_boxes``.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,9 +20,50 @@ import torch
 
 from ddn_networks import pixel_maps
 from ddn_networks.candidates import Candidates
-from ddn_networks.cells import to_cells
+from ddn_networks.cells import Grid, to_cells
 
 MAX_CANDIDATES = 256  # rendered candidates that a guide gets at a time
+
+
+class Comparison(NamedTuple):
+    """What a quadratic guide compares at a layer: the mean of (A x - target)^2, with a linear map A of a candidate x.
+
+    target: [B, C', h', w'].
+    pixels: the part of A that maps pixels (``Candidates.pixels``); None for the pixels themselves.
+    channels: [C', C], the part of A that mixes channels; None for the channels themselves.
+    separable: A of pixels as two matrices, rows [h', H] and columns [w', W]: A x = rows x columns^T. None where no
+        value that is compared depends on several cells of the layer.
+    known: [B, 1, h', w'], the share of each pixel that is compared (``pixels`` multiplies by its root); None for all.
+    pooling: side of the block of pixels over which a mean has the variance that A gives to white noise.
+    """
+
+    target: torch.Tensor
+    pixels: Callable[[torch.Tensor], torch.Tensor] | None = None
+    channels: torch.Tensor | None = None
+    separable: tuple[torch.Tensor, torch.Tensor] | None = None
+    known: torch.Tensor | None = None
+    pooling: float = 1.0
+
+    def distances(self, candidates: Candidates) -> torch.Tensor:
+        """[B, K], or [B, K, n] where the comparison stays within the n cells of the layer."""
+        family = candidates if self.channels is None else candidates.channels(self.channels)
+        family = family if self.pixels is None else family.pixels(self.pixels, self.separable is None)
+        total = family.distances(self.target)
+        if self.known is None:
+            return total
+        if family.num_cells > 1:
+            return total / self._known_cells(family.grid).mean(1).clamp(min=1e-12).view(len(total), 1, -1)
+        return total * (math.prod(self.known.shape[1:]) / self.known.sum((1, 2, 3)))[:, None]
+
+    def num_values(self, candidates: Candidates) -> float | torch.Tensor:
+        """N, how many values are compared: of the picture, or of each cell; a number, or [B, 1] or [B, 1, n]."""
+        if self.known is None:
+            return math.prod(self.target.shape[1:]) / candidates.num_cells
+        sums = self._known_cells(candidates.grid).sum(1).view(len(self.target), 1, -1)
+        return self.target.shape[1] * (sums if candidates.num_cells > 1 else sums[:, :, 0])
+
+    def _known_cells(self, grid: Grid) -> torch.Tensor:
+        return to_cells(self.known, grid).flatten(1)  # [B n, h w]
 
 
 class Guide(NamedTuple):
@@ -31,12 +74,27 @@ class Guide(NamedTuple):
         error; +inf rules a candidate out at any weight, unless all are ruled out.
     weight: its influence among several guides.
     full_size: whether it gets the candidates at the network's resolution, at smaller layers too.
+    comparison: of a quadratic guide (``quadratic``), candidates -> ``Comparison``; None where the guide must see whole
+        pictures: then layers with cells, and networks with a prior, show it ``proposals``.
     """
 
     name: str
     distances: Callable[[Candidates, int], torch.Tensor]
     weight: float = 1.0
     full_size: bool = False
+    comparison: Callable[[Candidates], Comparison] | None = None
+
+    def compared(self, candidates: Candidates, layer: int) -> Comparison:
+        """Its ``comparison``. Raises ValueError naming the guide and the layer where that fails."""
+        try:
+            return self.comparison(candidates)
+        except Exception as error:  # whatever a user's function raises
+            raise ValueError(f'guide {self.name} failed at layer {layer}: {error}') from error
+
+    def of_pictures(self, images: torch.Tensor, layer: int) -> torch.Tensor:
+        """[B] the distances of pictures [B, C, H, W], as if each were the only candidate."""
+        B, C, H, W = images.shape
+        return self(Candidates(images.new_zeros(1, C, 1), images.new_zeros(B, 1, H, W), images), layer)[:, 0]
 
     def __call__(self, candidates: Candidates, layer: int) -> torch.Tensor:
         """[B, K] or [B, K, n], float32 or wider. Raises ValueError naming the guide and the layer where ``distances``
@@ -52,7 +110,7 @@ class Guide(NamedTuple):
             if list(distances.shape) == whole:
                 raise ValueError(
                     f'guide {self.name} compares whole images, and layer {layer} chooses per cell of a '
-                    f'{candidates.grid[0]}x{candidates.grid[1]} grid: ask it at layers without cells (--guide-layers)'
+                    f'{candidates.grid[0]}x{candidates.grid[1]} grid: show it whole pictures (of_pictures)'
                 )
             shape = '[B, K]' if n == 1 else '[B, K, n]'
             raise ValueError(
@@ -93,13 +151,22 @@ def rendered(
     return torch.cat(distances) if distances else candidates.weight.new_zeros(0, candidates.num_nodes)
 
 
-# Linear guides: the K images are never rendered.
+# Quadratic guides: the K images are never rendered.
+
+
+def quadratic(name: str, comparison: Callable[[Candidates], Comparison], weight: float = 1.0) -> Guide:
+    """The guide that compares as ``comparison`` of a layer's candidates says."""
+
+    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
+        return comparison(candidates).distances(candidates)
+
+    return Guide(name, distances, weight, comparison=comparison)
 
 
 def l2(target: torch.Tensor, weight: float = 1.0, name: str = 'l2') -> Guide:
     """Mean squared error to ``target`` area-resized to the layer's size: reconstruction (Eq. 1)."""
     target_at = pixel_maps.held(target)
-    return Guide(name, lambda candidates, layer: candidates.distances(target_at(candidates)), weight)
+    return quadratic(name, lambda candidates: Comparison(target_at(candidates)), weight)
 
 
 def denoise(noisy: torch.Tensor, weight: float = 1.0) -> Guide:
@@ -119,16 +186,22 @@ def superres(low: torch.Tensor, weight: float = 1.0) -> Guide:
     low = pixel_maps.checked(low)
     made = {}
 
-    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
-        size = tuple(min(a, b) for a, b in zip(candidates.shape[2:], low.shape[2:], strict=True))
-        if size not in made:
-            made[size] = pixel_maps.box(low, size)
-        sides = zip(candidates.shape[2:], size, candidates.grid, strict=True)
-        within = all(side % pooled == 0 and pooled % cells == 0 for side, pooled, cells in sides)
-        pooled = candidates.pixels(lambda x: pixel_maps.box(x, size), within)
-        return pooled.distances(pixel_maps.like(made[size], pooled))
+    def comparison(candidates: Candidates) -> Comparison:
+        sides = candidates.shape[2:]
+        size = tuple(min(a, b) for a, b in zip(sides, low.shape[2:], strict=True))
+        if (sides, size) not in made:
+            matrices = tuple(map(pixel_maps.box_matrix, sides, size))
+            made[sides, size] = pixel_maps.box(low, size), matrices
+        pooled, matrices = made[sides, size]
+        within = all(a % b == 0 and b % cells == 0 for a, b, cells in zip(sides, size, candidates.grid, strict=True))
+        return Comparison(
+            pixel_maps.like(pooled, candidates),
+            lambda x: pixel_maps.box(x, size),
+            separable=None if within else matrices,
+            pooling=math.sqrt(math.prod(sides) / math.prod(size)),
+        )
 
-    return Guide('superres', distances, weight)
+    return quadratic('superres', comparison, weight)
 
 
 def colorization(grey: torch.Tensor, weight: float = 1.0) -> Guide:
@@ -136,11 +209,11 @@ def colorization(grey: torch.Tensor, weight: float = 1.0) -> Guide:
     grey = pixel_maps.to_channels(pixel_maps.checked(grey), 1)
     grey_at = pixel_maps.held(grey)
 
-    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
-        luma = candidates.channels(pixel_maps.grey_matrix(candidates.shape[1]))
-        return luma.distances(grey_at(luma))
+    def comparison(candidates: Candidates) -> Comparison:
+        matrix = pixel_maps.grey_matrix(candidates.shape[1])
+        return Comparison(grey_at(candidates, channels=1), channels=matrix)
 
-    return Guide('colorization', distances, weight)
+    return quadratic('colorization', comparison, weight)
 
 
 def blur(blurred: torch.Tensor, sigma: float, weight: float = 1.0) -> Guide:
@@ -150,14 +223,22 @@ def blur(blurred: torch.Tensor, sigma: float, weight: float = 1.0) -> Guide:
     most = max(blurred.shape[2:])
     if not 0 < sigma <= most:
         raise ValueError(f'a blur has a positive sigma, of at most the {most} pixels of its picture, not {sigma}')
-    blurred_at = pixel_maps.held(blurred)
+    blurred_at, made = pixel_maps.held(blurred), {}
 
-    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
-        sigmas = tuple(sigma * a / b for a, b in zip(candidates.shape[2:], blurred.shape[2:], strict=True))
-        family = candidates.pixels(lambda x: pixel_maps.gaussian_blur(x, sigmas))
-        return family.distances(blurred_at(candidates))
+    def comparison(candidates: Candidates) -> Comparison:
+        sides = candidates.shape[2:]
+        sigmas = tuple(sigma * a / b for a, b in zip(sides, blurred.shape[2:], strict=True))
+        if sides not in made:
+            made[sides] = tuple(map(pixel_maps.gaussian_matrix, sides, sigmas))
+        return Comparison(
+            blurred_at(candidates),
+            lambda x: pixel_maps.gaussian_blur(x, sigmas),
+            separable=made[sides] if candidates.num_cells > 1 else None,
+            # White noise keeps 1 / (4 pi sigma^2) of its variance under a Gaussian, 1 / p^2 in a mean of p x p.
+            pooling=max(1.0, 2 * math.sqrt(math.pi * sigmas[0] * sigmas[1])),
+        )
 
-    return Guide('blur', distances, weight)
+    return quadratic('blur', comparison, weight)
 
 
 def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name: str = 'inpaint') -> Guide:
@@ -178,7 +259,7 @@ def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name:
     mask = pixel_maps.fit(mask, target.shape[2:])
     made = {}
 
-    def distances(candidates: Candidates, layer: int) -> torch.Tensor:
+    def comparison(candidates: Candidates) -> Comparison:
         size = tuple(candidates.shape[2:])
         if size not in made:
             known = pixel_maps.fit(mask, size)  # [n, 1, H, W]
@@ -187,14 +268,9 @@ def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name:
         mean, known = made[size]
         mean = pixel_maps.like(mean, candidates)  # [B, C, H, W]
         root = pixel_maps.repeat(known.to(mean).sqrt(), len(mean))  # [B, 1, H, W]
-        total = candidates.pixels(lambda x: x * root, within_cells=True).distances(mean * root)
-        if candidates.num_cells > 1:
-            area = to_cells(root.square(), candidates.grid).flatten(1)  # [B n, h w]
-            share = area.mean(1).clamp(min=1e-12).view(len(root), 1, -1)  # of each cell that is known
-            return total / share
-        return total * (size[0] * size[1] / root.square().sum((1, 2, 3)))[:, None]
+        return Comparison(mean * root, lambda x: x * root, known=root.square())
 
-    return Guide(name, distances, weight)
+    return quadratic(name, comparison, weight)
 
 
 def strokes(rgba: torch.Tensor, weight: float = 1.0) -> Guide:

@@ -247,9 +247,9 @@ class Network(nn.Module):
         """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: choices by the network's own
         prior, uniform ones where it has none or with ``uniform``, or those of ``guide``, a ``guides.Guide``, several,
         or a ``guided_sampling.Guidance``. ``temperature`` (one, or one per layer, by default
-        ``sampling.temperatures``), ``top_p`` and ``cfg``: of the prior, see ``prior.from_prior``. A conditional network
-        takes a ``condition`` (``make_condition``) of one row for all, or one row per image, which then also says how
-        many.
+        ``sampling.temperatures``), ``top_p`` and ``cfg``: of the prior, see ``prior.from_prior``; guides take the
+        temperature and weigh the prior (``bayes``), unless ``uniform``. A conditional network takes a ``condition``
+        (``make_condition``) of one row for all, or one row per image, which then also says how many.
 
         ``codes``: partial codes [B or 1, D] int64: those from 0 on are kept, those that are -1 are free and are chosen
         with the same random numbers as without ``codes``. What is kept in later layers does not change how the free
@@ -270,12 +270,14 @@ class Network(nn.Module):
             if len(codes) not in (1, len(seeds)):
                 raise ValueError(f'codes of {len(codes)} images for {len(seeds)} seeds: give one row, or one each')
             codes = codes.expand(len(seeds), -1)
-        by_prior = bool(self.prior) and not uniform and guide is None
+        by_prior = bool(self.prior) and not uniform
         if not by_prior and (temperature is not None or top_p is not None or cfg != 1):
-            why = 'this network has none' if not self.prior else 'uniform choices and guides do not use it'
+            why = 'this network has none' if not self.prior else 'uniform choices do not use it'
             raise ValueError(f'temperature, top_p and cfg are those of the own prior: {why}')
         if guide is not None:
-            output = guided_sampling.sample(self, guide, seeds, condition, partial=codes)
+            if top_p is not None or cfg != 1:
+                raise ValueError('top_p and cfg are for samples without guides')
+            output = guided_sampling.sample(self, guide, seeds, condition, False, temperature, uniform, codes)
             return output.images, output.codes
         if by_prior:
             wanted = self.sampling.temperatures_of(self.num_layers) if temperature is None else temperature

@@ -33,36 +33,37 @@ def box(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, C, H, W] down to ``size``, which need not divide it: each pixel the mean over exactly the area it covers."""
     if all(a % b == 0 for a, b in zip(images.shape[2:], size, strict=True)):
         return area_resize(images, size)
-    rows, columns = (_overlaps(a, b, images) for a, b in zip(images.shape[2:], size, strict=True))
+    rows, columns = (box_matrix(a, b).to(images) for a, b in zip(images.shape[2:], size, strict=True))
     with full_precision(images):
         return rows @ images @ columns.mT
 
 
-def _overlaps(length: int, parts: int, like: torch.Tensor) -> torch.Tensor:
-    """[parts, length] rows that average ``length`` pixels over ``parts`` equal intervals."""
+def box_matrix(length: int, parts: int) -> torch.Tensor:
+    """[parts, length] float64, rows that average ``length`` pixels over ``parts`` equal intervals."""
     edges = torch.arange(parts + 1, dtype=torch.float64) * (length / parts)
     pixel = torch.arange(length, dtype=torch.float64)
     covered = torch.minimum(edges[1:, None], pixel + 1) - torch.maximum(edges[:-1, None], pixel)
-    return (covered.clamp(min=0) * (parts / length)).to(like)
+    return covered.clamp(min=0) * (parts / length)
 
 
 def gaussian_blur(images: torch.Tensor, sigma: tuple[float, float]) -> torch.Tensor:
     """[B, C, H, W] blurred by a Gaussian of (vertical, horizontal) deviation in pixels; borders are repeated."""
-    rows, columns = (_gaussian(n, s, images) for n, s in zip(images.shape[2:], sigma, strict=True))
+    rows, columns = (gaussian_matrix(n, s).to(images) for n, s in zip(images.shape[2:], sigma, strict=True))
     with full_precision(images):
         return rows @ images @ columns.mT
 
 
-def _gaussian(length: int, sigma: float, like: torch.Tensor) -> torch.Tensor:
-    """[length, length] rows that sum to 1; the kernel reaches 4 deviations, its part outside counts for the border."""
+def gaussian_matrix(length: int, sigma: float) -> torch.Tensor:
+    """[length, length] float64, rows that sum to 1; the kernel reaches 4 deviations, its part outside counts for the
+    border."""
     if sigma < 1e-3:
-        return torch.eye(length).to(like)
+        return torch.eye(length, dtype=torch.float64)
     reach = int(4 * sigma) + 1
     offsets = torch.arange(-reach, reach + 1)
     kernel = (-0.5 * (offsets.double() / sigma).square()).exp()
     at = (torch.arange(length)[:, None] + offsets).clamp(0, length - 1)  # [length, 2 reach + 1]
     matrix = torch.zeros(length, length, dtype=torch.float64)
-    return matrix.scatter_add_(1, at, (kernel / kernel.sum()).expand(length, -1)).to(like)
+    return matrix.scatter_add_(1, at, (kernel / kernel.sum()).expand(length, -1))
 
 
 def grey_matrix(channels: int) -> torch.Tensor:
@@ -120,21 +121,22 @@ def repeat(rows: torch.Tensor, batch: int) -> torch.Tensor:
     return rows.expand(batch, *rows.shape[1:]) if len(rows) == 1 else rows.repeat_interleave(batch // len(rows), 0)
 
 
-def like(pictures: torch.Tensor, candidates: Candidates) -> torch.Tensor:
-    """n pictures with the channels, device, dtype and batch of the candidates: [B, C, H, W]."""
+def like(pictures: torch.Tensor, candidates: Candidates, channels: int | None = None) -> torch.Tensor:
+    """n pictures with the device, dtype, batch and (or so many) channels of the candidates: [B, C, H, W]."""
     pictures = pictures.to(candidates.device, candidates.dtype)
-    return repeat(to_channels(pictures, candidates.shape[1]), candidates.shape[0])
+    return repeat(to_channels(pictures, channels or candidates.shape[1]), candidates.shape[0])
 
 
-def held(pictures: torch.Tensor) -> Callable[[Candidates], torch.Tensor]:
-    """A function of candidates that gives ``pictures`` fitted to them, each size made once."""
+def held(pictures: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """A function of candidates (and a number of channels) that gives ``pictures`` fitted to them, each size made
+    once."""
     pictures = checked(pictures)
     made = {}
 
-    def at(candidates: Candidates) -> torch.Tensor:
+    def at(candidates: Candidates, channels: int | None = None) -> torch.Tensor:
         size = tuple(candidates.shape[2:])
         if size not in made:
             made[size] = fit(pictures, size)
-        return like(made[size], candidates)
+        return like(made[size], candidates, channels)
 
     return at

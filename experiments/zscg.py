@@ -5,18 +5,21 @@ number of candidates that it judged for one guided image (or --pool, which the t
 """
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
 import click
 import torch
 
 from cli.tables import markdown, write_results
-from ddn_networks import Candidates, Network, guided_sampling
+from ddn_networks import Network, guided_sampling
 from ddn_networks.guides import Guide
 from dnnlib.sheets import draw_sheet, save_png
 from experiments.common import as_saved
 from metrics.reconstruction import psnr
+
+Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # two images [B, C, H, W] -> distances [B]
 
 LARGE = 400_000  # pixels of a sheet above which it gets a palette: a third of the bytes
 
@@ -41,8 +44,7 @@ def in_words(net: Network, path: str) -> str:
 
 def finished(guide: Guide, images: torch.Tensor) -> torch.Tensor:
     """[B] the guide's distances of finished images [B, C, H, W]."""
-    B, C, H, W = images.shape
-    return guide(Candidates(images.new_zeros(1, C, 1), images.new_zeros(B, 1, H, W), images), -1)[:, 0]
+    return guide.of_pictures(images, -1)
 
 
 def best_of(guide_of: Callable[[int], Guide], pool: torch.Tensor, num: int) -> torch.Tensor:
@@ -59,12 +61,56 @@ def unguided(net: Network, num: int, seed: int, batch: int = 64) -> torch.Tensor
     return torch.cat([as_saved(net.sample(min(batch, num - i), seed=seed + i)[0]) for i in range(0, num, batch)])
 
 
-def ways(net: Network, task: Task, originals: torch.Tensor, guidances: dict[str, guided_sampling.Guidance]) -> dict:
-    """{way: images [B, C, H, W] guided for the originals}, without beams where a guide is a costly black box."""
+def ways(
+    net: Network,
+    task: Task,
+    originals: torch.Tensor,
+    guidances: dict[str, guided_sampling.Guidance],
+    uniform: Container[str] = (),
+) -> dict[str, torch.Tensor]:
+    """{way: images [B, C, H, W] guided for the originals}, without beams where a guide is a costly black box or the
+    network has cells. ``uniform``: names of the ways that leave out the network's own prior."""
     guide = task.guide(originals)
-    asked = {name: g for name, g in guidances.items() if g.beam == 1 or not guide.full_size}
-    made = {name: net.sample(len(originals), guide=g._replace(guides=[guide]))[0] for name, g in asked.items()}
-    return {name: as_saved(images) for name, images in made.items()}
+    beams = not guide.full_size and net.num_whole_layers == net.num_layers
+    made = {}
+    for name, guidance in guidances.items():
+        if guidance.beam == 1 or beams:
+            guidance = guidance._replace(guides=[guide])
+            made[name] = as_saved(net.sample(len(originals), guide=guidance, uniform=name in uniform)[0])
+    return made
+
+
+def measured(
+    net: Network,
+    task: Task,
+    originals: torch.Tensor,
+    guidances: dict[str, guided_sampling.Guidance],
+    perceptual: Perceptual | None = None,
+    uniform: Container[str] = (),
+) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """(rows of figures, with seconds per image, {way: images [B, C, H, W]}) of ``ways``."""
+    rows, made = [], {}
+    for name, guidance in guidances.items():
+        start = time.perf_counter()
+        images = ways(net, task, originals, {name: guidance}, uniform)
+        seconds = (time.perf_counter() - start) / len(originals)
+        rows += [row | {'seconds': seconds} for row in figures(task, originals, images, perceptual)]
+        made |= images
+    return rows, made
+
+
+def figures(
+    task: Task, originals: torch.Tensor, made: dict[str, torch.Tensor], perceptual: Perceptual | None = None
+) -> list[dict]:
+    """A row of figures for each way."""
+    guide, rows = task.guide(originals), []
+    for name, images in made.items():
+        row = {'task': task.name, 'way': name, 'consistency': finished(guide, images).mean().item(),
+               'psnr': psnr(images, originals, peak=2.0).mean().item()}  # fmt: skip
+        if perceptual is not None:
+            row['lpips'] = perceptual(images, originals).mean().item()
+        rows.append(row | {'seconds': None})
+    return rows
 
 
 def compare(
@@ -73,24 +119,16 @@ def compare(
     originals: torch.Tensor,
     pool: torch.Tensor,
     guidances: dict[str, guided_sampling.Guidance],
-    perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    perceptual: Perceptual | None = None,
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:
     """(rows of figures, {way: images [B, C, H, W]})."""
     B = len(originals)
-    guide = task.guide(originals)
-    made = ways(net, task, originals, guidances)
-    made['unguided'] = pool[:B]
+    rows, made = measured(net, task, originals, guidances, perceptual)
+    others = {'unguided': pool[:B]}
     if task.baseline is not None:
-        made['baseline'] = as_saved(task.baseline(originals))
-    made[f'best of {len(pool)}'] = best_of(lambda i: task.guide(originals[i : i + 1]), pool, B)
-    rows = []
-    for name, images in made.items():
-        row = {'task': task.name, 'way': name, 'consistency': finished(guide, images).mean().item(),
-               'psnr': psnr(images, originals, peak=2.0).mean().item()}
-        if perceptual is not None:
-            row['lpips'] = perceptual(images, originals).mean().item()
-        rows.append(row)
-    return rows, made
+        others['baseline'] = as_saved(task.baseline(originals))
+    others[f'best of {len(pool)}'] = best_of(lambda i: task.guide(originals[i : i + 1]), pool, B)
+    return rows + figures(task, originals, others, perceptual), made | others
 
 
 Sheet = Mapping[str, torch.Tensor]  # {name: images [n, C, H, W]}, the rows of a picture

@@ -7,6 +7,11 @@ which may be published. Figs 15 and 16 guide by CLIP: name a model by --clip (ex
 on pixels take its place. Guiding by a text: docs/guiding.md.
 
     python -m experiments.zscg_faces --network=NET --data=datasets/faces64-test.zip --clip=ViT-B-32,openai
+
+A second network, with layers that choose per cell and a prior of its own, in the same table (no beams, which keep whole
+images):
+
+    python -m experiments.zscg_faces --network=NET --cells=NET2 --data=datasets/faces64-test.zip
 """
 
 import os
@@ -15,100 +20,21 @@ from collections.abc import Callable, Sequence
 
 import click
 import torch
-import torch.nn.functional as F
 
 from cli import guide_networks
 from cli.networks import load_network
 from cli.options import script
-from ddn_networks import Network, black_boxes, guides, pixel_maps
+from ddn_networks import Network, guides
 from ddn_networks.guided_sampling import Guidance, by_distance, top_k
 from experiments import zscg
 from experiments.common import PORTRAITS, as_saved, pictures, portraits
+from experiments.face_tasks import box_mask, low, tasks
 from metrics.detectors import load_lpips
 
-
-def noisy(x: torch.Tensor) -> torch.Tensor:
-    return x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-
-
-def low(x: torch.Tensor, size: int) -> torch.Tensor:
-    return pixel_maps.box(x, (size, size))
-
-
-def luma(x: torch.Tensor) -> torch.Tensor:
-    return pixel_maps.to_channels(x, 1)
-
-
-def blurred(x: torch.Tensor) -> torch.Tensor:
-    return pixel_maps.gaussian_blur(x, (3.0, 3.0))
-
-
-def one_bit(x: torch.Tensor) -> torch.Tensor:
-    return torch.where(x < 0, -1.0, 1.0).to(x)
-
-
-def box_mask(x: torch.Tensor, top: float, bottom: float, left: float, right: float) -> torch.Tensor:
-    """[1, 1, H, W]: 0 inside the box, whose edges are fractions of the side; 1 outside."""
-    H, W = x.shape[2:]
-    known = torch.ones(1, 1, H, W)
-    known[:, :, int(top * H) : int(bottom * H), int(left * W) : int(right * W)] = 0
-    return known
-
-
-def stroked(x: torch.Tensor) -> torch.Tensor:
-    """[B, 4, H, W] RGBA: 8 x 8 dabs in the picture's colours, transparent in between, as a user might paint them."""
-    H, W = x.shape[2:]
-    rows, columns = (torch.arange(side) * 32 // side % 4 == 1 for side in (H, W))
-    alpha = (rows[:, None] & columns).float() * 2 - 1
-    return torch.cat([x, alpha.expand(len(x), 1, H, W)], 1)
-
-
-def dabs(x: torch.Tensor) -> torch.Tensor:
-    """[B, C, 8, 8]: the mean colours of the dabs of ``stroked``."""
-    rgba = stroked(x)
-    known = (rgba[:, 3:] + 1) / 2
-    return low(x * known, 8) / low(known, 8)
-
-
-def tasks(features) -> list[zscg.Task]:
-    eyes = lambda x: box_mask(x, 0.38, 0.6, 0.15, 0.85)  # noqa: E731
-    below = lambda x: box_mask(x, 0.5, 1.0, 0.0, 1.0)  # noqa: E731
-    bicubic = lambda x, s: F.interpolate(low(x, s), size=x.shape[2:], mode='bicubic').clamp(-1, 1)  # noqa: E731
-
-    def filled(x: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """The picture with its hidden part in the mean colour of the known part."""
-        mean = (x * known).sum((2, 3), keepdim=True) / known.sum()
-        return torch.where(known > 0, x, mean)
-
-    def dots(x: torch.Tensor) -> torch.Tensor:
-        rgba = stroked(x)
-        return torch.where(rgba[:, 3:] > 0, rgba[:, :3], 1.0)
-
-    superres = [
-        zscg.Task(f'SR{s}', lambda x, s=s: guides.superres(low(x, s)), lambda x, s=s: low(x, s),
-                  lambda x, s=s: bicubic(x, s)) for s in (4, 8, 16)
-    ]  # fmt: skip
-    return [
-        *superres,
-        zscg.Task('reconstruction', guides.l2, lambda x: x),
-        zscg.Task('colorization', lambda x: guides.colorization(luma(x)), luma,
-                  lambda x: luma(x).expand(-1, 3, -1, -1)),
-        zscg.Task('inpaint eyes', lambda x: guides.inpaint(x, eyes(x)), lambda x: x * eyes(x),
-                  lambda x: filled(x, eyes(x))),
-        zscg.Task('inpaint below', lambda x: guides.inpaint(x, below(x)), lambda x: x * below(x),
-                  lambda x: filled(x, below(x))),
-        zscg.Task('denoise', lambda x: guides.denoise(noisy(x)), noisy,
-                  lambda x: pixel_maps.gaussian_blur(noisy(x), (1.0, 1.0))),
-        zscg.Task('deblur', lambda x: guides.blur(blurred(x), 3.0), blurred, blurred),
-        zscg.Task('1 bit', lambda x: guides.posterize(one_bit(x), 1), one_bit, lambda x: one_bit(x) / 2),
-        zscg.Task('edges', guides.edges, lambda x: pixel_maps.soft_edges(luma(x), 0.75, 0.25)),
-        zscg.Task('strokes', lambda x: guides.strokes(stroked(x)), dots,
-                  lambda x: F.interpolate(dabs(x), size=x.shape[2:], mode='bilinear')),
-        zscg.Task('style', lambda x: black_boxes.style(features, x), lambda x: x),
-    ]  # fmt: skip
-
-
 SEEDS = 4  # pictures of each portrait on the sheet of tasks
+WITHOUT_PRIOR = ('cells, top 2 without prior', 'cells, top 1 without prior')
+WAYS_OF_CELLS = {'cells': Guidance([]), WITHOUT_PRIOR[0]: Guidance([], top_k(2)),
+                 WITHOUT_PRIOR[1]: Guidance([], top_k(1))}  # fmt: skip
 
 
 def together(net: Network, originals: torch.Tensor) -> list[dict]:
@@ -212,6 +138,7 @@ def drawn_tasks(net: Network, shown: torch.Tensor, every: Sequence[zscg.Task]) -
 
 @script(__file__)
 @click.option('--network', required=True, metavar='FILE|URL', help='Snapshot of an unconditional face network')
+@click.option('--cells', metavar='FILE|URL', help='Snapshot of another face network, with cells')
 @click.option('--data', required=True, metavar='ZIP|DIR', help='Held-out faces of its resolution')
 @click.option('--portraits', 'portrait_folder', metavar='ZIP|DIR', default=PORTRAITS, show_default='assets/faces',
               help='Faces of the sheets')
@@ -221,7 +148,7 @@ def drawn_tasks(net: Network, shown: torch.Tensor, every: Sequence[zscg.Task]) -
               help='Unguided samples to choose from  [default: as many as the guide judges candidates]')
 @click.option('--clip', metavar='MODEL,TAG|FILE', help='Also make Figs 15 and 16, by this model of open_clip')
 @click.option('--task', 'only', multiple=True, metavar='NAME', help='Only this task; may be repeated')
-def main(network, data, portrait_folder, outdir, num, pool, clip, only):
+def main(network, cells, data, portrait_folder, outdir, num, pool, clip, only):
     guide_of = clip_guides(clip) if clip else None
     net, lpips = load_network(network), load_lpips()
     originals, shown = pictures(data, net, range(num)), portraits(portrait_folder, net)
@@ -230,13 +157,20 @@ def main(network, data, portrait_folder, outdir, num, pool, clip, only):
     measure = lpips if min(net.img_resolution) >= 31 else None
     ways = {'top 2': Guidance([]), 'top 1': Guidance([], top_k(1)), 'beam 4': Guidance([], beam=4)}
     every = [task for task in tasks(lambda x: lpips.activations(x)[:3]) if not only or task.name in only]
+    other = load_network(cells) if cells else None
     rows = []
     for task in every:
         start = time.perf_counter()
         figures, _ = zscg.compare(net, task, originals, drawn, ways, measure)
-        click.echo(f'{task.name}, {time.perf_counter() - start:.0f} s: {figures[0]}')
         rows += figures
+        if other is not None:
+            rows += zscg.measured(other, task, originals, WAYS_OF_CELLS, measure, WITHOUT_PRIOR)[0]
+            free = as_saved(other.sample(num, seed=10**6)[0])
+            rows += zscg.figures(task, originals, {'cells, unguided': free}, measure)
+        click.echo(f'{task.name}, {time.perf_counter() - start:.0f} s: {figures[0]}')
     sheets = {'tasks': drawn_tasks(net, shown, every)}
+    if other is not None:
+        sheets['cells'] = drawn_tasks(other, shown, every)
     for task in every:
         if task.name == 'SR8':
             compared = zscg.ways(net, task, shown, ways) | {'unguided': drawn[: len(shown)]}
@@ -255,9 +189,11 @@ def main(network, data, portrait_folder, outdir, num, pool, clip, only):
         figures, made = text_in_a_place(net, guide_of, shown[:1])
         rows, sheets['places'] = rows + figures, made
     facts = {'network': zscg.in_words(net, network),
+             **({'network with cells': zscg.in_words(other, cells)} if cells else {}),
              'faces': f'{num} of {os.path.basename(data)}, held out; the sheets show {len(shown)} portraits',
              'guide calls per image': calls, 'pool': len(drawn), 'psnr': 'dB, to the original',
              'consistency': 'distance of the finished image by the guide, in a unit that depends on the task',
+             'seconds': 'per image of a batch of all, on this machine',
              }  # fmt: skip
     zscg.write(outdir, 'zscg-faces', facts, rows, sheets)
 

@@ -400,16 +400,13 @@ def test_layers_that_ask_no_guide_take_the_code_of_the_seed():
     assert torch.equal(codes[:, 7:], free[:, 7:]) and not torch.equal(codes[:, :7], free[:, :7])
 
 
-def test_guides_that_see_whole_images_are_for_layers_without_cells():
+def test_a_beam_of_guides_is_for_layers_without_cells():
     net = networks()['per layer'].eval()
     black = guides.l1(torch.rand(1, 3, 12, 8))
-    with pytest.raises(ValueError, match='guide l1 compares whole images, and layer 1 chooses per cell of a 3x2 grid'):
-        net.sample(2, guide=black)
-    with pytest.raises(ValueError, match='guide superres compares whole images, and layer 2'):
-        net.sample(2, guide=guides.superres(torch.rand(1, 3, 3, 2)))  # pooled to one pixel a cell, then to fewer
-    with pytest.raises(ValueError, match='guide blur compares whole images'):
-        net.sample(2, guide=guides.blur(torch.rand(1, 3, 12, 8), 1.0))
-    net.sample(2, guide=Guidance([black], layers=(0, 0)))
+    c, _ = make(2, 6, 3, 8, 8, 8, (2, 2))
+    for guide in (black, guides.superres(torch.rand(1, 3, 1, 1)), guides.blur(torch.rand(1, 3, 12, 8), 1.0)):
+        with pytest.raises(ValueError, match=f'guide {guide.name} compares whole images, and layer 1 chooses per cell'):
+            guide(c, 1)
     with pytest.raises(ValueError, match='a beam of 3 keeps whole images, and layer 1 chooses per cell'):
         net.sample(2, guide=Guidance([guides.l2(torch.rand(1, 3, 12, 8))], beam=3))
     beam = net.sample(2, guide=Guidance([black], beam=3, layers=(0, 0)))[1]

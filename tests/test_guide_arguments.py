@@ -1,17 +1,20 @@
 """``--guide``: from words and files to guides."""
 
+import re
 import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_open_clip
+from conftest import invoke, tiny_open_clip
 from PIL import Image
 
+import generate
 from cli import guide_arguments, guide_networks
 from cli.jobs import common_names
-from ddn_networks import Candidates, black_boxes, guides
+from ddn_networks import DDN, Candidates, black_boxes, guides, snapshots
+from ddn_networks.sampling import Sampling
 
 SHAPE = (8, 8)
 
@@ -268,3 +271,68 @@ def test_clip_without_open_clip_says_what_to_install(tmp_path, monkeypatch):
         (tmp_path / 'open_clip.py').write_text(f'raise {error}')
         with pytest.raises(ValueError, match=r"did not load \((no such|operator).*pip install -c .* -e '\.\[clip\]'"):
             guide_arguments.parse('clip:a smiling woman')
+
+
+# generate.py on networks with cells and a prior.
+
+
+@pytest.fixture(scope='module')
+def networks(tmp_path_factory) -> dict[str, str]:
+    """Snapshots of networks with cells: without a prior, with one, with measured residuals too."""
+    made = {}
+    for name, prior_width, sampling in (
+        ('plain', 0, Sampling()),
+        ('prior', 8, Sampling()),
+        ('measured', 8, Sampling((), {f'{kind}/{p}': [0.1] * 3 for kind in ('rgb', 'luma') for p in (1, 2, 4)})),
+    ):
+        torch.manual_seed(0)
+        net = DDN(SHAPE, 3, [8, 8], [2, 1], [4, 4], grids=[1, 2, (4, 2)], prior_width=prior_width)
+        net.sampling = sampling
+        made[name] = str(tmp_path_factory.mktemp('net') / f'{name}.safetensors')
+        snapshots.save_network(made[name], net)
+    return made
+
+
+def generated(network: str, folder, *args, expect: int = 0) -> str:
+    fixed = ['--device=cpu', '--seeds=0-2', f'--outdir={folder}', f'--save-codes={folder}/c.npy']
+    return invoke(generate.main, f'--network={network}', *fixed, *args, expect=expect)
+
+
+def test_guides_of_networks_with_cells(networks, tmp_path):
+    face = save(tmp_path / 'face.png', noise(8, 8, 3))
+    found = {}
+    for name, args in {
+        'plain': ['plain'], 'top 1': ['plain', '--top-k=1', '--sweeps=1'], 'cold': ['plain', '--temperature=1e-9'],
+        'prior': ['measured'], 'none': ['measured', '--prior-weight=0'], 'uniform': ['measured', '--uniform'],
+        'likeliest': ['measured', '--temperature=0,0,0'], 'best': ['measured', '--top-k=1'],
+        'unmeasured': ['prior', '--uniform'],
+    }.items():  # fmt: skip
+        folder = tmp_path / name
+        generated(networks[args[0]], folder, f'--guide=superres:{face},size=2', *args[1:])
+        found[name] = np.load(folder / 'c.npy')
+    assert np.array_equal(found['plain'], found['uniform']) and np.array_equal(found['plain'], found['unmeasured'])
+    assert not np.array_equal(found['plain'], found['top 1']) and not np.array_equal(found['plain'], found['prior'])
+    assert np.array_equal(found['likeliest'], found['best'])
+    generated(networks['measured'], tmp_path / 'free')
+    assert np.array_equal(found['none'], np.load(tmp_path / 'free' / 'c.npy'))
+    two = [f'--guide=edges:{face}', f'--guide=l2:{face}', '--proposals=3', '--prior-weight=1,0.5']
+    generated(networks['measured'], tmp_path / 'two', *two)
+    generated(networks['plain'], tmp_path / 'two', *two[:3])
+
+
+@pytest.mark.parametrize('name, args, says', [
+    ('prior', [], r'a prior but no measured rgb residuals, .*: measure them with train.py --fit-prior, or leave the'),
+    ('plain', ['--prior-weight=1'], 'temperature and prior_weight weigh guides against a network.s own prior'),
+    ('plain', ['--temperature=1,1,1'], '--temperature of guides without a prior is one number'),
+    ('measured', ['--temperature=1,1'], 'temperatures are one number of at least 0, or 3, one per layer'),
+    ('measured', ['--prior-weight=1,2'], 'prior_weight is one number of at least 0, or one for each of 1 guides'),
+    ('measured', ['--prior-weight=-1'], 'prior_weight is one number of at least 0'),
+    ('measured', ['--prior-weight=nan'], 'prior_weight is one number of at least 0'),
+    ('measured', ['--top-p=0.5'], '--top-p and --cfg are for samples without --guide'),
+    ('measured', ['--beam=2'], 'a beam of 2 keeps whole images, and layer 1 chooses per cell: use a beam of 1'),
+])  # fmt: skip
+def test_what_does_not_fit_is_one_line(networks, tmp_path, name, args, says):
+    face = save(tmp_path / 'face.png', noise(8, 8, 3))
+    output = generated(networks[name], tmp_path / 'out', f'--guide=l2:{face}', *args, expect=1)
+    assert re.search(says, output) and output.strip().splitlines()[-1].startswith('Error: ')
+    assert 'Traceback' not in output

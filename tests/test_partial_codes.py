@@ -8,6 +8,7 @@ from test_prior import every_code, networks
 
 from ddn_networks import DDN, generate, guides, samplers
 from ddn_networks.guided_sampling import Guidance, by_distance, temperature, top_k
+from ddn_networks.sampling import Sampling
 
 
 def half_kept(net, seeds, chance: float = 0.5) -> torch.Tensor:
@@ -25,6 +26,7 @@ WAYS = {
     'several': {'guide': 'several'},
     'warm': {'guide': 'warm'},
     'some layers': {'guide': 'some'},
+    'without prior': {'guide': 'l2', 'uniform': True},
 }
 
 
@@ -45,6 +47,7 @@ def way(net, name: str) -> dict:
 @pytest.mark.parametrize('name', networks())
 def test_what_is_kept_stays_and_free_codes_are_those_of_the_seed(name, how):
     net = networks()[name]
+    net.sampling = Sampling((), {'rgb/1': [0.2] * net.num_layers})
     options, seeds = way(net, how), range(3, 27)
     plain, plain_codes = net.sample(seeds=seeds, **options)
     partial = half_kept(net, seeds)

@@ -141,7 +141,7 @@ def test_inverse_cdf():
 @pytest.mark.parametrize('arguments, says', [
     ({'temperature': [1.0, 1.0, 1.0]}, 'one number of at least 0, or 2, one per layer'),
     ({'temperature': -1.0}, 'at least 0'),
-    ({'temperature': 1.0, 'uniform': True}, 'uniform choices and guides do not use it'),
+    ({'temperature': 1.0, 'uniform': True}, 'uniform choices do not use it'),
     ({'top_p': 0.0}, 'top_p is above 0 and at most 1'),
     ({'top_p': 1.5}, 'top_p is above 0 and at most 1'),
 ])  # fmt: skip
@@ -154,7 +154,7 @@ def test_a_network_without_a_prior_has_no_temperature():
     with pytest.raises(ValueError, match='this network has none'):
         DDN(4, 1, [8], [2], [3]).sample(2, temperature=0.5)
     net = networks()['cells']
-    guided = net.sample(2, guide=guides.l2(torch.zeros(1, 1, 4, 4)))[1]
+    guided = net.sample(2, guide=guides.l2(torch.zeros(1, 1, 4, 4)), uniform=True)[1]
     assert guided.shape == (2, 5)
 
 

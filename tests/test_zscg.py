@@ -13,10 +13,11 @@ from conftest import tiny_open_clip, write_zip
 from PIL import Image
 
 from cli import guide_networks
-from ddn_networks import DDN, black_boxes, guides, snapshots
+from ddn_networks import DDN, Network, black_boxes, guides, snapshots
 from ddn_networks.guided_sampling import Guidance
+from ddn_networks.sampling import Sampling
 from dnnlib.sheets import draw_sheet
-from experiments import common, conditional, zscg, zscg_cifar_classes, zscg_faces
+from experiments import common, conditional, face_tasks, guided_cells, zscg, zscg_cifar_classes, zscg_faces
 from metrics.detectors import load_resnet
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
@@ -79,10 +80,10 @@ def test_compare_measures_each_way(net):
 
 def test_dabs_are_the_colours_under_the_strokes():
     x = uniform(2, 3, 64, 64)
-    rgba = zscg_faces.stroked(x)
+    rgba = face_tasks.stroked(x)
     assert torch.equal(rgba[:, :3], x) and (rgba[:, 3] == 1).float().mean() == 1 / 16
     by_hand = torch.stack([x[:, :, i, j] for i in (2, 3) for j in (2, 3)]).mean(0)
-    torch.testing.assert_close(zscg_faces.dabs(x)[:, :, 0, 0], by_hand)
+    torch.testing.assert_close(face_tasks.dabs(x)[:, :, 0, 0], by_hand)
 
 
 @pytest.fixture
@@ -136,6 +137,63 @@ def test_faces_run_every_task(net, tmp_path, monkeypatch):
     for sheet in ('tasks', 'SR8', 'balance'):
         with Image.open(tmp_path / 'out' / f'zscg-faces-{sheet}.png') as picture:
             assert picture.width > 64
+
+
+@pytest.fixture(scope='module')
+def with_cells(tmp_path_factory) -> str:
+    """A network with cells, a prior and measured residuals."""
+    torch.manual_seed(0)
+    net = DDN(32, 3, [12, 12], [2, 1], [4, 4], grids=[1, 1, (4, 2)], prior_width=8)
+    net.sampling = Sampling((), {f'{kind}/{p}': [0.2 / p] * 3 for kind in ('rgb', 'luma') for p in (1, 2, 4, 8)})
+    path = str(tmp_path_factory.mktemp('cells') / 'cells.safetensors')
+    snapshots.save_network(path, net)
+    return path
+
+
+def test_faces_by_a_second_network_with_cells(net, with_cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(zscg_faces, 'load_lpips', lambda: LPIPS().eval())
+    data = write_zip(tmp_path / 'faces.zip', 3, (3, 32, 32), labels=False)
+    args = [f'--network={net[1]}', f'--cells={with_cells}', f'--data={data}', f'--outdir={tmp_path / "out"}', '--num=2']
+    outcome = CliRunner().invoke(zscg_faces.main, [*args, '--pool=3', '--task=SR4', '--task=edges'])
+    assert outcome.exit_code == 0, outcome.output
+    rows = json.loads((tmp_path / 'out' / 'zscg-faces.json').read_text())['rows']
+    for task in ('SR4', 'edges'):
+        ways = {row['way']: row for row in rows if row['task'] == task}
+        assert {'top 2', 'cells', 'cells, top 2 without prior', 'cells, unguided'} < set(ways)
+        assert {'consistency', 'psnr', 'lpips', 'seconds'} < set(ways['cells'])
+        assert ways['cells, top 1 without prior']['consistency'] < ways['cells, unguided']['consistency']
+        assert ways['cells']['seconds'] > 0 and ways['unguided']['seconds'] is None
+    assert (tmp_path / 'out' / 'zscg-faces-cells.png').exists()
+
+
+def test_curves_of_guided_cells(net, with_cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(guided_cells, 'load_lpips', lambda: LPIPS().eval())
+    for name, few in (('WEIGHTS', [0.1, 1.0]), ('TOP', [1]), ('SWEEPS', [1]), ('PROPOSALS', [1, 4])):
+        monkeypatch.setattr(guided_cells, name, few)
+    data = write_zip(tmp_path / 'faces.zip', 3, (3, 32, 32), labels=False)
+    args = [f'--data={data}', f'--outdir={tmp_path}', '--num=2']
+    outcome = CliRunner().invoke(guided_cells.main, [f'--network={with_cells}', *args])
+    assert outcome.exit_code == 0, outcome.output
+    ways = {row['way'] for row in json.loads((tmp_path / 'guided-cells.json').read_text())['rows']}
+    assert {'prior, weight 0.1', 'top 1 without prior', '1 sweeps, prior', '4 proposals, without prior'} <= ways
+    outcome = CliRunner().invoke(guided_cells.main, [f'--network={with_cells}', *args, '--fit'])
+    assert outcome.exit_code == 0, outcome.output
+    fitted = {row['task']: row for row in json.loads((tmp_path / 'prior-weights.json').read_text())['rows']}
+    assert {'SR4', 'colorization', 'deblur', 'inpaint below'} < set(fitted) and 'edges' not in fitted
+    outcome = CliRunner().invoke(guided_cells.main, [f'--network={net[1]}', *args])
+    assert outcome.exit_code == 1 and 'has no prior' in outcome.output
+
+
+def test_the_weight_is_fitted_by_the_likelihood_of_codes(with_cells):
+    """Without a weight it is that of the prior; the nearest codes are certain under an l2 guide of infinite weight."""
+    net = Network.from_pretrained(with_cells)
+    images = uniform(4, 3, 32, 32, seed=3)
+    nats = guided_cells.nats_of_codes(net, guides.l2(images), images, [0.0, 1e7])
+    own = -net.log_prob(net.encode(images)).mean().item() / net.num_codes
+    assert nats[0] == pytest.approx(own, rel=1e-4) and nats[1] == pytest.approx(0, abs=1e-3)
+    curve = [{'consistency': c, 'lpips': v} for c, v in ((0.1, 0.3), (1e-3, 0.5), (1e-2, 0.4))]
+    assert guided_cells.interpolated(curve, 10**-1.5, 'lpips') == pytest.approx(0.35)
+    assert guided_cells.interpolated(curve, 0.2, 'lpips') is None
 
 
 def test_faces_by_texts(net, tmp_path, monkeypatch):
