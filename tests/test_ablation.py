@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import click
+import forks
 import pytest
 import scipy.stats
 import torch
@@ -31,8 +30,6 @@ from experiments import (
 )
 from metrics import evaluate
 from metrics.lenet import LeNet
-
-ROOT = Path(__file__).parents[1]
 
 FACTS = {
     'nimg': 30016, 'dead share': 0.25, 'usage entropy': 0.9, 'training CPU seconds': 61.0, 'layers': 10, 'nodes': 8,
@@ -264,15 +261,15 @@ def test_two_ranks_train_together(here):
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
     folder, options = here[0], ['--num=12', '--num-reconstructed=8', '--duration=0.000016', '--only=both']
-    command = [sys.executable, '-m', 'experiments.mnist_ablation', f'--data={folder / "a.zip"}', '--device=cpu',
+    command = ['-m', 'experiments.mnist_ablation', f'--data={folder / "a.zip"}', '--device=cpu',
                f'--held-out={folder / "b.zip"}', f'--detector={folder / "judge.pth"}', f'--outdir={folder / "two"}',
                *options, '--', *TINY]  # fmt: skip
-    environment = os.environ | {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
-    ranks = [
-        subprocess.Popen(command, cwd=ROOT, env=environment | {'RANK': rank}, stdout=subprocess.PIPE, text=True)
-        for rank in '01'
-    ]
-    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    environment = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    ranks = [forks.Process(command, env=environment | {'RANK': rank}, stdout=forks.PIPE) for rank in '01']
+    outputs = []
+    for rank in ranks:
+        with rank:
+            outputs.append(rank.communicate()[0])
     assert [rank.returncode for rank in ranks] == [0, 0] and outputs[1] == '' and 'Written to' in outputs[0]
     call(mnist_ablation, here, f'--held-out={folder / "b.zip"}', *options, '--', *TINY)
     two, one = (json.loads((folder / name / 'results.json').read_text())['rows'] for name in ('two', 'out'))

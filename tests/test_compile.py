@@ -1,4 +1,4 @@
-"""torch.compile of the blocks gives the same numbers. Skipped where there is no C++ compiler to compile with."""
+"""torch.compile of a block gives the same numbers. Skipped where there is no C++ compiler to compile with."""
 
 import os
 import shutil
@@ -19,10 +19,9 @@ pytestmark = [
 
 def small_net() -> DDN:
     torch.manual_seed(0)
-    net = DDN(img_resolution=2, img_channels=3, channels=[16, 16], num_blocks=[1, 1], num_nodes=[8, 8])
+    net = DDN(img_resolution=2, img_channels=3, channels=[16], num_blocks=[1], num_nodes=[8])
     with torch.no_grad():
-        for block in net.blocks:
-            block.conv1.weight.mul_(1e5)  # a new block is its skip; these do something
+        net.blocks[0].conv1.weight.mul_(1e5)  # a new block is its skip; this one does something
     return net.to(memory_format=torch.channels_last)
 
 
@@ -34,15 +33,14 @@ def train_one(net: DDN, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return output.codes, output.images.detach(), [p.grad for p in net.parameters()]
 
 
-def test_compiled_blocks_give_the_same_numbers():
+def test_a_compiled_block_gives_the_same_numbers():
     net, compiled = small_net(), small_net()
-    for block in compiled.blocks:
-        block.compile()  # as training_loop(compile_blocks=True) does
+    compiled.blocks[0].compile()  # as training_loop(compile_blocks=True) does
     images = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
     codes, made, grads = train_one(net, images)
-    with torch._inductor.config.patch(compile_threads=1):  # two small graphs are not worth a pool of processes
+    with torch._inductor.config.patch(compile_threads=1):  # a small graph is not worth a pool of processes
         compiled_codes, compiled_made, compiled_grads = train_one(compiled, images)
-    assert torch._dynamo.utils.counters['stats']['unique_graphs'] >= 2  # somebody did compile
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] >= 1  # somebody did compile
     torch.testing.assert_close(compiled_codes, codes, rtol=0, atol=0)
     torch.testing.assert_close(compiled_made, made, rtol=0, atol=1e-4)
     for a, b in zip(compiled_grads, grads, strict=True):

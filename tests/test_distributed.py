@@ -1,23 +1,16 @@
-"""Ranks as torchrun starts them, on this machine over gloo; and devices that are not there."""
+"""Ranks on this machine over gloo (by torchrun: test_ranks.py), and devices that are not there."""
 
-import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
+import forks
 import pytest
 import torch
 
 from torch_utils import distributed
 
-ROOT = Path(__file__).resolve().parents[1]
-TORCHRUN = ['-m', 'torch.distributed.run']
-
 SCRIPT = """
-import glob, json, os, socket, sys, time, traceback
+import glob, os, sys, time
 import torch
 from torch_utils import distributed, training_stats
 from training.monitor import Health
@@ -62,36 +55,7 @@ def rank_of(mode, timeout_s):
     if mode == 'ok':
         print('THREADS', [open(path).read() for path in glob.glob('/proc/self/task/*/comm')])
 
-def fork(mode, rank, world, port, timeout_s, folder):
-    if pid := os.fork():
-        return pid
-    file = os.open(os.path.join(folder, f'{mode}{rank}.txt'), os.O_CREAT | os.O_WRONLY)
-    os.dup2(file, 1), os.dup2(file, 2)
-    os.environ |= {'RANK': str(rank), 'WORLD_SIZE': str(world), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-    code = 0
-    try:
-        rank_of(mode, timeout_s)
-    except SystemExit as e:
-        code = e.code
-    except BaseException:
-        traceback.print_exc()
-        code = 70  # a session should have ended this process
-    sys.stdout.flush(), sys.stderr.flush()
-    os._exit(code)
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-if sys.argv[1] != 'fork':
-    rank_of(sys.argv[1], 60.0)
-else:
-    pids, cases = {}, json.loads(sys.argv[2])
-    for mode, world, ranks, timeout_s in cases:
-        port = free_port()
-        pids |= {f'{mode}{r}': fork(mode, r, world, port, timeout_s, sys.argv[3]) for r in range(ranks)}
-    print(json.dumps({name: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for name, pid in pids.items()}))
+rank_of(sys.argv[1], float(sys.argv[2]))
 """
 
 # mode, world size, ranks that come, timeout in seconds
@@ -118,32 +82,23 @@ class Result(NamedTuple):
         return line
 
 
-def start(folder: Path, *command: str) -> subprocess.Popen:
-    script = folder / 'script.py'
-    script.write_text(SCRIPT)
-    gone = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
-    env = {k: v for k, v in os.environ.items() if k not in gone and not k.startswith('TORCHELASTIC')}
-    env |= {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    command = [sys.executable, *(str(script) if c == 'SCRIPT' else c for c in command)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen) -> Result:
-    try:
-        output, errors = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    assert process.returncode == 0, output + errors
-    return Result(process.returncode, output)
-
-
 @pytest.fixture(scope='module')
 def ended(tmp_path_factory) -> dict[str, Result]:
-    """Every case by any launcher that sets RANK and its kin: one process that imports torch once and forks the ranks,
-    all cases at the same time. Rank 0 serves the store, and nobody but the ranks themselves ends them."""
+    """Every case by any launcher that sets RANK and its kin, all at the same time. Rank 0 serves the store, and nobody
+    but the ranks themselves ends them."""
     folder = tmp_path_factory.mktemp('ranks')
-    codes = json.loads(finish(start(folder, 'SCRIPT', 'fork', json.dumps(CASES), str(folder))).output)
-    return {name: Result(code, (folder / f'{name}.txt').read_text()) for name, code in codes.items()}
+    (folder / 'script.py').write_text(SCRIPT)
+    processes = {}
+    for mode, world, ranks, timeout_s in CASES:
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            env = {'WORLD_SIZE': str(world), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(s.getsockname()[1])}
+        for rank in range(ranks):
+            with open(folder / f'{mode}{rank}.txt', 'w') as file:
+                processes[f'{mode}{rank}'] = forks.Process(
+                    [folder / 'script.py', mode, timeout_s], file, forks.STDOUT, env | {'RANK': str(rank)}
+                )
+    return {name: Result(p.wait(), (folder / f'{name}.txt').read_text()) for name, p in processes.items()}
 
 
 def check_results(output: str) -> None:
@@ -162,18 +117,7 @@ def check_results(output: str) -> None:
         assert expected in zero
 
 
-def test_two_nodes_on_loopback(tmp_path):
-    """As two machines would: torchrun twice, a rendezvous, one rank each. (torchrun --standalone: test_ranks.py.)"""
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    rendezvous = ['--rdzv-backend=c10d', f'--rdzv-endpoint=127.0.0.1:{port}', '--rdzv-id=test', '--nnodes=2']
-    command = [*TORCHRUN, *rendezvous, '--nproc_per_node=1', '--local-addr=127.0.0.1', 'SCRIPT', 'ok']
-    nodes = [start(tmp_path, *command) for _ in range(2)]
-    check_results(''.join(finish(node).output for node in nodes))
-
-
-def test_without_torchrun(ended):
+def test_results_of_collectives(ended):
     assert ended['ok0'].code == ended['ok1'].code == 0
     check_results(ended['ok0'].output + ended['ok1'].output)
 

@@ -4,12 +4,10 @@ import io
 import json
 import os
 import socket
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -26,8 +24,6 @@ from metrics.detectors import load_detector
 from metrics.image_sets import Files, Samples, read
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
-
-ROOT = Path(__file__).parent.parent
 
 
 def save_zip(path, images):
@@ -433,14 +429,14 @@ def test_two_ranks_find_what_one_finds(room):
         port = str(free.getsockname()[1])
     options = ['--images', room / 'b.zip', '--ref', room / 'a.npz', '--batch', 16]
     common = ['--detector', room / 'detector.pth', '--device', 'cpu']
-    command = [sys.executable, 'fid.py', 'calc', *map(str, options + common)]
-    env = os.environ | {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'OMP_NUM_THREADS': '1'}
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, env=env | {'RANK': str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    command = ['fid.py', 'calc', *options, *common]
+    env = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    ranks = [forks.Process(command, env=env | {'RANK': str(rank)}, stdout=forks.PIPE) for rank in range(2)]
+    outputs = []
+    for rank in ranks:
+        with rank:
+            outputs.append(rank.communicate()[0])
+    assert [rank.returncode for rank in ranks] == [0, 0]
     assert outputs[1] == ''
     two, one = json.loads(outputs[0].splitlines()[-1]), run(room, 'calc', *options)
     assert two['ranks'] == 2 and list(two['numbers']) == list(one['numbers'])
@@ -458,6 +454,5 @@ def test_a_reader_that_has_gone_ends_it_quietly(room):
     os.close(read)
     options = ['--data', room / 'a.zip', '--dest', room / 'gone.npz', '--detector', room / 'detector.pth']
     with open(write, 'wb') as gone:
-        command = [sys.executable, ROOT / 'fid.py', 'ref', *options, '--device', 'cpu']
-        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True)
+        done = forks.run('fid.py', 'ref', *options, '--device', 'cpu', stdout=gone)
     assert done.returncode == 1 and 'Note:' in done.stderr and 'Error' not in done.stderr

@@ -2,11 +2,10 @@
 
 import importlib
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import click
+import forks
 import pytest
 from click.testing import CliRunner
 
@@ -59,6 +58,5 @@ def test_help_without_docstrings(name):
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
 def test_help_that_cannot_be_written_is_one_line(command):
     with open('/dev/full', 'w') as full:
-        run = [sys.executable, *command.split(), '--help']
-        result = subprocess.run(run, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        result = forks.run(*command.split(), '--help', stdout=full)
     assert result.returncode == 1 and result.stderr.startswith('Error: ') and result.stderr.count('\n') == 1

@@ -3,12 +3,11 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -528,12 +527,11 @@ def test_an_empty_range_is_no_range(folder, args):
 
 
 def test_a_reader_that_has_gone_ends_it_quietly(folder, tmp_path):
-    script = Path(latents.__file__)
     args = ['tree', f'--network={folder}/net.safetensors', f'--codes={folder}/codes.npz', f'--sheet={tmp_path}/t.png']
     read, write = os.pipe()
     os.close(read)
     with open(write, 'wb') as gone:
-        done = subprocess.run([sys.executable, script, *args], stdout=gone, stderr=subprocess.PIPE, text=True)
+        done = forks.run('latents.py', *args, stdout=gone)
     assert done.returncode == 1 and done.stderr == ''
 
 

@@ -151,7 +151,7 @@ def test_it_uses_nodes_that_split_and_prune_leaves_alone():
         rng = torch.Generator().manual_seed(0)
         none = torch.zeros(64, 0, dtype=torch.int64)
         counts = torch.zeros(2, 4)
-        for step in range(2000):
+        for step in range(900):
             kind = torch.arange(64) % 2
             features = F.one_hot(kind, 2).float()[:, :, None, None]  # [B, 2, 1, 1]
             targets = torch.rand(64, 1, 1, 1, generator=rng)
@@ -162,7 +162,7 @@ def test_it_uses_nodes_that_split_and_prune_leaves_alone():
             (candidates.render(codes) - targets).square().mean().backward()
             balance.observe(codes[:, None], evidence=[choice.evidence])
             optimizer.step()
-            if step >= 1800:
+            if step >= 800:
                 nearest = samplers.nearest(targets)(candidates, 0, none).codes  # as encoding will choose
                 counts.index_put_((kind, nearest), torch.ones(64), accumulate=True)
         return 4 * counts / counts.sum(1, keepdim=True), balance

@@ -4,11 +4,10 @@ import functools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from conftest import TINY_NET, TINY_RUN, final, invoke, write_zip
@@ -18,7 +17,6 @@ from cli import training_runs
 from cli.training_options import read_stored
 from training import run_folder
 
-ROOT = Path(__file__).resolve().parents[1]
 run_train = functools.partial(invoke, train.main)
 AGAIN = 'This run continues with another option'
 
@@ -202,8 +200,7 @@ def test_a_wrong_stored_option_that_is_given_anew_does_not_matter(run):
 def test_one_process_at_a_time_has_a_run_folder(tiny_zip, tmp_path):
     """And none after a kill -9."""
     args = [f'--outdir={tmp_path}', f'--data={tiny_zip}', *TINY_RUN, '--nosubdir', '--tick=0.016', '--dump=1']
-    command = [sys.executable, 'train.py', *args]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with forks.Process(['train.py', *args], stdout=forks.PIPE, stderr=forks.STDOUT) as process:
         try:
             assert any(line.startswith('tick') for line in process.stdout)
             while not run_folder.checkpoint.find_states(str(tmp_path)):
@@ -213,7 +210,7 @@ def test_one_process_at_a_time_has_a_run_folder(tiny_zip, tmp_path):
                 assert 'is in use: another process trains in it' in line
             assert process.poll() is None
         finally:
-            process.send_signal(signal.SIGKILL)
+            os.kill(process.pid, signal.SIGKILL)
     out = run_train(f'--resume={tmp_path}', '--duration=0.000016')
     assert 'Resuming from' in out
     with run_folder.opened(str(tmp_path)):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -125,17 +126,16 @@ def test_a_pickle_under_another_name_is_not_run(tmp_path, dump):
     assert not touched.exists()
 
 
-def test_a_disk_that_is_full_is_an_os_error_and_loses_nothing(net, snapshot):
-    before = snapshot.read_bytes()
-    code = (
+def test_a_disk_that_is_full_is_an_os_error_and_loses_nothing(net, snapshot, tmp_path_factory):
+    before, script = snapshot.read_bytes(), tmp_path_factory.mktemp('script') / 'full.py'
+    script.write_text(
         'import resource, sys; from ddn_networks import DDN, snapshots\n'
         'net = DDN.from_pretrained(sys.argv[1])\n'
         'resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n'
         'try: snapshots.save_network(sys.argv[1], net)\n'
         'except OSError as e: print(type(e).__name__)'
     )
-    root = Path(snapshots.__file__).parents[1]
-    out = subprocess.run([sys.executable, '-c', code, snapshot], cwd=root, capture_output=True, text=True, timeout=60)
+    out = forks.run(script, snapshot)
     assert out.stdout == 'OSError\n', out.stderr
     assert snapshot.read_bytes() == before and os.listdir(snapshot.parent) == [snapshot.name]
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import forks
 import pytest
 import torch
 from conftest import TINY_RUN, final, invoke
@@ -22,12 +23,6 @@ from training.validation import Validation
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 run_train = functools.partial(invoke, train.main)
-
-
-def start(command: str, *args: str, **kwargs) -> subprocess.Popen:
-    """train.py in a process group of its own, by a command for sh in which "$@" stands for it and its options."""
-    words = ['sh', '-c', command, 'sh', sys.executable, 'train.py', *map(str, args)]
-    return subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **kwargs)
 
 
 def await_line(lines, start_of_line: str) -> None:
@@ -57,7 +52,7 @@ def options(tiny_zip, run_dir, *more: str) -> list[str]:
 def test_a_signal_to_the_whole_group_saves_a_state_from_which_it_goes_on_exactly(tiny_zip, tmp_path):
     """As terminals and job schedulers send it."""
     args = options(tiny_zip, tmp_path / 'a', '--tick=0.16', '--workers=1')
-    with start('exec "$@" 2>&1', *args, stdout=subprocess.PIPE) as process:
+    with forks.Process(['train.py', *args], stdout=forks.PIPE, stderr=forks.STDOUT) as process:
         await_line(process.stdout, 'tick')
         os.killpg(process.pid, signal.SIGTERM)
         output = process.stdout.read()
@@ -72,7 +67,7 @@ def test_a_signal_to_the_whole_group_saves_a_state_from_which_it_goes_on_exactly
 def test_ctrl_c_that_ends_tee_first_saves_the_state(tiny_zip, tmp_path):
     """`python train.py | tee log`: the reader is gone before the run hears of the signal. Nor is there a stderr."""
     args = options(tiny_zip, tmp_path, '--tick=0.16')
-    with start('exec "$@" 2>&-', *args, stdout=subprocess.PIPE) as process:
+    with forks.Process(['train.py', *args], stdout=forks.PIPE, stderr=forks.CLOSED) as process:
         await_line(process.stdout, 'tick')
         process.stdout.close()
         os.killpg(process.pid, signal.SIGINT)
@@ -153,8 +148,8 @@ def test_a_signal_in_the_wait_for_images_saves_the_state(tiny_zip, tmp_path, mon
 def test_a_run_needs_no_reader_no_shared_memory_no_folder_for_temporary_files_and_few_files(tiny_zip, tmp_path):
     """`python train.py 2>&1 | head -2` where `ulimit -n` is 18 and TMPDIR is nowhere."""
     args = options(tiny_zip, tmp_path, '--workers=2', '--duration=0.000320', '--tick=0.016')
-    env = os.environ | {'TMPDIR': f'/nonexistent/{"long" * 60}'}
-    with start('ulimit -n 18; exec "$@" 2>&1', *args, stdout=subprocess.PIPE, env=env) as run:
+    env, streams = {'TMPDIR': f'/nonexistent/{"long" * 60}'}, {'stdout': forks.PIPE, 'stderr': forks.STDOUT}
+    with forks.Process(['train.py', *args], env=env, files=18, **streams) as run:
         for _ in range(2):
             run.stdout.readline()
         run.stdout.close()
@@ -166,7 +161,7 @@ def test_a_run_needs_no_reader_no_shared_memory_no_folder_for_temporary_files_an
 
 def test_an_error_ends_a_run_whose_images_a_thread_loads(tiny_zip, tmp_path):
     args = options(tiny_zip, tmp_path, '--lr=1e18', '--workers=1')
-    with start('exec "$@" 2>&1', *args, stdout=subprocess.PIPE) as run:
+    with forks.Process(['train.py', *args], stdout=forks.PIPE, stderr=forks.STDOUT) as run:
         output = run.communicate(timeout=60)[0]
     assert run.returncode == 1 and 'is not finite in the step' in output.splitlines()[-1], output
 
