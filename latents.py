@@ -27,6 +27,7 @@ import cli.environment  # noqa: F401  # before torch is loaded
 
 # isort: split
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 
@@ -103,6 +104,13 @@ def decode(net: Network, table: torch.Tensor, condition: Condition) -> np.ndarra
             parts.append(to_uint8(batch.images).cpu().numpy())
             bar.update(len(batch.images))
     return np.concatenate(parts)
+
+
+def bits_by_prior(net: Network, table: torch.Tensor, condition: Condition, most: int = 1000, batch: int = 100) -> float:
+    """Mean bits of the codes by the network's own prior, of the first ``most`` rows."""
+    parts = torch.arange(min(most, len(table))).split(batch)
+    nats = torch.cat([net.log_prob(table[part], condition(part.tolist())) for part in parts])
+    return -nats.mean().item() / math.log(2)
 
 
 def write_sheet(rows: Sequence[Sequence], path: str, columns: int = 0) -> None:
@@ -215,8 +223,9 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
         with atomic_write(bits, 'w') as f:
             f.write('\n'.join(codes.to_bits(table, net.code_nodes)) + '\n')
     distinct = len(table.unique(dim=0))
+    by_prior = f' ({bits_by_prior(net, table, RowConditions(given, file, data)):.1f} by the prior)' if net.prior else ''
     click.echo(printable(
-        f'{count} images, {net.num_bits:g} bits each, {distinct} distinct latents, '
+        f'{count} images, {net.num_bits:g} bits each{by_prior}, {distinct} distinct latents, '
         f'PSNR {misc.psnr(error / count):.2f} dB: {dest}'
     ))  # fmt: skip
 

@@ -82,14 +82,14 @@ def fitted(o: dict[str, Any], seed: int, device: torch.device, say: Callable[[st
     say(f'Fitting a prior to {o["fit_prior"]}: {o["prior"]}, {len(data.loaded):,} images of {data.images.name}')
     if o['prior'] == 'counts':
         total = prior_fitting.count(fit, total, o['batch'], o['workers'])
-        nats = fit.held_out_nats()
     else:
-        nats = prior_fitting.learn(
+        prior_fitting.learn(
             fit, total, o['batch'], o['lr'], say, o['prior_clean'], o['prior_soft'], o['chain_dropout'],
             repeats=REPEATS, num_workers=o['workers'],
         )  # fmt: skip
+    layers = fit.held_out_nats()
     net.sampling = measured(fit, o['temperature_from'], say)
-    say(report.layer_table(net))
-    uniform = prior_fitting.uniform_nats(net)
+    say(report.layer_table(net, layers))
+    nats, uniform = prior_fitting.mean_nats(net, layers), prior_fitting.uniform_nats(net)
     say(f'Held-out images: {nats:.4f} nats per code by the prior, {uniform:.4f} by uniform choices')
     return net, total

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from conftest import TINY_RUN, final
 
 import generate
+import latents
 import train
 from ddn_networks import DDN, Network, samplers
 from training.loss import prior_loss
@@ -159,3 +160,11 @@ def test_the_share_of_the_heads_is_that_of_their_operations():
     assert 'of the arithmetic of a pass' in layer_table(net) and ('Warning' in layer_table(net)) == (share > 0.5)
     wide = DDN(8, 1, [8, 8], [1, 2], [4, 4], grids=[1, 4], prior_width=64)
     assert heads_share(wide) > 0.5 and 'more than half' in layer_table(wide)
+
+
+def test_latents_say_the_bits_by_the_prior(trained, tiny_zip, tmp_path):
+    file = tmp_path / 'codes.npz'
+    out = invoke(latents.main, 'encode', f'--network={trained}', f'--data={tiny_zip}', f'--dest={file}')
+    net = Network.from_pretrained(trained)
+    bits = -net.log_prob(torch.from_numpy(np.load(file)['codes'])).mean().item() / math.log(2)
+    assert f'{net.num_bits:g} bits each ({bits:.1f} by the prior)' in out

@@ -394,3 +394,47 @@ def test_options_of_any_type_never_break_the_report(tmp_path, value):
         scale['last'] = value
     (tmp_path / 'training_options.json').write_text(json.dumps(changed))
     read(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------ own prior
+
+
+def test_nats_of_the_prior_are_charted_against_those_of_uniform_choices(tmp_path):
+    fill(tmp_path, sheets=0)
+    ticks = [{**tick(1000 * (i + 1)), 'prior_nats': 2.0 - i / 10, 'val_prior_nats': 2.1 - i / 10,
+              'val_prior_nats_layers': [math.log(2)] * L} for i in range(3)]  # fmt: skip
+    (tmp_path / 'stats.jsonl').write_text(''.join(json.dumps(t) + '\n' for t in ticks))
+    content = options()
+    content.setdefault('network', {})['bits_of_codes'] = [3.0] * L
+    (tmp_path / 'training_options.json').write_text(json.dumps(content))
+    read(tmp_path)
+    found = figures(tmp_path)
+    assert found['Nats per code by the prior']['names'] == ['training', 'validation']
+    assert found['Nats per code by the prior']['series'][1] == pytest.approx([2.1, 2.0, 1.9])
+    bits = found['Bits of a code of each layer']
+    assert bits['names'] == ['by prior', 'log2 K'] and bits['series'] == [pytest.approx([1.0] * L), [3.0] * L]
+    for wrong in ('x', [1.0], [True] * L, ['x'] * L):
+        ticks[-1]['val_prior_nats_layers'] = wrong
+        (tmp_path / 'stats.jsonl').write_text(json.dumps(ticks[-1]) + '\n')
+        read(tmp_path)
+        assert 'Bits of a code of each layer' not in figures(tmp_path)
+
+
+def test_a_prior_that_overfits_is_named():
+    watch = report.PriorWatch(DDN(8, 1, [8, 8], [1, 2], [4, 4], prior_width=4))  # uniform: log 4 = 1.386 nats
+
+    def warns(training: float | None, held_out: float | None) -> bool:
+        stats = {'prior_nats': training, 'val_prior_nats': held_out}
+        return watch.warning({k: v for k, v in stats.items() if v is not None}) is not None
+
+    assert not warns(None, None) and not warns(1.0, 1.386)  # the average lags behind
+    assert not warns(0.9, 1.1) and not warns(0.8, 1.11)  # below the least and 1 % of 1.386
+    assert warns(0.8, 1.13) and not warns(1.1, 1.13) and not warns(0.7, 1.05) and warns(0.7, 1.07)
+
+
+def test_the_layer_table_has_the_bits_by_the_prior():
+    net = DDN(8, 1, [8, 8], [1, 2], [4, 2], grids=[1, 2])
+    assert 'by prior' not in report.layer_table(net)
+    lines = report.layer_table(net, [math.log(2), math.log(2) / 2, math.log(2) / 4]).splitlines()
+    assert lines[0].split()[-2:] == ['by', 'prior']
+    assert [line.split()[-1] for line in lines[1:]] == ['1.0', '3.0', '4.0']  # 1; (1/2 + 1/4) of 4 cells; the sum

@@ -23,7 +23,7 @@ from training.loader import BatchStream, Loader
 from training.loss import prior_loss
 from training.validation import condition_of
 
-LOOKS = 10  # at the held-out images
+LOOKS = 8  # at the held-out images
 NUM_HELD_OUT = 1000  # of these, at most
 
 
@@ -91,15 +91,16 @@ class Fit:
         return images, condition_of(self.net, images, *facts, draws=draws)
 
     @torch.no_grad()
-    def held_out_nats(self) -> float:
-        """Nats per code of held-out images by the prior."""
-        total = num = 0
+    def held_out_nats(self) -> list[float]:
+        """Nats per code of held-out images by the prior, of each layer."""
+        total, num = torch.zeros(self.net.num_layers, dtype=torch.float64), 0
         for images, condition in self.held_out():
             asking = samplers.with_log_prior(samplers.nearest(images))
             output = self.net(asking, len(images), condition, keep=True)
-            total += prior_loss(output.log_prior, output.distances).item() * len(images)
+            layers = zip(output.log_prior, output.distances, strict=True)
+            total += torch.stack([prior_loss([log_p], [d]) for log_p, d in layers]).double().cpu() * len(images)
             num += len(images)
-        return total / num
+        return (total / num).tolist()
 
 
 def _stacked(part: Part, most: int) -> list[torch.Tensor]:
@@ -177,7 +178,7 @@ def learn(
             schedule.step()
             bar.update(len(images))
             if step in looks:
-                held_out = fit.held_out_nats()
+                held_out = mean_nats(net, fit.held_out_nats())
                 if held_out < best:
                     best, weights = held_out, {k: v.clone() for k, v in net.prior.state_dict().items()}
                 left = format_time((time.time() - started) / step * (steps - step))
@@ -221,6 +222,11 @@ def _of_codes(
     """The loss of a transformer, all layers in one pass."""
     log_prior = [logits.log_softmax(1) for logits in transformer.of_all(codes)]
     return prior_loss(log_prior, distances, softness)
+
+
+def mean_nats(net: Network, layers: list[float]) -> float:
+    """Nats per code over all codes, from those of each layer."""
+    return sum(n * spec.num_cells for n, spec in zip(layers, net.specs, strict=True)) / net.num_codes
 
 
 def uniform_nats(net: Network) -> float:

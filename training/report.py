@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,12 @@ from torch_utils import misc
 from training.monitor import UsageWindow
 
 
-def layer_table(net: Network) -> str:
-    """Size, channels, K, cells and code bits, one line for equal layers, and the sums; shared weights count once."""
+def layer_table(net: Network, nats: Sequence[float] | None = None) -> str:
+    """Size, channels, K, cells and code bits, one line for equal layers, and the sums; shared weights count once.
+    ``nats``: per code by the own prior, [L], for a column of the bits that its codes take on average."""
     lines = [f'{"layers":>9}  {"size":>9}  {"channels":>8}  {"K":>5}  {"cells":>6}  {"bits":>8}  {"parameters":>11}']
+    by_prior = [n * spec.num_cells / math.log(2) for n, spec in zip(nats or (), net.specs, strict=bool(nats))]
+    lines[0] += f'  {"by prior":>8}' if nats else ''
     for first, last in _runs(net.specs):
         used = {p for i in range(first, last + 1) for m in net.layer_modules(i) for p in m.parameters()}
         used |= set(net.parameters(recurse=False)) if first == 0 else set()  # what the network begins with
@@ -38,9 +41,11 @@ def layer_table(net: Network) -> str:
         lines.append(
             f'{span:>9}  {size:>9}  {spec.channels:>8}  {spec.num_nodes:>5}  {cells:>6}  {bits:>8.1f}  {params:>11,}'
         )
+        lines[-1] += f'  {sum(by_prior[first : last + 1]):>8.1f}' if nats else ''
     lines += [f'{"":>9}  {len(net.ddls)} sets of nodes for {net.num_layers} layers'] * (len(net.ddls) < net.num_layers)
     sums = f'{f"L = {net.num_layers}":>9}  {"":>9}  {"":>8}  {"codes":>5}  {net.num_codes:>6}'
     lines.append(f'{sums}  {net.num_bits:>8.1f}  {_parameters(net):>11,}')
+    lines[-1] += f'  {sum(by_prior):>8.1f}' if nats else ''
     if net.prior:
         heads = sum(p.numel() for p in net.prior.parameters())
         share = heads_share(net)
@@ -73,6 +78,7 @@ def network_facts(net: Network) -> dict[str, Any]:
         for first, last in _runs(sizes)
     ]
     facts = {'num_layers': net.num_layers, 'bits': net.num_bits, 'parameters': _parameters(net), 'scales': scales}
+    facts |= {'bits_of_codes': [math.log2(spec.num_nodes) for spec in net.specs]}
     return facts | {'table': layer_table(net)}
 
 
@@ -91,6 +97,28 @@ def psnr(images: torch.Tensor, target: torch.Tensor) -> float:
     return misc.psnr((images.clamp(-1, 1) - target).square().mean().item())
 
 
+class PriorWatch:
+    """Whether the own prior knows the training images by heart: its nats per code of held-out images rise above their
+    least by 1 % of a uniform prior's, and are above those of training by 5 %."""
+
+    def __init__(self, net: Network):
+        self.uniform = float(torch.tensor(net.code_nodes, dtype=torch.float64).log().mean())
+        self.least = math.inf
+
+    def warning(self, stats: Mapping[str, Any]) -> str | None:
+        """A line on a tick where they part; None elsewhere."""
+        training, held_out = stats.get('prior_nats'), stats.get('val_prior_nats')
+        if training is None or held_out is None:
+            return None
+        self.least = min(self.least, held_out)
+        if held_out <= self.least + 0.01 * self.uniform or held_out <= training + 0.05 * self.uniform:
+            return None
+        return (
+            f'Warning: the prior overfits: {held_out:.3f} nats per code of validation images, {training:.3f} in '
+            f'training; the least was {self.least:.3f}. More images, or a smaller --prior-width, help'
+        )
+
+
 def mean_or_none(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else None
@@ -102,9 +130,12 @@ def tick_line(stats: dict[str, Any]) -> str:
     memory = f'{stats["cpu_mem_gb"]:.1f} GB'
     if stats['peak_gpu_mem_gb'] is not None:
         memory += f', GPU {stats["peak_gpu_mem_gb"]:.1f} GB'
+    nats = ''
+    if stats.get('val_prior_nats') is not None:
+        nats = f'nats {stats["prior_nats"]:.3f}, val {stats["val_prior_nats"]:.3f}  '
     return (
         f'tick {stats["tick"]:<4} {stats["nimg"] / 1000:>9.1f} kimg  {stats["images_per_sec"]:>7.1f} img/s  '
-        f'loss {stats["loss"]:.4f}  val PSNR {stats["val_psnr"]:.2f}  '
+        f'loss {stats["loss"]:.4f}  val PSNR {stats["val_psnr"]:.2f}  {nats}'
         f'entropy {np.mean(stats["usage_entropy"]):.3f}  dead {"-" if dead is None else f"{dead:.1%}"}  '
         f'splits {sum(stats["splits"]):,}  {memory}  {format_time(stats["seconds"])} done, '
         f'{format_time(stats["seconds_left"])} left'

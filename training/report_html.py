@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -178,6 +179,8 @@ def _training_charts(ticks: Sequence[dict[str, Any]]) -> list[str]:
         charts.curves('Gradient norm', 'Good: no jumps by orders of magnitude.', x, {'norm': column('grad_norm')},
                       log=True),
         charts.curves('Images per second', 'Good: constant.', x, {'speed': column('images_per_sec')}),
+        charts.curves('Nats per code by the prior', 'How surprising codes are. Good: both fall; where they part, the '
+                      'prior overfits.', x, {'training': column('prior_nats'), 'validation': column('val_prior_nats')}),
     ]  # fmt: skip
     note = '<p><small>Point at a chart to read its values.</small></p>'
     return ['<h2>Training</h2>', note, '<div class="charts">', *filter(None, made), '</div>']
@@ -204,6 +207,7 @@ def _layer_charts(ticks: Sequence[dict[str, Any]], options: dict[str, Any]) -> l
     made = [
         charts.curves('Loss of each layer', 'At the newest tick. Good: among layers of one size it falls.',
                       list(range(num_layers)), {'loss': last['loss_layers']}, 'layer', log=True, scales=scales),
+        _prior_chart(last, options, scales),
         charts.layer_map('Dead nodes', 'Good: light nearly everywhere.', x, dead, charts.HEAT, 0, 100, ' %', **rest),
         charts.layer_map('Evenness of node usage', '1: all nodes are chosen equally often. Good: light.', x,
                          rows('usage_entropy'), charts.HEAT[::-1], 0, 1, **rest),
@@ -214,6 +218,20 @@ def _layer_charts(ticks: Sequence[dict[str, Any]], options: dict[str, Any]) -> l
     if shared:
         words += f' {num_sets} sets of nodes serve {num_layers} layers.'
     return ['<h2>Layers</h2>', f'<p>{words}</p>', '<div class="charts">', *filter(None, made), '</div>']
+
+
+def _prior_chart(last: dict[str, Any], options: dict[str, Any], scales: Sequence[charts.Scale]) -> str:
+    """Bits of a code of each layer, by the prior and by uniform choices; nothing without a prior."""
+    nats, bits = last.get('val_prior_nats_layers'), _part(options, 'network', 'bits_of_codes', kind=list)
+    num_layers = len(last['loss_layers'])
+    if not (isinstance(nats, list) and bits and len(nats) == len(bits) == num_layers):
+        return ''
+    if not all(v is None or _is_number(v) for v in (*nats, *bits)):
+        return ''
+    by_prior = [None if v is None else v / math.log(2) for v in nats]
+    series = {'by prior': by_prior, 'log2 K': bits}
+    good = 'Of validation images. Good: the prior needs fewer.'
+    return charts.curves('Bits of a code of each layer', good, list(range(num_layers)), series, 'layer', scales=scales)
 
 
 def _difference(before: float | None, after: float | None) -> float | None:

@@ -200,6 +200,7 @@ def training_loop(
     meter = Meter(balancer, health, losses, cur_nimg, total_nimg, started)
     progress = report.ProgressLine(total_nimg, cur_nimg, enabled=rank == 0)
     attempt = report.Attempts()
+    watch = report.PriorWatch(net)
     stop = StopRequest()
     rate_at = functools.partial(
         learning_rate, lr=lr, rampup_nimg=lr_rampup_nimg, decay=lr_decay, total_nimg=total_nimg
@@ -230,6 +231,10 @@ def training_loop(
         stats |= {'tick': cur_nimg // tick_nimg, 'lr': rate_at(cur_nimg), **validation.stats()}
         progress.clear()
         print(report.tick_line(stats), flush=True)
+        if warning := watch.warning(stats):
+            print(warning, flush=True)
+        if cur_nimg >= total_nimg and net.prior:
+            print(report.layer_table(net, stats['val_prior_nats_layers']), flush=True)
         attempt('stats.jsonl', report.append_stats, run_dir, stats)
         if events is not None and 'the TensorBoard events' not in attempt.failed:
             attempt('the TensorBoard events', report.write_events, events, stats)

@@ -46,12 +46,15 @@ class Validation:
         self.images = to_float(batch[0]).to(net.device)
         self.condition = condition_of(net, self.images, *batch[1:])
 
-    def stats(self) -> dict[str, float]:
-        """'val_psnr' of the reconstructions, and of a network with a prior 'val_prior_nats' per code."""
+    def stats(self) -> dict[str, float | list[float]]:
+        """'val_psnr' of the reconstructions, and of a network with a prior 'val_prior_nats' per code, also for each
+        layer."""
         output = self._reconstruct(len(self.images), keep=bool(self.net.prior))
         found = {'val_psnr': report.psnr(output.images, self.images)}
         if self.net.prior:
             found['val_prior_nats'] = prior_loss(output.log_prior, output.distances).item()
+            layers = zip(output.log_prior, output.distances, strict=True)
+            found['val_prior_nats_layers'] = [prior_loss([log_p], [d]).item() for log_p, d in layers]
         return found
 
     def write_pictures(self, run_dir: str, cur_nimg: int) -> None:
