@@ -62,10 +62,10 @@ class ConditionSet:
 
     def draw(self, batch_size: int, dropout: float, generator: torch.Generator) -> torch.Tensor:
         """The random numbers of a training step, float32 [B, 9 + those of the conditions' own]: a ``ConditionDraw`` for
-        each image. Grey weights and threshold are drawn once for the batch, as published; boxes, and with probability
+        each image. Grey weights and threshold are sampled once for the batch, as published; boxes, and with probability
         ``dropout`` "no condition", per image.
 
-        The whole table is drawn at once, so that the ranks and rounds of one step can each take their rows of it.
+        The whole table is sampled at once, so that the ranks and rounds of one step can each take their rows of it.
         """
         once = torch.rand(4, generator=generator, dtype=torch.float64)
         each = torch.rand(batch_size, 5, generator=generator, dtype=torch.float64)

@@ -87,7 +87,7 @@ def reconstructions(
     share_prefixes: bool = False,
     refine: int = 0,
 ) -> Iterator[Batch]:
-    """Images encoded and drawn from their codes in one pass each (``Network.reconstruct``).
+    """Images encoded and decoded again, in one pass each (``Network.reconstruct``).
 
     Args:
         net: in evaluation mode.

@@ -56,7 +56,7 @@ __all__ = [
 
 
 class Randomness(NamedTuple):
-    """All randomness of a batch, drawn up front: a row depends on its seed alone.
+    """All randomness of a batch, sampled up front: a row depends on its seed alone.
 
     uniforms: [B, D] float64 in [0, 1), the random numbers of the unguided image. codes: [B, D] int64, its uniform
         choice. choice, ties: [B, D] float32 in [0, 1). streams: B seeds of further random numbers (``cell_guidance``).

@@ -35,8 +35,8 @@ class PrefixBalancing(SplitAndPrune):
     A node k that the features predict with probability q_k looks farther away by
     ``rate * spread * log(K q_k)``, with the spread (standard deviation over the nodes) of the image's own distances as
     the unit. The forecast is multinomial logistic regression on the candidates' features, averaged over a grid and
-    normalised per image, trained by Adam beside the network. It needs the gradient of the cross entropy alone, which
-    has a closed form, so nothing of it enters autograd. The rows of a node that splits are copied with the node.
+    normalised per image, trained by Adam with the network. It needs only the gradient of the cross entropy, which has a
+    closed form, so nothing of it enters autograd. The rows of a node that splits are copied with the node.
 
     Args:
         weights, ddl_of_layer, reduce_fn, dtype: see ``UsageCounter``.

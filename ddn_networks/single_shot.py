@@ -40,7 +40,7 @@ class DDN(Network):
         condition_placement: first of the C feature channels to which a condition of c channels is added: 'published',
             C // 2 - c // 2, or 'centred', (C - c) // 2, as networks of earlier revisions have it.
         augment_dim: labels that the augment pipe gives an image in training, 0 for none; they enter like a condition,
-            in the channels beside it, and are zero everywhere else.
+            in the adjacent channels, and are zero everywhere else.
         grids: cells that choose, one grid per scale or one per layer, each an int or (rows, columns); () for whole
             images everywhere. See ``cells``.
         prior_width: channels of the heads of the network's own prior (``prior``); 0 for no prior.

@@ -77,8 +77,8 @@ def find_lpips(sources: Sequence[ImageSet], device: torch.device | str = 'cpu') 
 def reconstruction(
     net: Network, source: Files, detector: Detector, lpips: LPIPS | None = None, batch: int = 64, title: str = ''
 ) -> tuple[Scores, list[str]]:
-    """(numbers, notes) of images against what one pass of the network draws of them, in 8 bits: rFID and the others of
-    ``compare``, PSNR, SSIM, LPIPS, bits per pixel."""
+    """(numbers, notes) of images against their reconstructions in 8 bits: rFID and the other numbers of ``compare``,
+    PSNR, SSIM, LPIPS, bits per pixel."""
     source.require_shape(net)
     collectors = [FeatureCollector(detector.dim, source.num, KEEP) for _ in range(2)]
     sums = torch.zeros(3, dtype=torch.float64)

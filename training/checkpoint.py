@@ -154,8 +154,8 @@ def _in_range(value: Any, kind: type, least: float, most: float) -> bool:
 
 
 def set_newer_aside(run_dir: str, cur_nimg: int, unchanged: bool) -> int:
-    """Rename states, snapshots and pictures of more than ``cur_nimg`` images to ``*.old``; how many. A run that goes on
-    ``unchanged`` from its newest state makes the same ones again: then they stay, and none is renamed."""
+    """Rename states, snapshots and pictures of more than ``cur_nimg`` images to ``*.old``; returns how many. A run that
+    continues ``unchanged`` from its newest state makes the same ones again: then they stay."""
     names = [name for name in sorted(os.listdir(run_dir)) if (m := _OF_IMAGES.fullmatch(name)) and int(m[1]) > cur_nimg]
     if unchanged and not any(map(_STATE.fullmatch, names)):
         return 0
