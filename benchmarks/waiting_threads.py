@@ -22,7 +22,7 @@ import click
 
 from benchmarks import common
 from cli.environment import BY_THE_USER
-from cli.options import script
+from cli.options import Ints, script
 from cli.training_runs import train
 from training.report import read_stats
 
@@ -77,13 +77,15 @@ def ticks(images: int) -> dict[str, float]:
     return {'tick': images / 8000, 'snap': 1000, 'dump': 1000, 'duration': images / 1e6}
 
 
-def measure(options: dict[str, Any], rounds: int, busy: int) -> dict[str, list[float]]:
+def measure(
+    options: dict[str, Any], rounds: int, busy: int, environments: dict[str, dict[str, str]]
+) -> dict[str, list[float]]:
     """Images per second of each row, a number per round."""
-    found = {name: [] for name in ENVIRONMENTS}
+    found = {name: [] for name in environments}
     with busy_loops(busy):
         for round_ in range(rounds):
-            for name in list(ENVIRONMENTS)[:: -1 if round_ % 2 else 1]:
-                with environment(ENVIRONMENTS[name]):
+            for name in list(environments)[:: -1 if round_ % 2 else 1]:
+                with environment(environments[name]):
                     found[name].append(common.in_fresh_process(images_per_second, options))
     return found
 
@@ -94,19 +96,23 @@ def measure(options: dict[str, Any], rounds: int, busy: int) -> dict[str, list[f
 @click.option('--images', metavar='INT', type=click.IntRange(min=1), default=1920, help='Images per run')
 @click.option('--rounds', metavar='INT', type=click.IntRange(min=1), default=5, help='Runs of each row')
 @click.option('--busy', metavar='INT', type=click.IntRange(min=0), default=2, help='Busy loops')
+@click.option('--spins', metavar='LIST', type=Ints(), default=(), help='Also GOMP_SPINCOUNT of these values')
 @common.OUT
-def main(preset: str, size: int, images: int, rounds: int, busy: int, out: str | None) -> None:
+def main(
+    preset: str, size: int, images: int, rounds: int, busy: int, spins: list[int], out: str | None
+) -> None:
+    environments = ENVIRONMENTS | {f'GOMP_SPINCOUNT={n}': {'GOMP_SPINCOUNT': str(n)} for n in spins}
     facts = common.machine()
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / 'noise.zip'
         common.make_noise(data, count=256, size=size)
         options = {'preset': preset, 'data': data, 'device': 'cpu'}
         columns = {
-            'alone': measure(options | ticks(images), rounds, 0),
-            f'beside {busy} busy loops': measure(options | ticks(images // SHORTER), rounds, busy),
+            'alone': measure(options | ticks(images), rounds, 0, environments),
+            f'beside {busy} busy loops': measure(options | ticks(images // SHORTER), rounds, busy, environments),
         }
     rows = []
-    for name in ENVIRONMENTS:
+    for name in environments:
         row = {'threads that wait': name}
         for title, found in columns.items():
             row[f'img/s {title}'] = statistics.median(found[name])

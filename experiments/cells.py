@@ -20,6 +20,7 @@ import torch
 
 from cli.networks import load_network
 from cli.options import script
+from cli.sampling_defaults import FIRST_SEED, NUM_SAMPLES, families
 from cli.tables import markdown, write_results
 from ddn_networks import Network, samplers, snapshots
 from dnnlib.images import to_float
@@ -39,7 +40,6 @@ COMMON = {
     'nodes': 64, 'batch': 32, 'lr': 2e-3, 'lr-ramp': 0.002, 'lr-decay': 'cosine', 'beta2': 0.99, 'ema': 0.002,
     'chain-dropout': 0.05, 'workers': 0, 'prior': 'head', 'seed': 0,
 }  # fmt: skip
-CHOSEN_SEEDS = 10**9  # the temperatures are chosen with seeds from here on
 WHOLE = 'whole images'
 
 
@@ -110,17 +110,6 @@ def train(row: Row, run_dir: Path, seconds: float, device: torch.device) -> None
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-def families(num_layers: int) -> dict[str, tuple[float, ...]]:
-    """Temperatures to choose from, by name: 1 for the first layers, then lower at once or step by step."""
-    L = range(num_layers)
-    found = {'1': (1.0,) * num_layers}
-    found |= {f'{t:g}': (t,) * num_layers for t in (0.8, 0.6)}
-    for first in (2, 3, 4, 6, 8):
-        found |= {f'1 x {first}, {t:g}': tuple(1.0 if l < first else t for l in L) for t in (0.05, 0.5)}
-        found[f'0.8^(l - {first})'] = tuple(0.8 ** max(0, l - first) for l in L)
-    return found
-
-
 @torch.no_grad()
 def bits_by_prior(net: Network, images: torch.Tensor) -> float:
     """Mean bits of the nearest codes of images by the own prior."""
@@ -152,8 +141,8 @@ def numbers_of(network: str, setting: Setting, scoring: Scoring, folder: Path, d
     made = collector.finish()
     found['reconstructions'] = ablation.starting(evaluate.compare(real, made)[0], 'FID')
     found['uniform'] = distance(scoring.num, 0, uniform=True)
-    by_name = families(net.num_layers)
-    tried = {name: distance(scoring.num // 2, CHOSEN_SEEDS, temperature=t) for name, t in by_name.items()}
+    by_name = families(net)
+    tried = {name: distance(NUM_SAMPLES, FIRST_SEED, temperature=t) for name, t in by_name.items()}
     best = min(tried, key=tried.get)
     found |= {'T 1': distance(scoring.num, 0), 'chosen T': best, 'tried': tried}
     found['at the chosen T'] = distance(scoring.num, 0, temperature=by_name[best])
@@ -181,7 +170,7 @@ def evaluated(row: Row, run_dir: Path, setting: Setting, scoring: Scoring, folde
 
     def measure() -> dict[str, Any]:
         found = numbers_of(network, setting, scoring, folder, device)
-        chosen = families(load_network(network).num_layers)[found['chosen T']]
+        chosen = families(load_network(network))[found['chosen T']]
         found['copies'] = copies(network, chosen, scoring, device)
         if setting.detector == 'lenet':
             ways = {'uniform': {'uniform': True}, 'T 1': {}, 'chosen T': {'temperature': chosen}}
@@ -239,7 +228,7 @@ def main(name, data, held_out, only, minutes, num, num_reconstructed, train_only
         if not train_only:
             click.echo(f'{name}, {row.name}: evaluation')
             found.append(evaluated(row, run_dir, setting, scoring, folder, device))
-            chosen = families(load_network(str(snapshots.network_path(run_dir))).num_layers)[found[-1]['chosen T']]
+            chosen = families(load_network(str(snapshots.network_path(run_dir))))[found[-1]['chosen T']]
             sheet(into / f'{run_dir.name}.png', run_dir, chosen)
     if not train_only:
         text = f'# Cells: {name}, {minutes:g} minutes a row\n\n{table(found)}'
