@@ -26,7 +26,16 @@ import click
 import torch
 
 from cli.networks import load_network
-from cli.options import BATCH, EMA, Group, GroupedCommand, one_line_errors, option_group, script_help
+from cli.options import (
+    BATCH,
+    EMA,
+    Group,
+    GroupedCommand,
+    one_line_errors,
+    option_group,
+    script_help,
+    search_options,
+)
 from ddn_networks import Network
 from dnnlib import util
 from dnnlib.downloads import local_path
@@ -220,8 +229,11 @@ def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
     click.option('--held-out', help='Images that it was not trained on', metavar='PATH|ZIP'),
     click.option('--num', help='Number of images of each  [default: all]', metavar='INT',
                  type=click.IntRange(2, MAX_NUM)),
+    *search_options,
 )
-def reconstruct(network, ema, data, held_out, num, batch, seed, detector, device, how, json_path) -> None:
+def reconstruct(
+    network, ema, data, held_out, num, beam, refine, batch, seed, detector, device, how, json_path
+) -> None:  # fmt: skip
     """Compare images with their reconstructions: rFID, PSNR, SSIM, LPIPS, bits per pixel, on training and held-out
     images."""
     net, about = load(network, ema, device)
@@ -234,10 +246,11 @@ def reconstruct(network, ema, data, held_out, num, batch, seed, detector, device
     numbers, notes = {}, []
     for name, source in sources.items():
         lpips, reason = evaluate.find_lpips([source], device)
-        measured, more = evaluate.reconstruction(net, source, detector, lpips, batch, name)
+        measured, more = evaluate.reconstruction(net, source, detector, lpips, batch, name, beam, refine)
         numbers |= {f'{name} {key}': value for key, value in measured.items()}
         notes += source.notes() + reason + [f'{name}: {note}' for note in more]
     about = {'network': about, 'images': {name: source.describe() for name, source in sources.items()}}
+    about |= {'beam': beam, 'refine': refine}
     report('reconstruct', numbers, notes, about | how, json_path)
 
 

@@ -198,3 +198,10 @@ network_options = option_group(
 )  # fmt: skip
 BATCH = click.IntRange(1, 65_536)
 BEAM = click.IntRange(1, 4096)
+REFINE = click.IntRange(0, 64)
+# How images are encoded: arguments of ``Network.reconstruct``.
+search_options = (
+    click.option('--beam', metavar='INT', type=BEAM, default=1, help='Partial images kept in the search'),
+    click.option('--refine', metavar='INT', type=REFINE, default=0,
+                 help='Rounds in which each layer tries other nodes and keeps what is nearer in the end'),
+)  # fmt: skip

@@ -75,17 +75,24 @@ def find_lpips(sources: Sequence[ImageSet], device: torch.device | str = 'cpu') 
 
 
 def reconstruction(
-    net: Network, source: Files, detector: Detector, lpips: LPIPS | None = None, batch: int = 64, title: str = ''
+    net: Network,
+    source: Files,
+    detector: Detector,
+    lpips: LPIPS | None = None,
+    batch: int = 64,
+    title: str = '',
+    beam: int = 1,
+    refine: int = 0,
 ) -> tuple[Scores, list[str]]:
     """(numbers, notes) of images against their reconstructions in 8 bits: rFID and the other numbers of ``compare``,
-    PSNR, SSIM, LPIPS, bits per pixel."""
+    PSNR, SSIM, LPIPS, bits per pixel. ``beam``, ``refine``: see ``Network.reconstruct``."""
     source.require_shape(net)
     collectors = [FeatureCollector(detector.dim, source.num, KEEP) for _ in range(2)]
     sums = torch.zeros(3, dtype=torch.float64)
     height, width = source.resolution
     big_enough = min(height, width) >= WINDOW
     for positions, images in shares(source, batch, title):
-        again = rounded(net.reconstruct(to_float(images)).images, 'reconstructions')
+        again = rounded(net.reconstruct(to_float(images), beam=beam, refine=refine).images, 'reconstructions')
         for collector, pictures in zip(collectors, (images, again), strict=True):
             collector.add_(detector.features(to_float(pictures)), positions)
         sums[0] += psnr(images, again).sum()

@@ -297,7 +297,7 @@ class Darker:
     def __init__(self, steps):
         self.steps = steps
 
-    def reconstruct(self, images):
+    def reconstruct(self, images, **how):
         return SimpleNamespace(images=images - self.steps / 127.5)
 
 
