@@ -11,6 +11,10 @@
   python generate.py --network=NET --outdir=out --seeds=0-9 --save-codes=codes.txt
   python generate.py --network=NET --outdir=out2 --codes=codes.txt
 \b
+  # keep a part of a latent and draw the rest anew: the first layers of seed 7; face.png but for its upper half
+  python generate.py --network=NET --outdir=out --seeds=0-7 --keep=seed:7 --keep-layers=0-3 --grid=out/kept.png
+  python generate.py --network=NET --outdir=out --seeds=0-7 --keep=face.png --redraw-region=0,0,64,32
+\b
   # networks that were trained with conditions: ten of each class; grey pictures, each next to its colourings
   python generate.py --network=NET --outdir=out --class=all --seeds=0-9 --grid=out/classes.png
   python generate.py --network=NET --outdir=out --condition-image=grey/ --seeds=0-5 --grid=out/coloured.png
@@ -40,6 +44,7 @@ from cli.networks import load_network
 from cli.options import (
     BATCH,
     BEAM,
+    REFINE,
     Classes,
     GroupedCommand,
     Ints,
@@ -51,6 +56,7 @@ from cli.options import (
     option_group,
     script_help,
 )
+from cli.regions import Region
 from ddn_networks import Network, generate
 from ddn_networks.generate import Batch
 from dnnlib.archives import ImageArchive
@@ -64,11 +70,14 @@ from torch_utils import distributed as dist
 if TYPE_CHECKING:  # a plain seed loads neither
     from cli.condition_arguments import ConditionArguments
     from cli.guide_arguments import GuideArguments
+    from cli.kept_codes import KeptCodes
 
 GRID_MAX = 1024  # images that a grid shows
 COLUMNS = 8  # of a grid
 # Mean nothing without --guide.
 GUIDING = ('top_k', 'beam', 'combine', 'guide_every', 'guide_layers', 'proposals', 'sweeps', 'prior_weight')
+KEEPING = ('keep_layers', 'keep_region', 'redraw_region')  # nor these without --keep
+PRIOR = ('temperature', 'top_p', 'uniform', 'cfg')
 
 
 class Request(NamedTuple):
@@ -111,20 +120,33 @@ def guide_arguments(texts: Sequence[str], device: torch.device, how: dict[str, A
     return GuideArguments(texts, device, **how)
 
 
+def kept_codes(
+    net: Network, source: str | None, parts: dict[str, Any], prior: dict[str, Any], search: dict[str, int]
+) -> 'KeptCodes | None':
+    """``KeptCodes`` of --keep and the options that go with it; None without."""
+    if source is None:
+        return None
+    from cli.kept_codes import KeptCodes
+
+    return KeptCodes(net, source, **parts, sampling=prior, search=search)
+
+
 def sampling(
     net: Network,
     seeds: Sequence[int],
     seeds_given: bool,
     conditions: 'ConditionArguments | None',
     guides: 'GuideArguments | None',
+    kept: 'KeptCodes | None',
     batch: int,
     subdirs: bool,
     columns: int | None,
     prior: dict[str, Any],
 ) -> Request:
     """Samples of seeds: by guides, by the network's own prior (``prior``: arguments of ``Network.sample``), or
-    uniform."""
+    uniform; all, or what is not ``kept``."""
     given = [*(guides.pictures if guides else ()), *(conditions.pictures.values() if conditions else ())]
+    given += [kept] if kept else []
     labels = conditions.labels if conditions else (None,)
     todo = jobs(seeds, seeds_given, given, labels)
     if conditions and not guides:
@@ -138,16 +160,25 @@ def sampling(
     def make(positions: Sequence[int]) -> Iterator[Batch]:
         condition = conditions and (lambda part: conditions.of_jobs(some(part)))
         guidance = guides and (lambda part: guides.guidance([job.target for job in some(part)], net.img_resolution))
-        return generate.samples(net, [job.seed for job in todo], batch, condition, guidance, positions, **prior)
+        codes = kept and (lambda part: kept.of([job.target for job in some(part)], condition and condition(part)))
+        return generate.samples(
+            net, [job.seed for job in todo], batch, condition, guidance, positions, codes=codes, **prior
+        )
+
+    def kept_look(job: Job) -> list[np.ndarray | None]:
+        return [kept.look(job.target, conditions and conditions.of_jobs([job]))]
+
+    def condition_look(job: Job) -> list[np.ndarray]:
+        return list(to_uint8(torch.stack(conditions.look(job.target))).numpy())
 
     def layout(images: np.ndarray, originals: np.ndarray | None) -> list:
-        if conditions and conditions.pictures:
-            return beside_conditions(images, todo, conditions, columns or COLUMNS)
+        if kept or conditions and conditions.pictures:
+            return beside(images, todo, kept_look if kept else condition_look, columns or COLUMNS)
         return in_rows(images, width)
 
     width = columns or (min(GRID_MAX, len(todo) // len(labels)) if len(labels) > 1 else COLUMNS)
-    sources = [path for given_by in (guides, conditions) if given_by for path in given_by.sources]
-    least = 0 if conditions and conditions.pictures else width
+    sources = [path for given_by in (guides, conditions, kept) if given_by for path in given_by.sources]
+    least = 0 if kept or conditions and conditions.pictures else width
     return Request([job.name for job in todo], make, layout, sources, least)
 
 
@@ -176,8 +207,10 @@ def reconstruction(
     conditions: 'ConditionArguments | None',
     batch: int,
     columns: int | None,
+    search: dict[str, int],
 ) -> Request:
-    """The images of a folder or zip, encoded and decoded, each by its own condition where none is given."""
+    """The images of a folder or zip, encoded (``search``: arguments of ``Network.encode``) and decoded, each by its own
+    condition where none is given."""
     archive = ImageArchive(path)
     names = png_names(archive.names())[:max_images]
     labels = None
@@ -196,7 +229,7 @@ def reconstruction(
     return Request(
         names,
         lambda positions: generate.reconstructions(
-            net, len(names), read, batch, conditions and condition, positions
+            net, len(names), read, batch, conditions and condition, positions, **search
         ),
         lambda images, originals: in_pairs(originals, images, width),
         [path, *(conditions.sources if conditions else [])],
@@ -204,23 +237,23 @@ def reconstruction(
     )
 
 
-def beside_conditions(
-    images: np.ndarray, todo: Sequence[Job], conditions: 'ConditionArguments', columns: int
+def beside(
+    images: np.ndarray, todo: Sequence[Job], look: Callable[[Job], list[np.ndarray | None]], columns: int
 ) -> list:
-    """Rows of a sheet: a condition, up to ``columns`` samples of it, and the picture it was made of, where that shows
-    more."""
+    """Rows of a sheet: what ``look`` shows first of a job (its condition, or the latent of which a part is kept), up to
+    ``columns`` samples of it, and the picture that the first was made of, where ``look`` has a second that shows more.
+    """
     groups: dict[tuple, list[int]] = {}
     for i, job in enumerate(todo[: len(images)]):
         groups.setdefault((job.label, job.target), []).append(i)
-    looks = {target: to_uint8(torch.stack(conditions.look(target))).numpy() for _, target in groups}
-    more = any((condition != given).any() for condition, given in looks.values())
+    looks = [look(todo[members[0]]) for members in groups.values()]
+    more = any((first != second).any() for first, *rest in looks for second in rest)
     columns = min(columns, max(map(len, groups.values())))
     rows = []
-    for (_, target), members in groups.items():
-        condition, given = looks[target]
+    for (first, *rest), members in zip(looks, groups.values(), strict=True):
         for part in in_rows(members, columns):
             empty = [None] * (columns - len(part))
-            rows.append([condition, *images[part], *empty, *([given] if more else [])])
+            rows.append([first, *images[part], *empty, *(rest if more else [])])
     return rows
 
 
@@ -292,24 +325,40 @@ def was_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
+def first_given(ctx: click.Context, names: Sequence[str]) -> str | None:
+    """The first of some options that was given, as --it-is-typed."""
+    return next((f'--{name.replace("_", "-")}' for name in names if was_given(ctx, name)), None)
+
+
 def check_options(ctx: click.Context) -> None:
     """ClickException for options that contradict each other."""
     o = ctx.params
     if sum(map(bool, (o['codes'], o['reconstruct'], o['guide']))) > 1:
         raise click.ClickException('--codes, --reconstruct and --guide exclude each other: give one')
-    if o['max_images'] and not o['reconstruct']:
-        raise click.ClickException('--max-images needs --reconstruct; for fewer samples give fewer --seeds')
-    given = [name for name in GUIDING if was_given(ctx, name)]
-    if given and not o['guide']:
-        option = given[0].replace('_', '-')
-        raise click.ClickException(f'--{option} needs --guide: give it too, or leave --{option} out')
-    if len({'top_k', 'temperature', 'beam'} & {name for name in o if was_given(ctx, name)}) > 1:
+    if o['keep'] and (o['codes'] or o['reconstruct']):
+        raise click.ClickException('--keep names codes or pictures itself: leave out --codes and --reconstruct')
+    encodes = o['reconstruct'] or o['keep']
+    if o['max_images'] and not encodes:
+        raise click.ClickException('--max-images needs --reconstruct or --keep; for fewer samples give fewer --seeds')
+    if o['refine'] and not encodes:
+        raise click.ClickException('--refine needs --reconstruct or --keep=PICTURE: it is for encoding')
+    if (option := first_given(ctx, KEEPING)) and not o['keep']:
+        raise click.ClickException(f'{option} needs --keep, which names the latents')
+    check_guiding(ctx, [name for name in GUIDING if not (name == 'beam' and encodes)])
+    if (option := first_given(ctx, PRIOR)) and (o['codes'] or o['reconstruct']):
+        raise click.ClickException(f'{option} is for samples: leave it out with --codes and --reconstruct')
+
+
+def check_guiding(ctx: click.Context, guiding: Sequence[str]) -> None:
+    """``check_options`` of guides and the options ``guiding`` that need them."""
+    o = ctx.params
+    if not o['guide']:
+        if option := first_given(ctx, guiding):
+            raise click.ClickException(f'{option} needs --guide: give it too, or leave {option} out')
+        return
+    if sum(was_given(ctx, name) for name in ('top_k', 'temperature', 'beam')) > 1:
         raise click.ClickException('--top-k, --temperature and --beam exclude each other: give one')
-    of_prior = [name for name in ('temperature', 'top_p', 'uniform', 'cfg') if was_given(ctx, name)]
-    if of_prior and (o['codes'] or o['reconstruct']):
-        option = of_prior[0].replace('_', '-')
-        raise click.ClickException(f'--{option} is for samples: leave it out with --codes and --reconstruct')
-    if o['guide'] and (o['top_p'] is not None or o['cfg'] != 1):
+    if o['top_p'] is not None or o['cfg'] != 1:
         raise click.ClickException('--top-p and --cfg are for samples without --guide: leave them out')
 
 
@@ -322,7 +371,9 @@ def check_options(ctx: click.Context) -> None:
     click.option('--seeds', metavar='LIST', type=Ints(), default='0-63', help='Seeds, such as 0-63 or 1,5,9-12'),
     click.option('--codes', metavar='FILE', help='Decode these latents instead: .npz, .npy or text, [N, D]'),
     click.option('--reconstruct', metavar='ZIP|DIR', help='Encode and decode these images instead'),
-    click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='Reconstruct only the first images'),
+    click.option('--max-images', metavar='INT', type=click.IntRange(min=1),
+                 help='Only the first images of --reconstruct, or latents of --keep'),
+    click.option('--refine', metavar='INT', type=REFINE, default=0, help='Rounds of refinement of what is encoded'),
     click.option('--batch', metavar='INT', type=BATCH, default=64, help='Images at a time'),
 )
 @option_group(
@@ -345,12 +396,24 @@ def check_options(ctx: click.Context) -> None:
     click.option('--uniform', is_flag=True, help='Choose uniformly, although the network has a prior'),
 )  # fmt: skip
 @option_group(
+    'Keep a part of latents and draw the rest anew, by seeds',
+    click.option('--keep', metavar='SOURCE',
+                 help="seed:7, codes (FILE.npz, .npy or .txt, with ':0-3' for some rows), or a picture, folder or zip"),
+    click.option('--keep-layers', metavar='LIST', type=Ints(), help='Keep codes of these layers only: 0-3  '
+                 '[default: all]'),
+    click.option('--keep-region', metavar='X,Y,W,H', type=Region(), multiple=True,
+                 help='Keep cells that reach into this rectangle of pixels only'),
+    click.option('--redraw-region', metavar='X,Y,W,H', type=Region(), multiple=True,
+                 help='Draw cells inside this rectangle anew'),
+)  # fmt: skip
+@option_group(
     'Guides (conditions that the network was not trained for)',
     click.option('--guide', metavar='SPEC', type=Text(guide_help), multiple=True,
                  help="Guide the choices by this condition; 'help' lists all"),
     click.option('--top-k', metavar='INT', type=click.IntRange(min=1),
                  help='Choose one of the k best  [default: 2; sample where the network has a prior]'),
-    click.option('--beam', metavar='INT', type=BEAM, default=1, help='Keep so many partial images instead'),
+    click.option('--beam', metavar='INT', type=BEAM, default=1,
+                 help='Track so many partial images instead; also for --reconstruct and --keep=PICTURE'),
     click.option('--combine', type=click.Choice(['ranks', 'distances']), default='ranks',
                  help='What is summed over several guides'),
     click.option('--guide-every', metavar='N', type=click.IntRange(min=1), default=1, help='Guide every n-th layer'),
@@ -375,19 +438,20 @@ def check_options(ctx: click.Context) -> None:
 @click.pass_context
 def main(
     ctx, network, outdir, seeds, codes, reconstruct, max_images, classes, label, condition_image, guide, top_k,
-    temperature, top_p, uniform, cfg, beam, combine, guide_every, guide_layers, sweeps, proposals, prior_weight,
-    save_codes, grid, columns, subdirs, steps, batch, ema, device,
+    temperature, top_p, uniform, cfg, beam, refine, combine, guide_every, guide_layers, sweeps, proposals, prior_weight,
+    keep, keep_layers, keep_region, redraw_region, save_codes, grid, columns, subdirs, steps, batch, ema, device,
 ) -> None:  # fmt: skip
     check_options(ctx)
     with one_line_errors(), dist.session(device) as device:
         net = load_network(network, ema, device, steps).to(memory_format=torch.channels_last)
         conditions = condition_arguments(net, classes, label, condition_image)
+        search = {'beam': beam, 'refine': refine}
         if net.condition_to == 'heads' and (codes or reconstruct):
             conditions = None  # codes name the same images with and without
         if codes:
             request = decoding(net, codes, conditions, batch, columns)
         elif reconstruct:
-            request = reconstruction(net, reconstruct, max_images, conditions, batch, columns)
+            request = reconstruction(net, reconstruct, max_images, conditions, batch, columns, search)
         else:
             prior = {'temperature': temperature, 'top_p': top_p, 'uniform': uniform, 'cfg': cfg}
             how = {'top_k': top_k, 'beam': beam, 'combine': combine, 'every': guide_every, 'layers': guide_layers,
@@ -397,7 +461,11 @@ def main(
                     raise click.ClickException('--temperature of guides without a prior is one number')
                 how['temperature'], prior['temperature'] = temperature[0], None
             guides = guide_arguments(guide, device, how)
-            request = sampling(net, seeds, was_given(ctx, 'seeds'), conditions, guides, batch, subdirs, columns, prior)
+            parts = {'layers': keep_layers, 'regions': keep_region, 'redrawn': redraw_region, 'most': max_images}
+            kept = kept_codes(net, keep, parts, prior, search)
+            request = sampling(
+                net, seeds, was_given(ctx, 'seeds'), conditions, guides, kept, batch, subdirs, columns, prior
+            )
         require_outputs(request, outdir, save_codes, grid)
         made = write_images(request, outdir, bool(save_codes), bool(grid))
         dist.print0(printable(f'{len(request.names)} images from {network} to {outdir}'))

@@ -16,6 +16,10 @@
   python latents.py swap --network=NET --codes=codes.npz --coarse=0-7 --fine=8-15 --layers=4 --sheet=swap.png
   python latents.py walk --network=NET --codes=codes.npz --rows=0,5,9 --sheet=walk.png
 \b
+  # networks with cells: what one cell of layer 9 chose from; the right half of some images in others
+  python latents.py cell --network=NET --codes=codes.npz --row=0 --layer=9 --cell=2,5 --sheet=cell.png
+  python latents.py swap --network=NET --codes=codes.npz --region=32,0,32,64 --sheet=swap.png
+\b
   # where K is a power of two, a latent is a string of bits (K = 2: one per layer)
   python latents.py encode --network=NET --data=face.zip --dest=codes.npz --bits=bits.txt
   python latents.py decode --network=NET --bits=1101001110 --outdir=out
@@ -41,7 +45,6 @@ from cli.condition_arguments import ConditionArguments
 from cli.networks import load_network
 from cli.options import (
     BATCH,
-    BEAM,
     Group,
     GroupedCommand,
     Ints,
@@ -50,8 +53,10 @@ from cli.options import (
     one_line_errors,
     option_group,
     script_help,
+    search_options,
 )  # fmt: skip
 from cli.originals import Originals, RowConditions
+from cli.regions import Region, inside
 from ddn_networks import Network, codes, generate
 from ddn_networks.generate import Condition
 from dnnlib import readers
@@ -148,6 +153,8 @@ def net_options(command: Callable) -> Callable:
 
 CODES = click.option('--codes', 'codes_file', metavar='FILE', required=True, help='Codes from `latents.py encode`')
 DATA = click.option('--data', metavar='ZIP|DIR', help='Their images  [default: the archive that the file names]')
+REGION = click.option('--region', metavar='X,Y,W,H', type=Region(), multiple=True,
+                      help='Change only cells that lie wholly in this rectangle of pixels')  # fmt: skip
 SHEET = click.option('--sheet', metavar='FILE', required=True, help='Picture to write (.png)')
 
 
@@ -173,14 +180,15 @@ def command(name: str) -> Callable:
     click.option('--bits', metavar='FILE', help='Also write the codes as strings of bits, one image per line'),
     click.option('--max-images', metavar='INT', type=click.IntRange(min=1), help='Encode only the first images'),
     click.option('--batch', metavar='INT', type=BATCH, default=128, help='Images at a time'),
-    click.option('--beam', metavar='INT', type=BEAM, default=1, help='Partial images kept in the search'),
+    *search_options,
 )
 @one_line
-def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> None:
+def encode_command(data, dest, bits, max_images, batch, beam, refine, **net_options) -> None:
     """Encode all images of a dataset: at each layer the number of the candidate nearest to the image.
 
-    Greedy choices need not end nearest; --beam=N tracks N partial images: better latents at about N times the cost, or
-    less where the images of a batch share their first choices.
+    Greedy choices need not end nearest. --beam=N tracks N partial images: better latents at about N times the cost, or
+    less where the images of a batch share their first choices. --refine=N tries other nodes at each layer, N rounds of
+    up to 2 L passes: better where layers have cells.
 
     The file holds codes [N, D] (one per layer, or per cell of it), names, labels (or vectors) if the dataset has any,
     and K of each code; NumPy reads it.
@@ -205,7 +213,8 @@ def encode_command(data, dest, bits, max_images, batch, beam, **net_options) -> 
 
     found, error = [], 0.0
     with tqdm(total=count, desc='encode', unit='img') as bar:
-        for b in generate.reconstructions(net, count, read, batch, condition, beam=beam, share_prefixes=True):
+        how = {'beam': beam, 'refine': refine, 'share_prefixes': True}
+        for b in generate.reconstructions(net, count, read, batch, condition, **how):
             found.append(b.codes.cpu())
             error += (b.images.clamp(-1, 1) - b.originals).square().mean().item() * len(b.images)
             bar.update(len(b.images))
@@ -349,6 +358,45 @@ def _majority(labels: np.ndarray | None, rows: np.ndarray) -> str:
     return f'{classes[counts.argmax()]} ({counts.max() / len(rows):.0%})'
 
 
+@command('cell')
+@net_options
+@option_group(
+    'Images and codes',
+    CODES,
+    DATA,
+    SHEET,
+    click.option('--row', metavar='INT', type=click.IntRange(min=0), default=0, help='Row of codes: the image'),
+    click.option('--layer', metavar='INT', type=click.IntRange(min=0), required=True, help='Layer, from 0'),
+    click.option('--cell', metavar='ROW,COLUMN', type=Ints(), required=True, help='Cell of its grid, from 0,0'),
+)
+@one_line
+def cell_command(codes_file, data, sheet, row, layer, cell, **net_options) -> None:
+    """Show what a cell chose from: the image of a layer, with each of the K candidates in place of that one cell.
+
+    First comes the image with the cell's own choice. The others are sorted by how much they change it, the least first;
+    captions give the number of the candidate and the mean squared difference within the cell, of values from -1 to 1.
+    """
+    net, given = open_network(**net_options)
+    file, table = load_codes(codes_file, net)
+    latent = rows_of(table, [row], codes_file, '--row')
+    if layer >= net.num_layers:
+        raise ValueError(f'--layer={layer}: this network has layers 0-{net.num_layers - 1}')
+    rows, columns = net.specs[layer].grid
+    if len(cell) != 2 or cell[0] >= rows or cell[1] >= columns:
+        typed = ','.join(map(str, cell))
+        raise ValueError(f'--cell={typed}: layer {layer} has {rows} rows and {columns} columns of cells, from 0,0')
+    number = cell[0] * columns + cell[1]
+    condition = RowConditions(given, file, data)([row])
+    branches = net.cell_branches(latent, layer, number, condition)[0]  # [K, C, h, w]
+    own = int(latent[0, net.code_slices[layer].start + number])
+    change = (branches - branches[own]).square().mean((1, 2, 3)) * (rows * columns)
+    order = [own, *(k for k in change.argsort(stable=True).tolist() if k != own)]
+    pictures = _full_size(branches[order], *net.img_resolution)
+    tiles = [Tile(p, f'{k}: {change[k]:.3f}') for k, p in zip(order, pictures, strict=True)]
+    click.echo(f'cell {cell[0]},{cell[1]} of layer {layer}, {rows}x{columns} cells: node {own} of {len(branches)}')
+    write_sheet(in_rows(tiles, COLUMNS), sheet)
+
+
 @command('nearest')
 @option_group(
     'Images and codes',
@@ -440,22 +488,29 @@ def cluster_command(codes_file, data, sheet, depth, clusters, shown, dest) -> No
     SHEET,
     click.option('--coarse', metavar='LIST', type=Ints(), default='0-7', help='Rows of codes: for the coarse layers'),
     click.option('--fine', metavar='LIST', type=Ints(), default='8-15', help='Rows of codes: for the fine layers'),
-    click.option('--layers', metavar='INT', type=click.IntRange(min=0), help='Coarse layers  [default: half]'),
-)
+    click.option('--layers', metavar='INT', type=click.IntRange(min=0),
+                 help='Coarse layers  [default: half; with --region none]'),
+    REGION,
+)  # fmt: skip
 @one_line
-def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -> None:
+def swap_command(codes_file, data, sheet, coarse, fine, layers, region, **net_options) -> None:
     """Mix the coarse layers of some images (first column) with the fine layers of others (first row), as a grid.
 
     Coarse layers decide what is shown and where; the fine layers' choices were made for another picture and mean
     something different under each. A conditional network gets the condition of the image of the coarse layers.
+
+    With --region only cells inside it come from the images of the first row, in layers from --layers on.
     """
     net, given = open_network(**net_options)
     file, table = load_codes(codes_file, net)
-    layers = net.num_layers // 2 if layers is None else layers
+    if layers is None:
+        layers = 0 if region else net.num_layers // 2
     if layers > net.num_layers:
         raise ValueError(f'--layers={layers}: this network has {net.num_layers} layers')
     a, b = rows_of(table, coarse, codes_file, '--coarse'), rows_of(table, fine, codes_file, '--fine')
     mixed = codes.swap(a, b, net.code_slices[layers - 1].stop if layers else 0)  # [A, B, D]
+    if region:
+        mixed = torch.where(inside(region, net), mixed, a[:, None])
     rows_of_condition = [*coarse, *fine, *(row for row in coarse for _ in fine)]
     condition = RowConditions(given, file, data)
     table = torch.cat([a, b, mixed.flatten(0, 1)])
@@ -477,13 +532,17 @@ def swap_command(codes_file, data, sheet, coarse, fine, layers, **net_options) -
     SHEET,
     click.option('--rows', metavar='LIST', type=Ints(), default='0,1', help='Rows of codes: from each to the next'),
     click.option('--frames', metavar='INT', type=click.IntRange(2, 1024), default=12, help='Most pictures in a row'),
+    REGION,
 )
 @one_line
-def walk_command(codes_file, data, sheet, rows, frames, **net_options) -> None:
-    """Walk from one image to the next, one layer that differs at a time: two rows a pair.
+def walk_command(codes_file, data, sheet, rows, frames, region, **net_options) -> None:
+    """Walk from one image to the next, one code that differs at a time: two rows a pair.
 
     Upper row: the finest layer changes first, so the picture keeps its layout. Lower row: the coarsest first.
-    Captions give the number of layers changed. The condition of a conditional network changes gradually with them.
+    Captions give the number of codes changed. The condition of a conditional network changes gradually with them.
+
+    With --region only the codes of cells inside it change: the walk ends at the first image with that part of the
+    second, and the condition stays that of the first.
     """
     net, given = open_network(**net_options)
     file, table = load_codes(codes_file, net)
@@ -492,10 +551,13 @@ def walk_command(codes_file, data, sheet, rows, frames, **net_options) -> None:
     stops = rows_of(table, rows, codes_file, '--rows')
     condition = RowConditions(given, file, data)
     lines = []
+    changed = inside(region, net) if region else torch.ones(net.num_codes, dtype=torch.bool)
     for first in range(len(rows) - 1):
-        ends = condition(rows[first : first + 2])  # [2, c, H, W] or None
+        start = rows[first]
+        ends = condition([start, start if region else rows[first + 1]])  # [2, c, H, W] or None
+        end = torch.where(changed, stops[first + 1], stops[first])
         for coarse_first in (False, True):
-            steps = codes.path(stops[first], stops[first + 1], coarse_first)
+            steps = codes.path(stops[first], end, coarse_first)
             layers = len(steps) - 1
             if not layers and ends is not None and not torch.equal(*ends):
                 steps = steps.expand(frames, -1)  # only the condition changes

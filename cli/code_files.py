@@ -28,8 +28,8 @@ class CodeFile(NamedTuple):
     vectors: np.ndarray | None = None
 
 
-def read_code_file(path: str) -> CodeFile:
-    """What ``write_code_file`` wrote, or codes alone.
+def read_code_file(path: str, partial: bool = False) -> CodeFile:
+    """What ``write_code_file`` wrote, or codes alone; ``partial``: they may be -1, for a code that is free.
 
     Raises:
         OSError: no such file, or a download that fails.
@@ -50,11 +50,13 @@ def read_code_file(path: str) -> CodeFile:
         raise ValueError(f'{name} holds {codes.dtype}, not integers')
     if codes.ndim != 2 or not codes.size:
         raise ValueError(f'{name} holds no codes: its integers are {list(codes.shape)}, not [images, codes]')
-    found = {key: _checked(name, key, array, codes.shape) for key, array in arrays.items()}
+    found = {key: _checked(name, key, array, codes.shape, partial) for key, array in arrays.items()}
     return CodeFile(**found)
 
 
-def _checked(name: str, key: str, array: np.ndarray, shape: tuple[int, int]) -> np.ndarray | str:
+def _checked(
+    name: str, key: str, array: np.ndarray, shape: tuple[int, int], partial: bool = False
+) -> np.ndarray | str:
     """An array of a file with codes of ``shape`` (N, D), in the type that ``CodeFile`` has. Raises ValueError."""
     N, D = shape
     kinds, axes, words = {
@@ -75,8 +77,9 @@ def _checked(name: str, key: str, array: np.ndarray, shape: tuple[int, int]) -> 
         if not (np.abs(array) <= np.finfo(np.float32).max).all():
             raise ValueError(f"{name}: the array '{key}' holds NaN, or numbers too large")
         return array.astype(np.float32)
-    if array.size and not 0 <= int(array.min()) <= int(array.max()) <= np.iinfo(np.int64).max:
-        raise ValueError(f"{name}: the array '{key}' holds {array.min()} to {array.max()}; they start at 0")
+    least = -1 if partial and key == 'codes' else 0
+    if array.size and not least <= int(array.min()) <= int(array.max()) <= np.iinfo(np.int64).max:
+        raise ValueError(f"{name}: the array '{key}' holds {array.min()} to {array.max()}; they start at {least}")
     return array.astype(np.int64)
 
 

@@ -93,7 +93,7 @@ def test_beams_and_refinement_show_what_their_codes_name(name):
     net = with_cells()[name]
     images = pictures(net, 6)
     greedy = error(net, net.encode(images), images)
-    for options in ({'beam': 3}, {'beam': 40}, {'refine': 1}, {'refine': 3}, {'beam': 3, 'refine': 1}):
+    for options in ({'beam': 3}, {'beam': 20}, {'refine': 2}, {'beam': 3, 'refine': 1}):
         output = net.reconstruct(images, **options)
         assert torch.equal(net.encode(images, **options), output.codes)
         torch.testing.assert_close(net.decode(output.codes), output.images, atol=1e-5, rtol=0)
