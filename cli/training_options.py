@@ -147,7 +147,7 @@ GROUPS = (
                 help='Train a head per layer, on its features; with --fit-prior also counts of codes, or a transformer '
                 'over codes'),
         _option('--fit-prior', metavar='NET', help='Fit a --prior to this network, which stays as it is: minutes; '
-                'other defaults, see docs/training.md'),
+                'other defaults, see docs/network.md'),
         _option('--temperature-from', metavar='NAME|FILE',
                 help='Choose default temperatures by the distance of this detector: inception, lenet, alex  '
                 '[default: 1]'),

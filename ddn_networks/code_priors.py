@@ -6,6 +6,7 @@ They take the place of the heads of ``prior``: a function of the choices so far 
 Neither reads features, so both are fitted to codes alone; training that moves nodes needs heads.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ class CodeTransformer(nn.Module):
         if width < 1 or width % ATTENTION_HEADS:
             raise ValueError(f'the width of a transformer is a multiple of {ATTENTION_HEADS}, not {width}')
         self.num_nodes = [spec.num_nodes for spec in specs]
-        self.first = [sum(self.num_nodes[:l]) for l in range(len(specs))]  # row of the first node of each layer
+        self.first = [0, *itertools.accumulate(self.num_nodes)][:-1]  # row of the first node of each layer
         total = sum(self.num_nodes)
         self.start = nn.Parameter(torch.zeros(width))
         self.node = nn.Parameter(0.1 * torch.randn(total, width))  # of all layers, one after the other

@@ -15,6 +15,7 @@ from benchmarks import common
     ('train_step --quick --nodes=8 --precisions=fp32', '| ours K 8'),
     ('data --workers=0 --seconds=0.01', '| folder'),
     ('split_prune', 'nothing to move'),
+    ('changed_codes --quick', 'images that changed'),
     ('waiting_threads --rounds=1 --images=64 --size=8 --busy=1', '| one thread'),
 ])  # fmt: skip
 def test_a_quick_run_prints_its_table(command, words, monkeypatch):

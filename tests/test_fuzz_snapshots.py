@@ -307,6 +307,9 @@ def test_arguments_of_another_type_or_out_of_range(folder, tmp_path, monkeypatch
     'kwargs',
     [
         {'num_layers': 2**31}, {'num_layers': 0}, {'num_layers': -1}, {'num_layers': 2.0}, {'num_blocks': 2**31},
+        {'prior_kind': 'counts', 'num_layers': 10_000}, {'prior_kind': 'transformer', 'prior_width': 2**20},
+        {'prior_kind': 'transformer', 'prior_width': 4, 'num_layers': 10_000}, {'prior_kind': 'transformer'},
+        {'prior_kind': 'no'}, {'prior_kind': 1}, {'condition_to': 'heads'}, {'condition_to': 2},
         {'num_blocks': 5000}, {'multipliers': [1] * 5000}, {'multipliers': []}, {'multipliers': [2**62]},
         {'multipliers': [1, 0]}, {'multipliers': 2}, {'base_width': 2**62}, {'base_width': 0}, {'base_width': '4'},
         {'features': 2**31}, {'features': 3}, {'num_nodes': 1}, {'num_nodes': [3]}, {'img_resolution': 2**31},

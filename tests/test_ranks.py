@@ -58,12 +58,13 @@ def run_ranks(folders: list[Path], *args, code: int = 0) -> list[str]:
 @pytest.fixture(scope='module')
 def folder(tiny_zip, tmp_path_factory) -> Path:
     """20 steps on one rank; on two with accumulation; the same, stopped after 10 and resumed. 10 steps with conditions
-    on one rank; on two, stopped after 5 and resumed."""
+    and heads on one rank; on two, stopped after 5 and resumed."""
     folder = tmp_path_factory.mktemp('runs')
     colours = write_zip(folder / 'colours.zip', 40, (3, 8, 8))
     plain = [f'--data={tiny_zip}', *TINY_RUN, '--nodes=24', '--lr=0.003', '--nosubdir', '--tick=0.08']
     told = [f'--data={colours}', *TINY_RUN, '--channels=16,16,16,16', '--nodes=24', '--lr=0.003', '--nosubdir',
-            '--tick=0.08', '--condition=class,color,mask', '--condition-dropout=0.3']  # fmt: skip
+            '--tick=0.08', '--condition=class,color,mask', '--condition-dropout=0.3', '--grids=1,1,2,2', '--prior=head',
+            '--prior-width=4']  # fmt: skip
     train = ROOT / 'train.py'
     for ranks, args in (
         (1, ['--outdir=one', *plain, '--duration=0.000320']),
