@@ -56,9 +56,11 @@ class Comparison(NamedTuple):
         return total * (math.prod(self.known.shape[1:]) / self.known.sum((1, 2, 3)))[:, None]
 
     def num_values(self, candidates: Candidates) -> float | torch.Tensor:
-        """N, how many values are compared: of the picture, or of each cell; a number, or [B, 1] or [B, 1, n]."""
+        """N, how many independent values are compared, one per block of ``pooling``: of the picture, or of each cell;
+        a number, or [B, 1] or [B, 1, n]."""
         if self.known is None:
-            return math.prod(self.target.shape[1:]) / candidates.num_cells
+            pixels = math.prod(candidates.shape[2:]) / self.pooling**2
+            return self.target.shape[1] * pixels / candidates.num_cells
         sums = self._known_cells(candidates.grid).sum(1).view(len(self.target), 1, -1)
         return self.target.shape[1] * (sums if candidates.num_cells > 1 else sums[:, :, 0])
 

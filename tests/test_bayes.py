@@ -181,6 +181,18 @@ def test_layers_that_are_not_asked_sample_the_prior():
     assert not torch.equal(net.sample(20, uniform=True)[1][:, 0], free[:, 0])
 
 
+def test_guides_have_fitted_weights():
+    """At the default weight samples are those of that weight, given; one weight for all, or one each."""
+    net = network(2)
+    image = image_with_white_errors(net)
+    for name, weight in {**bayes.PRIOR_WEIGHTS, 'superres': 1.0}.items():
+        make = {'denoise': guides.denoise, 'strokes': lambda x: guides.strokes(torch.cat([x, x[:, :1] * 0], 1))}
+        guide = {**make, **{n.split()[0]: made for n, (_, _, made) in CONDITIONS.items()}}[name](image)
+        for given in (weight, [weight]):
+            wanted = net.sample(40, guide=Guidance([guide], prior_weight=given))[1]
+            assert torch.equal(net.sample(40, guide=guide)[1], wanted)
+
+
 def test_residuals_of_any_pooling():
     measured = {'rgb/1': [0.8, 0.4], 'rgb/2': [0.2, 0.1], 'rgb/8': [0.05, 0.0], 'luma/1': [0.3, 0.3]}
     square = lambda *args: bayes.mean_square(measured, *args)  # noqa: E731
@@ -225,5 +237,7 @@ def test_values_are_counted_once(make):
         found = guide(cells, 0) * guide.compared(cells, 0).num_values(cells)
         torch.testing.assert_close(found[:, 0].sum(1), total, rtol=1e-4, atol=1e-4)
     assert isinstance(comparison, Comparison)
+    if guide.name == 'blur':  # of which a pixel is like its neighbours
+        assert comparison.pooling == pytest.approx(2 * math.pi**0.5) and N == pytest.approx(3 * 64 / (4 * math.pi))
     per_cell = torch.as_tensor(guide.compared(cells, 0).num_values(cells))
     torch.testing.assert_close(per_cell.expand(2, 1, 4).sum(2), torch.as_tensor(N, dtype=per_cell.dtype).expand(2, 1))
