@@ -26,11 +26,18 @@ def script_help(file: str, function: str | None = None) -> str:
 
 
 class _OneLine:
-    """Usage errors that show no secrets of URLs either, and a --help that cannot be written."""
+    """Errors in options, or of a --help that cannot be written, in one line without secrets of URLs. An option that is
+    given without a value (``--codes=$EMPTY``) is an error, not as if it were left out."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with one_line_errors():
-            return super().parse_args(ctx, args)
+            left = super().parse_args(ctx, args)
+            for param in self.params:
+                value = ctx.params.get(param.name)
+                is_empty = value == '' or isinstance(value, tuple) and '' in value
+                if is_empty and ctx.get_parameter_source(param.name) == click.core.ParameterSource.COMMANDLINE:
+                    raise click.BadParameter('it is empty: give a value, or leave the option out', ctx, param)
+            return left
 
 
 class Command(_OneLine, click.Command):

@@ -5,6 +5,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import dataset_tool
+import fid
+import generate
+import latents
+import train
 from cli.options import Classes, GroupedCommand, Ints, Layers, Numbers, one_line_errors, option_group
 
 
@@ -65,3 +70,19 @@ def test_scripts_whose_options_are_lists():
         with pytest.raises(click.BadParameter, match='more than 1,000,000'):
             Ints().convert(text, None, None)
     assert len(Ints().convert('0-999999', None, None)) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    'command, args, option',
+    [
+        (generate.main, ['--network=mnist', '--outdir=nowhere'], '--codes='),
+        (generate.main, ['--network=mnist', '--outdir=nowhere', '--seeds=0'], '--guide='),
+        (fid.main, ['calc', '--images=a.zip', '--ref=a.npz'], '--network='),
+        (latents.main, ['encode', '--network=mnist', '--data=a.zip', '--dest=a.npz'], '--bits='),
+        (train.main, ['--data=a.zip', '--outdir=nowhere'], '--val-data='),
+        (dataset_tool.main, ['--source=a.zip', '--dest=b.zip'], '--transform='),
+    ],
+)
+def test_an_option_without_a_value_is_not_one_that_is_left_out(command, args, option):
+    result = CliRunner().invoke(command, [*args, option])
+    assert result.exit_code == 2 and option.rstrip('=') in result.output.splitlines()[-1]

@@ -390,8 +390,8 @@ def test_an_outdir_that_is_not_a_folder_is_named(tiny_zip, outdir):
 
 
 def test_an_empty_resume_is_not_a_new_run(tiny_zip, tmp_path):
-    out = run_train(f'--outdir={tmp_path / "out"}', f'--data={tiny_zip}', *TINY_RUN, '--resume=', expect=1)
-    assert '--resume=: no such run folder or state' in out and not (tmp_path / 'out').exists()
+    out = run_train(f'--outdir={tmp_path / "out"}', f'--data={tiny_zip}', *TINY_RUN, '--resume=', expect=2)
+    assert "'--resume': it is empty" in out and not (tmp_path / 'out').exists()
 
 
 def test_a_run_folder_that_cannot_be_made(tiny_zip, tmp_path):
