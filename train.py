@@ -13,6 +13,9 @@
     python train.py --condition=class --outdir=runs --data=datasets/cifar10.zip
     python train.py --condition=color --condition-dropout=0.1 --outdir=runs --data=ffhq-64x64.zip
 
+    # a prior for a network that has none, in minutes; see docs/network.md
+    python train.py --fit-prior=mnist --prior=head --outdir=runs --data=datasets/mnist.zip
+
     # resume a run exactly where it stopped
     python train.py --resume=runs/00000-mnist-ddn-batch32-mnist-cpu
 
