@@ -62,7 +62,7 @@ MAX_SIDE, MAX_PIXELS = 16_384, 1 << 26  # of --resolution; 2^26 is 8192x8192
 
 
 def resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize with Lanczos, whatever it does to the proportions."""
+    """Resize with Lanczos to exactly this size, also if that changes the proportions."""
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
@@ -169,7 +169,7 @@ class Broken(NamedTuple):
 
 
 def choose(count: int, skip: int, most: int | None, shuffle: bool) -> Sequence[int]:
-    """The positions to take, broken images counted: two cuts of one source stay apart whatever is broken in it."""
+    """Positions to take. Broken images count, so that two cuts of one source never overlap."""
     if skip >= count:
         raise ValueError(f'--skip-images={skip} leaves nothing: the source has {count} images')
     order = np.random.RandomState(0).permutation(count) if shuffle else np.arange(count)
@@ -177,7 +177,7 @@ def choose(count: int, skip: int, most: int | None, shuffle: bool) -> Sequence[i
 
 
 def survey(source: Source, chosen: Sequence[int], broken: Broken) -> dict[int, ImageHeader]:
-    """The headers of the images that have a readable one."""
+    """Read the headers of all images, and leave out those that cannot be read."""
     headers = {}
     for index in tqdm(chosen, desc='Looking', unit='img', disable=None, leave=False):
         try:
@@ -188,7 +188,7 @@ def survey(source: Source, chosen: Sequence[int], broken: Broken) -> dict[int, I
 
 
 def common_channels(headers: dict[int, ImageHeader]) -> int:
-    """Channels that suit all: alpha only if every image has it, colour if any has it. A mix is said."""
+    """Number of channels for all: alpha only if every image has it, colour if any has it. A mix is reported."""
     counts = {c: sum(h.channels == c for h in headers.values()) for c in (1, 3, 4)}
     found = [c for c, n in counts.items() if n]
     if len(found) == 1:

@@ -32,8 +32,8 @@ MAX_WAYS = 100  # paths on which links may lead to one folder
 
 
 class ZipEntry(NamedTuple):
-    """Where a file lies in a zip: position of its local header, bytes there, bytes unpacked, checksum of these, how
-    they are packed, checksum of its name."""
+    """A file in a zip: position of its local header, packed bytes, unpacked bytes, checksum of these, compression
+    method, checksum of its name."""
 
     offset: int
     packed: int
@@ -177,7 +177,7 @@ class ImageArchive:
         if start > 256:
             block = os.pread(self._handle, start + entry.packed, entry.offset)
         if zlib.crc32(block[30 : 30 + name_length]) != entry.name_crc:
-            raise BadImageError(f'{title}: damaged in the zip (another file lies at its place)')
+            raise BadImageError(f'{title}: damaged in the zip (another file is in its place)')
         data = block[start : start + entry.packed]
         try:
             if entry.method == zipfile.ZIP_DEFLATED:  # at most one byte more than it should be: a bomb stops here

@@ -87,7 +87,7 @@ def _upright(entries: list[_Entry]) -> int | None:
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """Tag 0x0112 of an EXIF block, 1 to 8, whatever its other tags hold; None if it has none."""
+    """Tag 0x0112 of an EXIF block, 1 to 8, None if it has none; damage in other tags does not matter."""
     while exif.startswith(b'Exif\0\0'):
         exif = exif[6:]
     try:

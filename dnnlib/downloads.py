@@ -1,7 +1,7 @@
 """Files from the web, in a cache.
 
 A download is checked before it gets its name in the cache: it is complete, is not a web page, keeps within bounds of
-time and size, and has the digest asked for.
+time and size.
 
 Nothing happens at import; requests and tqdm are imported where they are needed.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from .util import atomic_write, file_sha256, format_bytes, redacted
+from .util import atomic_write, format_bytes, redacted
 
 BIG_DOWNLOAD = 8 << 20  # bytes from which a download shows a progress bar
 CHUNK = 1 << 16  # bytes read at once; a download that breaks off loses at most that much
@@ -76,18 +76,17 @@ def _cache_dir() -> Path:
     return Path(os.environ.get('DNNLIB_CACHE_DIR') or os.path.expanduser('~/.cache/ddn'))
 
 
-def local_path(path_or_url: str | os.PathLike, sha256: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Path:
+def local_path(path_or_url: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> Path:
     """The local file or folder of a path (itself) or of an http(s) URL (its download in the cache).
 
     Args:
         path_or_url: a path, or an http(s) URL.
-        sha256: hex digest that the file must have. A cached download with another one is fetched again.
         limits: of a download.
 
     Raises:
         FileNotFoundError: there is no such path.
         DownloadError: the URL cannot be fetched; the message says where to put a copy by hand.
-        OSError: the digest is another one, the disk is full, or the cache cannot be written.
+        OSError: the disk is full, or the cache cannot be written.
     """
     if not is_url(path_or_url):
         path = Path(path_or_url)
@@ -95,18 +94,16 @@ def local_path(path_or_url: str | os.PathLike, sha256: str | None = None, limits
             raise FileNotFoundError('the name of a file or folder is empty')
         if not path.exists():
             raise FileNotFoundError(f'no such file or folder: {redacted(str(path_or_url))}')
-        if sha256 is not None and file_sha256(path) != sha256.lower():
-            raise OSError(f'{path}: {_other_digest(file_sha256(path), sha256)}')
         return path
     url = str(path_or_url)
     path = cache_path(url)
     if _is_cached(path):
         with open(path, 'rb', opener=_open_no_link) as file:
-            if file_sha256(file) == sha256.lower() if sha256 else not _complaint(file, path.name):
+            if not _complaint(file, path.name):
                 return path
     # Several ranks may do this at once, each with a temporary file of its own; all are the same, the last rename wins.
     with atomic_write(path) as file:
-        _Download(url, file, limits, sha256, path).run()
+        _Download(url, file, limits, path).run()
     return path
 
 
@@ -178,21 +175,16 @@ def _is_whole(file: BinaryIO) -> bool:
         return False
 
 
-def _other_digest(found: str, sha256: str) -> str:
-    return f'not the file that was expected: sha256 {found}, should be {sha256.lower()}'
-
-
 # ------------------------------------------------------------------------------------------------------------- download
 
 
 class _Download:
     """Fetches one URL into one open file."""
 
-    def __init__(self, url: str, file: BinaryIO, limits: Limits, sha256: str | None, path: Path):
+    def __init__(self, url: str, file: BinaryIO, limits: Limits, path: Path):
         self.url = url
         self.file = file
         self.limits = limits
-        self.sha256 = sha256
         self.path = path  # where a copy can be put by hand
         self.end = time.monotonic() + limits.seconds
         self.etag: str | None = None  # of the remote file, if its rest can be requested
@@ -222,11 +214,6 @@ class _Download:
     def _check(self) -> None:
         if complaint := _complaint(self.file, cache_path(self.url).name):
             self._fail(complaint)
-        if self.sha256 is not None:
-            self.file.seek(0)
-            found = file_sha256(self.file)
-            if found != self.sha256.lower():
-                self._fail(_other_digest(found, self.sha256))
 
     def _attempt(self) -> str:
         """Request the file, or the rest of it. Returns why to try again, or '' when it is complete."""

@@ -1,4 +1,4 @@
-"""The networks of the metrics: where their weights are looked for, and how they are loaded and run.
+"""The networks of the metrics: where their weights are searched for, and how they are loaded and run.
 
 A file of detector weights names its network by the tensors in it.
 """

@@ -50,7 +50,7 @@ def statistics(
 
 
 def require_same_detector(reference: Statistics, name: str, detector: Detector) -> list[str]:
-    """Notes on a reference made in another way. Raises ValueError where it is of another detector."""
+    """Notes on a reference that was made differently. Raises ValueError where it is of another detector."""
     if len(reference.mu) != detector.dim:
         raise ValueError(f'{name} holds {len(reference.mu)} features, the detector {detector.name} has {detector.dim}')
     made = reference.meta.get('detector') or {}
@@ -58,7 +58,7 @@ def require_same_detector(reference: Statistics, name: str, detector: Detector) 
         raise ValueError(f'{name} was made with another detector ({made.get("path")}) than {detector.path}')
     if made and made.get('precision') != detector.precision:
         return [f'the reference was made in {made.get("precision")}, this in {detector.precision}']
-    return [] if made else [f'{name} does not say how it was made; its detector is taken to be {detector.name}']
+    return [] if made else [f'{name} does not say how it was made: assuming the detector {detector.name}']
 
 
 def find_lpips(sources: Sequence[ImageSet], device: torch.device | str = 'cpu') -> tuple[LPIPS | None, list[str]]:

@@ -209,7 +209,7 @@ def test_files_that_overlap_or_change_places_are_named(tmp_path):
             one, two = getattr(first, field), getattr(second, field)
             setattr(first, field, two)
             setattr(second, field, one)
-    with pytest.raises(BadImageError, match='a/1.PNG: damaged in the zip .another file lies at its place'):
+    with pytest.raises(BadImageError, match='a/1.PNG: damaged in the zip .another file is in its place'):
         ImageArchive(tmp_path / 'a.zip').read(0)
 
 

@@ -76,7 +76,7 @@ def git_revision() -> str | None:
 
 @contextlib.contextmanager
 def global_state_kept() -> Iterator[None]:
-    """Restore PyTorch's random state and cuDNN's choice of algorithms after the block, whatever it sets."""
+    """Restore PyTorch's random state and cuDNN's benchmark setting after the block."""
     benchmark = torch.backends.cudnn.benchmark
     devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     try:

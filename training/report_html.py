@@ -18,7 +18,7 @@ from torch_utils import misc
 from training import charts
 from training.report import mean_or_none, parse_stats
 
-MAX_PICTURE = 64 << 20  # bytes of a PNG that is looked at
+MAX_PICTURE = 64 << 20  # bytes of the largest PNG that is shown
 EMBEDDED = 3 << 20  # bytes of a PNG that is embedded as it is; larger ones are made smaller
 LARGE, SMALL = 1300, 320  # pixels of the longer side of pictures that are made smaller
 EARLIER = 6  # sheets of samples that show the progress
