@@ -54,7 +54,7 @@ class Setting(NamedTuple):
 SETTINGS = {
     'digits': Setting(
         {'channels': '64,32,16', 'blocks': '5,4,2'},
-        {'fast': '1,1,2,2,4,4,4,8,8,8,8', 'slow': '1,1,1,1,1,2,2,4,4,8,8'},
+        {'fast': '1,1,2,2,4,4,4,8,8,8,8', 'slow': '1,1,1,1,1,1,1,1,2,2,4'},
         'lenet',
     ),
     'cifar10': Setting(
