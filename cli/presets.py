@@ -57,6 +57,24 @@ FACES64_CPU = {
     'duration': 0.07,
     'tick': 5.0,
 }
+# Layers that choose per cell, and a prior of their own: experiments/cells.py.
+CELLS = {**SMALL, 'nodes': '64', 'xflip': True, 'prior': 'head', 'temperature_from': 'alex'}
+CIFAR10_CELLS = {
+    **CELLS,
+    'channels': '64,32,16',
+    'blocks': '8,3,3',
+    'grids': '1,1,1,2,2,4,4,8,4,8,8,8,8,8',
+    'duration': 0.12,
+    'tick': 10.0,
+}
+FACES64_CELLS = {
+    **CELLS,
+    'channels': '64,48,24,12',
+    'blocks': '7,3,2,2',
+    'grids': '1,1,1,2,2,4,4,8,8,8,8,8,8,8',
+    'duration': 0.08,
+    'tick': 5.0,
+}
 # Begins at 8x8, where the first choice is a whole digit. For the balance see experiments/balance_ablation.py.
 MNIST_CPU = {
     'channels': '64,32,16',
@@ -191,9 +209,11 @@ PRESETS = {
     'mnist-class-cpu': Preset('the same, class-conditional', {**MNIST_CPU, 'condition': ['onehot']}),
     'cifar10-cpu': Preset('CIFAR-10, an hour on a CPU', CIFAR10_CPU),
     'cifar10-class-cpu': Preset('the same, class-conditional', {**CIFAR10_CPU, 'condition': ['onehot'], **PREFIX}),
+    'cifar10-cells-cpu': Preset('CIFAR-10, layers with cells and a prior, an hour on a CPU', CIFAR10_CELLS),
     'faces64-cpu': Preset('faces, 64x64, an hour on a CPU', FACES64_CPU),
-    'faces64-color-cpu': Preset('the same, colouring grey faces', {**FACES64_CPU, 'condition': ['color'], **PREFIX}),
-    'faces64-edge-cpu': Preset('the same, from edges to faces', {**FACES64_CPU, 'condition': ['edge'], **PREFIX}),
+    'faces64-cells-cpu': Preset('the same, layers with cells and a prior', FACES64_CELLS),
+    'faces64-color-cpu': Preset('faces64-cpu, colouring grey faces', {**FACES64_CPU, 'condition': ['color'], **PREFIX}),
+    'faces64-edge-cpu': Preset('faces64-cpu, from edges to faces', {**FACES64_CPU, 'condition': ['edge'], **PREFIX}),
     'mnist-tree-2x10': Preset('digits, 16x16, K = 2, L = 10 on a CPU (Table 3)', TREE_2X10),
     'mnist-tree-8x3': Preset('digits, 16x16, K = 8, L = 3 on a CPU (Table 3)', TREE_8X3),
     'mnist-tree-8x5': Preset('the same with L = 5; begins with 8x3 (--transfer)', TREE_8X5),
