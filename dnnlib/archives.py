@@ -202,7 +202,7 @@ class _Contents:
         self.others: Counter[str] = Counter()  # files that are not images, by their ending
 
     def add(self, name: str, can_be_read: bool = True) -> bool:
-        """Note a file. False for one that is never read: hidden, or not an image."""
+        """Record a file. False for one that is never read: hidden, or not an image."""
         if _is_hidden(name):
             return False
         if can_be_read and name[name.rfind('.') :].lower() in IMAGE_EXTENSIONS:

@@ -30,7 +30,7 @@ PAGE = re.compile(
 
 
 class DownloadError(OSError):
-    """A URL could not be fetched, or its content is not a file to be used. The message says what to do instead."""
+    """A URL cannot be fetched, or its content is not usable. The message says what to do instead."""
 
 
 class Limits(NamedTuple):

@@ -42,7 +42,7 @@ class Source(Protocol):
 
 
 def open_source(path_or_url: str, split: str) -> Source:
-    """Find out what kind of source it is, by its name. ``split`` is train or test. Raises ValueError, OSError."""
+    """Open a source of images; its name tells the kind. ``split`` is train or test. Raises ValueError, OSError."""
     path = local_path(path_or_url)
     if path.is_dir():
         return LmdbSource(path) if path.name.endswith('_lmdb') or (path / 'data.mdb').is_file() else ArchiveSource(path)

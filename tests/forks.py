@@ -63,7 +63,8 @@ class Process:
         closed = [i for i, stream in enumerate(streams.values()) if stream == CLOSED]
         env = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
         request = {'args': [str(a) for a in args], 'env': env, 'files': files, 'cwd': str(cwd), 'closed': closed}
-        socket.send_fds(_server(), [json.dumps(request).encode()], [*given, reply])
+        data = json.dumps(request).encode() + b'\n'
+        _server().sendall(data[socket.send_fds(_server(), [data], [*given, reply]) :])
         for handle in [*opened, reply]:
             os.close(handle)
         self.pid = int(self._line(60))
@@ -116,7 +117,7 @@ def run(*args, **kwargs) -> Done:
 @functools.cache
 def _server() -> socket.socket:
     """A connection to the process that forks; it ends with this one, when the connection does."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     command = [sys.executable, '-W', 'ignore', __file__, str(theirs.fileno())]
     kwargs = {'env': {**os.environ, 'PYTHONPATH': str(ROOT)}, 'stdin': subprocess.DEVNULL, 'start_new_session': True}
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], **kwargs)
@@ -128,9 +129,11 @@ def _server() -> socket.socket:
 def _serve(connection: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the supervisors
     while True:
-        data, handles, *_ = socket.recv_fds(connection, 1 << 18, 4)
+        data, handles, *_ = socket.recv_fds(connection, 1 << 16, 4)
         if not data:
             return
+        while not data.endswith(b'\n'):
+            data += connection.recv(1 << 16)
         if os.fork() == 0:
             connection.close()
             _supervise(json.loads(data), handles)

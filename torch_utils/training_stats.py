@@ -1,4 +1,4 @@
-"""Mean and deviation of what a run reports, over samples, steps and ranks, without a wait in the step."""
+"""Mean and deviation of reported values over samples, steps and ranks, without host synchronisation in the step."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch_utils import distributed
 
 
 class Stat(NamedTuple):
-    """Of all values of one name: mean, standard deviation (of the population), how many."""
+    """Mean, standard deviation (of the population) and number of all values of one name."""
 
     mean: float
     std: float
@@ -36,7 +36,7 @@ class Collector:
 
     @torch.no_grad()
     def report(self, name: str, values: torch.Tensor | float) -> None:
-        """Take in every element of ``values``."""
+        """Add every element of ``values``."""
         if not isinstance(values, torch.Tensor):
             values = torch.full((), values, dtype=self.dtype, device=self.device)  # a fill: no copy from the host
         values = values.to(self.device, self.dtype)
