@@ -56,6 +56,8 @@ class CellGuidance:
             self.weights.append(1.0)
             # The proposals are samples of prior and quadratic guides, so that the others alone judge them.
             self.costs, self.judges = guidance._replace(combine=by_likelihood), self.whole
+        if self.whole:  # among proposals, ``choose`` is for the guides that see them
+            self.costs = self.costs._replace(choose=None)
         self.kept = torch.full_like(self.p[:, 0], -1, dtype=torch.int64) if kept is None else kept.view(shape[0], -1)
         kept_p = F.one_hot(self.kept.clamp(min=0), shape[1]).mT.to(self.p)  # [B, K, n]
         self.p = torch.where(self.kept[:, None] >= 0, kept_p, self.p)
@@ -102,8 +104,8 @@ class CellGuidance:
             never = others(self.kept[:, cells].flatten(), self.candidates.num_nodes)
             scores, _ = self.costs.scores(rows, self.weights, never)
             quantiles, ties = (table[:, cells].flatten() for table in tables[left])
-            if self.own is None or self.guidance.choose is not None:
-                found = self.guidance.pick(scores, ties, quantiles)
+            if self.own is None or self.costs.choose is not None:
+                found = self.costs.pick(scores, ties, quantiles)
             else:
                 less = scores.min(1, keepdim=True).values - scores  # log p, less that of the likeliest
                 found = inverse_cdf(less, quantiles, self.own.temperature(self.layer))

@@ -80,7 +80,8 @@ class Guidance(NamedTuple):
 
     guides: one or more conditions.
     choose: ``top_k(k)`` or ``temperature(t)``; not asked where beam > 1. None for ``top_k(2)``, or by the network's own
-        prior, if it has one, for sampling p(k | condition).
+        prior, if it has one, for sampling p(k | condition). Where guides must see whole pictures, it is how they choose
+        among the proposals.
     combine: ``by_rank`` or ``by_distance``; one guide alone keeps its distances, unless its weight is negative. Beside
         an own prior, quadratic guides are log-likelihoods and are summed; this combines the others.
     beam: partial pictures kept per image; each layer keeps the best of the beam * K continuations, whatever the prior.

@@ -139,6 +139,18 @@ def test_proposals_of_the_posterior_need_no_prior_again():
         assert gained > 0.3 and (found - p).abs().sum() < 0.4 * gained
 
 
+def test_more_proposals_of_the_prior_guide_better():
+    net = network(2)
+    guide = guides.edges(net.sample(1, seed=77)[0])
+    found = [guide.of_pictures(net.sample(30, guide=Guidance([guide], top_k(1), proposals=M))[0], 0).mean()
+             for M in (1, 4, 16)]  # fmt: skip
+    assert found[0] > found[1] > found[2]
+    near = guides.superres(torch.zeros(1, 3, 1, 1))  # whose best answers are always the same
+    with_near = [guide.of_pictures(net.sample(30, guide=Guidance([guide, near], top_k(1), proposals=M),
+                                              uniform=True)[0], 0).mean() for M in (1, 16)]  # fmt: skip
+    assert with_near[0] > with_near[1]
+
+
 def test_limits_of_the_weight():
     net = network((2, 4))
     image = image_with_white_errors(net)
