@@ -12,7 +12,7 @@ from ddn_networks.guides import Comparison
 from ddn_networks.sampling import Sampling
 
 SIGMA = 0.5  # deviation of the white error of every pixel
-SEEDS = 2000
+SEEDS = 1000
 
 
 def white(num_layers: int = 1) -> dict[str, list[float]]:
@@ -104,7 +104,7 @@ def test_guided_samples_have_the_exact_posterior(name, grid, num_nodes):
     prior = net.log_prob(every_code(net)).exp()
     assert (p - prior).abs().sum() > 0.1  # or the test would show nothing
     # Gibbs sampling, which takes longer the sharper the condition.
-    guidance = Guidance([CONDITIONS[name][2](image)], sweeps=12 if crosses else 1, prior_weight=weight)
+    guidance = Guidance([CONDITIONS[name][2](image)], sweeps=10 if crosses else 1, prior_weight=weight)
     require_frequencies(frequencies(net, guidance), p)
 
 
@@ -116,9 +116,9 @@ def test_two_conditions_and_weights():
     likelihoods = [(posterior(net, name, image).log() - log_p) for name in ('superres 1x1', 'colorization')]
     both = [CONDITIONS[name][2](image) for name in ('superres 1x1', 'colorization')]
     p = (log_p + 0.1 * likelihoods[0] + 0.1 * likelihoods[1]).softmax(0)
-    require_frequencies(frequencies(net, Guidance(both, sweeps=12, prior_weight=0.1)), p)
+    require_frequencies(frequencies(net, Guidance(both, sweeps=10, prior_weight=0.1)), p)
     p = ((log_p + 0.05 * likelihoods[0] + 0.4 * likelihoods[1]) / 1.5).softmax(0)
-    guidance = Guidance([both[0], both[1]._replace(weight=2.0)], sweeps=12, prior_weight=[0.05, 0.2])
+    guidance = Guidance([both[0], both[1]._replace(weight=2.0)], sweeps=10, prior_weight=[0.05, 0.2])
     require_frequencies(frequencies(net, guidance, temperature=1.5), p)
 
 
@@ -135,7 +135,7 @@ def test_proposals_of_the_posterior_need_no_prior_again():
                           0.05 * posterior(net, 'superres 2x2', image).log())):  # fmt: skip
         p = (known + log_likelihood).softmax(0)
         gained = (p - known.softmax(0)).abs().sum()
-        found = frequencies(net, Guidance(given, temperature(1.0), proposals=40, prior_weight=0.05), 500) / 500
+        found = frequencies(net, Guidance(given, temperature(1.0), proposals=30, prior_weight=0.05), 400) / 400
         assert gained > 0.3 and (found - p).abs().sum() < 0.4 * gained
 
 
