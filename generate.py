@@ -373,7 +373,8 @@ def check_guiding(ctx: click.Context, guiding: Sequence[str]) -> None:
     click.option('--reconstruct', metavar='ZIP|DIR', help='Encode and decode these images instead'),
     click.option('--max-images', metavar='INT', type=click.IntRange(min=1),
                  help='Only the first images of --reconstruct, or latents of --keep'),
-    click.option('--refine', metavar='INT', type=REFINE, default=0, help='Rounds of refinement of what is encoded'),
+    click.option('--refine', metavar='INT', type=REFINE, default=0,
+                 help='Other nodes that each cell of an encoded image tries (latents.py encode --help)'),
     click.option('--batch', metavar='INT', type=BATCH, default=64, help='Images at a time'),
 )
 @option_group(

@@ -187,8 +187,8 @@ def encode_command(data, dest, bits, max_images, batch, beam, refine, **net_opti
     """Encode all images of a dataset: at each layer the number of the candidate nearest to the image.
 
     Greedy choices need not end nearest. --beam=N tracks N partial images: better latents at about N times the cost, or
-    less where the images of a batch share their first choices. --refine=N tries other nodes at each layer, N rounds of
-    up to 2 L passes: better where layers have cells.
+    less where the images of a batch share their first choices. --refine=N tries N other nodes for every cell, layer by
+    layer, in up to 2 L passes each: it gains more where layers have cells.
 
     The file holds codes [N, D] (one per layer, or per cell of it), names, labels (or vectors) if the dataset has any,
     and K of each code; NumPy reads it.

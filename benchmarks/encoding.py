@@ -60,7 +60,7 @@ def measure(net: Network, images: Files, batch: int, how: dict[str, dict[str, in
 @click.option('--num', help='Number of images', metavar='INT', type=click.IntRange(min=1), default=128)
 @click.option('--batch', help='Images at a time', metavar='INT', type=click.IntRange(min=1), default=32)
 @click.option('--beams', help='Beams to try', metavar='LIST', type=Ints(), default='2,4,8')
-@click.option('--refine', help='Rounds of refinement to try', metavar='LIST', type=Ints(), default='1,2')
+@click.option('--refine', help='Numbers of other nodes to try (refinement)', metavar='LIST', type=Ints(), default='1,2')
 @click.option('--device', help='cuda, mps or cpu', metavar='NAME', default='cpu')
 @common.CLOCK
 @common.OUT

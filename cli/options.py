@@ -210,5 +210,5 @@ REFINE = click.IntRange(0, 64)
 search_options = (
     click.option('--beam', metavar='INT', type=BEAM, default=1, help='Partial images kept in the search'),
     click.option('--refine', metavar='INT', type=REFINE, default=0,
-                 help='Rounds in which each layer tries other nodes and keeps what is nearer in the end'),
+                 help='Other nodes that each cell tries; what is nearer in the end is kept'),
 )  # fmt: skip

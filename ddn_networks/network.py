@@ -313,8 +313,8 @@ class Network(nn.Module):
                 cells, the best joint choices of all cells. With as many as there are codes before the last layer (K^n
                 of a layer with n cells) the search is exhaustive.
             share_prefixes: see ``forward``.
-            refine: rounds of refinement, each of which offers every cell of every layer another node and keeps what
-                brings the final image nearer; takes up to 2 L passes a round. See ``search.refined``.
+            refine: so many other nodes are tried for every cell, layer by layer, and kept where they bring the final
+                image nearer; up to 2 L passes for each. Never worse than without. See ``search.refined``.
 
         Raises:
             ValueError: images of another shape or dtype, a beam below 1, refinement below 0.
@@ -327,7 +327,7 @@ class Network(nn.Module):
         if beam < 1:
             raise ValueError(f'a beam is at least 1, not {beam}')
         if refine < 0:
-            raise ValueError(f'refinement takes 0 rounds or more, not {refine}')
+            raise ValueError(f'refine is the number of other nodes to try, at least 0, not {refine}')
         return search.nearest(self, images.to(self.device), condition, beam, refine, share_prefixes)
 
     def encode(

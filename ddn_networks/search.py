@@ -38,9 +38,10 @@ def nearest(
         repeated = condition.repeat_interleave(beam, 0) if own else condition
         found = net(beam_search(net, images, beam), B * beam, repeated, share_prefixes=share_prefixes)
         output = found._replace(images=found.images[::beam], codes=found.codes[::beam])
-    for nth in range(1, refine + 1):
-        output = refined(net, images, output, condition, nth, share_prefixes)
-    return net(samplers.given(output.codes), B, condition, share_prefixes=share_prefixes) if refine else output
+    if refine:
+        codes = refined(net, images, output, condition, refine, share_prefixes).codes
+        output = net(samplers.given(codes), B, condition, share_prefixes=share_prefixes)
+    return output
 
 
 def beam_search(net: 'Network', images: torch.Tensor, beam: int) -> samplers.Sampler:
@@ -100,14 +101,15 @@ def refined(
     images: torch.Tensor,
     output: 'Output',
     condition: torch.Tensor | None = None,
-    nth: int = 1,
+    num_others: int = 1,
     share_prefixes: bool = False,
 ) -> 'Output':
-    """``output`` of encoding ``images`` after one round of refinement, in no image further from them.
+    """``output`` of encoding ``images``, refined: no image is further from its original than before.
 
-    Layer by layer all cells take the ``nth`` nearest of their other nodes, and the layers after follow greedily. The
+    At each layer in turn all cells take the nearest of their other nodes, and the layers after follow greedily. The
     cells where that brought the final image nearer keep it, the others take their own node again, and the layers after
-    follow once more. Each image keeps the best of what it had and these two.
+    follow once more. Each image keeps the best of what it had and these two. Then the same with the second nearest of
+    the other nodes, up to ``num_others``.
     """
     target = samplers.target_pyramid(images)
     greedy = samplers.nearest_to(target)
@@ -120,29 +122,31 @@ def refined(
         made = torch.where(first[:, None, None, None], a.images, b.images)
         return a._replace(images=made, codes=torch.where(first[:, None], a.codes, b.codes))
 
-    def others(candidates: Candidates, own: torch.Tensor) -> torch.Tensor:
+    def other(candidates: Candidates, own: torch.Tensor, nth: int) -> torch.Tensor:
         distances = candidates.distances(target(candidates.shape[2:])).scatter(1, own.unsqueeze(1), math.inf)
-        return distances.topk(min(nth, candidates.num_nodes - 1), dim=1, largest=False).indices[:, -1]
+        return distances.topk(nth, dim=1, largest=False).indices[:, -1]
 
-    def pass_(codes: torch.Tensor, layer: int, change: bool) -> 'Output':
-        """With ``codes`` [B, D] up to a layer, there with their ``others`` if ``change``, then greedily."""
+    def pass_(codes: torch.Tensor, layer: int, nth: int = 0) -> 'Output':
+        """With ``codes`` [B, D] up to a layer, there with the ``nth`` nearest other nodes if any, then greedily."""
 
         def sampler(candidates: Candidates, at: int, so_far: torch.Tensor) -> samplers.Choice:
             if at > layer:
                 return greedy(candidates, at, so_far)
             own = samplers.of_layer(codes, candidates, so_far)
-            return samplers.Choice(others(candidates, own) if change and at == layer else own)
+            return samplers.Choice(other(candidates, own, nth) if nth and at == layer else own)
 
         return net(sampler, len(images), condition, share_prefixes=share_prefixes)
 
-    for layer in range(net.num_layers - 1):  # at the last the nearest is the best
-        tried = pass_(output.codes, layer, change=True)
-        if net.specs[layer].num_cells > 1:
-            nearer = F.adaptive_avg_pool2d(error(output) - error(tried), net.specs[layer].grid).flatten(1) > 0  # [B, n]
-            mixed, columns = output.codes.clone(), net.code_slices[layer]
-            mixed[:, columns] = torch.where(nearer, tried.codes[:, columns], output.codes[:, columns])
-            tried = better(tried, pass_(mixed, layer, change=False))
-        output = better(output, tried)
+    for layer, spec in enumerate(net.specs[:-1]):  # at the last the nearest is the best
+        columns = net.code_slices[layer]
+        for nth in range(1, min(num_others, spec.num_nodes - 1) + 1):
+            tried = pass_(output.codes, layer, nth)
+            if spec.num_cells > 1:
+                nearer = F.adaptive_avg_pool2d(error(output) - error(tried), spec.grid).flatten(1) > 0  # [B, n]
+                mixed = output.codes.clone()
+                mixed[:, columns] = torch.where(nearer, tried.codes[:, columns], output.codes[:, columns])
+                tried = better(tried, pass_(mixed, layer))
+            output = better(output, tried)
     return output
 
 

@@ -103,8 +103,7 @@ def test_beams_and_refinement_show_what_their_codes_name(name):
         if 'refine' in options:
             least = error(net, net.encode(images, beam=options.get('beam', 1)), images)
             assert (error(net, output.codes, images) <= least + 1e-6).all()
-    refined = error(net, net.encode(images, refine=2), images)
-    assert refined.mean() < greedy.mean() and (refined <= error(net, net.encode(images, refine=1), images) + 1e-6).all()
+            assert error(net, output.codes, images).mean() < greedy.mean()
 
 
 def test_an_image_is_encoded_alike_in_every_batch():
@@ -139,7 +138,7 @@ def test_each_image_has_its_own_condition():
 
 
 def test_refinement_of_a_layer_without_cells_takes_what_is_nearer_in_the_end():
-    """Two layers: the nearest of all codes, once every other first node was tried."""
+    """Two layers: the nearest of all codes, as every other first node is tried once."""
     torch.manual_seed(0)
     net = DDN(4, 1, [8, 8], [1, 1], [4, 3]).eval()
     images = pictures(net, 8)
@@ -148,7 +147,7 @@ def test_refinement_of_a_layer_without_cells_takes_what_is_nearer_in_the_end():
 
 def test_what_makes_no_sense_is_refused():
     net = with_cells()['whole']
-    with pytest.raises(ValueError, match='refinement takes 0 rounds or more, not -1'):
+    with pytest.raises(ValueError, match='refine is the number of other nodes to try, at least 0, not -1'):
         net.encode(pictures(net, 1), refine=-1)
 
 
