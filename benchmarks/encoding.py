@@ -41,17 +41,20 @@ def measure(net: Network, images: Files, batch: int, how: dict[str, dict[str, in
             common.synchronize(device)
             seconds[name] += now() - start
             squared[name] += (output.images.clamp(-1, 1) - target).square().mean((1, 2, 3)).double().sum().item()
-    decibels = {name: misc.psnr(total / images.num) for name, total in squared.items()}
-    return [
-        {
+    rows = []
+    for name in how:
+        decibels = misc.psnr(squared[name] / images.num)
+        gained = decibels - misc.psnr(squared['greedy'] / images.num)
+        more = (seconds[name] - seconds['greedy']) / images.num
+        rows.append({
             'encoding': name,
-            'PSNR dB': f'{decibels[name]:.2f}',
-            'gained dB': f'{decibels[name] - decibels["greedy"]:.2f}',
-            'ms an image': 1000 * seconds[name] / images.num,
+            'PSNR dB': f'{decibels:.2f}',
+            'gained dB': f'{gained:.2f}',
+            's an image': seconds[name] / images.num,
             'times greedy': seconds[name] / seconds['greedy'],
-        }
-        for name in how
-    ]
+            'dB per second more': None if name == 'greedy' else gained / more,
+        })  # fmt: skip
+    return rows
 
 
 @script(__file__)

@@ -22,6 +22,7 @@ from cli import guide_arguments
 from cli.code_files import CodeFile, read_code_file, write_code_file, write_codes
 from cli.condition_arguments import ConditionArguments
 from cli.options import Classes, Ints, Layers, Numbers
+from cli.regions import Region
 from ddn_networks import DDN, Candidates, snapshots
 
 FILE = CodeFile(
@@ -192,9 +193,9 @@ def test_scrambled_conditions(folder, monkeypatch):
     assert made
 
 
-@pytest.mark.parametrize('kind', [Ints(), Classes(), Numbers(), Layers()])
+@pytest.mark.parametrize('kind', [Ints(), Classes(), Numbers(), Layers(), Region()])
 def test_scrambled_lists(kind):
-    for text in scrambled(['0-63', '1,5,9-12', '0.5,-1', '3-60'], 200):
+    for text in scrambled(['0-63', '1,5,9-12', '0.5,-1', '3-60', '0,16,32,8'], 200):
         try:
             found = kind.convert(text, None, None)
         except click.BadParameter as error:
@@ -223,6 +224,11 @@ EXTREMES = [
     ('tree', '--node=99999999999', 'layer 0'),
     ('encode', '--beam=1000000000000', '--beam'),
     ('encode', '--batch=1000000000000', '--batch'),
+    ('encode', '--refine=1000000000000', '--refine'),
+    ('generate', '--keep=seed:0-99999999999 --keep-layers=0', '--keep=seed:0-99999999999'),
+    ('generate', '--keep=seed:0 --keep-layers=0-99999999999', '--keep-layers'),
+    ('generate', f'--keep=seed:0 --keep-region=0,0,{"9" * 5000},1', '--keep-region'),
+    ('swap', '--coarse=0 --fine=1 --region=0,0,999999,1', '--region=0,0,999999,1'),
 ]
 
 
