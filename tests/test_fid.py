@@ -333,7 +333,12 @@ def test_reconstruct_measures_what_is_lost(room, tmp_path, monkeypatch, lpips_we
 def test_reconstruct_with_a_real_network(room):
     result = run(room, 'reconstruct', '--network', room / 'net.safetensors', '--data', room / 'a.zip', '--num', 100)
     assert result['numbers']['training bits per pixel'] == 12 / 256
-    assert result['numbers']['training PSNR-100 dB'] < 60
+    assert result['numbers']['training PSNR-100 dB'] < 60 and (result['beam'], result['refine']) == (1, 0)
+    for option, number in (('beam', 4), ('refine', 2)):
+        better = run(room, 'reconstruct', '--network', room / 'net.safetensors', '--data', room / 'a.zip', '--num', 100,
+                     f'--{option}', number)  # fmt: skip
+        assert better['numbers']['training PSNR-100 dB'] > result['numbers']['training PSNR-100 dB']
+        assert better[option] == number
     assert any('no LPIPS: it needs pictures of at least 31x31' in note for note in result['notes'])
 
 
