@@ -175,7 +175,7 @@ def test_curves_of_guided_cells(net, with_cells, tmp_path, monkeypatch):
     outcome = CliRunner().invoke(guided_cells.main, [f'--network={with_cells}', *args])
     assert outcome.exit_code == 0, outcome.output
     ways = {row['way'] for row in json.loads((tmp_path / 'guided-cells.json').read_text())['rows']}
-    assert {'prior, weight 0.1', 'top 1 without prior', '1 sweeps, prior', '4 proposals, without prior'} <= ways
+    assert {'prior, weight 0.1', 'top 1 without prior', '1 sweeps, prior', '4 proposals, top 1 without prior'} <= ways
     outcome = CliRunner().invoke(guided_cells.main, [f'--network={with_cells}', *args, '--fit'])
     assert outcome.exit_code == 0, outcome.output
     fitted = {row['task']: row for row in json.loads((tmp_path / 'prior-weights.json').read_text())['rows']}
