@@ -2,10 +2,9 @@
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -192,12 +191,9 @@ if sys.argv[2] == 'error':
 
 
 @pytest.mark.parametrize('how, code', [('end', 0), ('error', 1)])
-def test_a_script_that_leaves_a_loader_open_ends(tiny_zip, how, code):
+def test_a_script_that_leaves_a_loader_open_ends(tiny_zip, tmp_path, how, code):
     """In little room: few files, no shared memory, no folder for temporary files."""
-    command = f'ulimit -n 18; exec "{sys.executable}" -c "$0" "$1" {how}'
-    env = os.environ | {'TMPDIR': '/nonexistent', 'PYTHONPATH': ROOT}
-    result = subprocess.run(
-        ['sh', '-c', command, LEFT_OPEN, tiny_zip], env=env, capture_output=True, text=True, timeout=60
-    )
+    (tmp_path / 'script.py').write_text(LEFT_OPEN)
+    result = forks.run(tmp_path / 'script.py', tiny_zip, how, env={'TMPDIR': '/nonexistent'}, files=18)
     assert (result.returncode, result.stdout) == (code, '8\n'), result.stderr
     assert ('holds on to the loader' in result.stderr) == (how == 'error') and 'Fatal' not in result.stderr

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import forks
@@ -89,10 +87,8 @@ def test_a_wrong_label_lists_the_right_ones(snapshot):
 
 def test_from_another_directory_in_another_process(net, snapshot, tmp_path):
     code = 'import sys, ddn_networks; print(ddn_networks.DDN.from_pretrained(sys.argv[1]).sample(1)[1].tolist())'
-    root = str(Path(snapshots.__file__).parents[1])
-    env = os.environ | {'PYTHONPATH': root, 'OMP_NUM_THREADS': '1'}
-    args = [sys.executable, '-c', code, snapshot.name]
-    out = subprocess.run(args, cwd=snapshot.parent, env=env, capture_output=True, text=True, timeout=60)
+    (tmp_path / 'script.py').write_text(code)
+    out = forks.run(tmp_path / 'script.py', snapshot.name, cwd=snapshot.parent)
     assert out.returncode == 0, out.stderr
     assert json.loads(out.stdout) == net.sample(1)[1].tolist()
 
