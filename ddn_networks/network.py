@@ -164,9 +164,6 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         return self.ddls[0].weight.device
 
-    def set_constants_(self) -> None:
-        """Compute the buffers that a snapshot does not hold."""
-
     def layer_modules(self, layer: int) -> list[nn.Module]:
         """The modules that compute a layer."""
         raise NotImplementedError

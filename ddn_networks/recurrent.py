@@ -156,7 +156,8 @@ class RecurrentDDN(Network):
             self.feature_condition_channels,
             augment_dim,
         ]
-        self.set_constants_()
+        position = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in self.img_resolution), indexing='ij')
+        self.register_buffer('position', torch.stack(position)[None], persistent=False)  # [1, 2, H, W]
         sizes = scale_sizes(self.img_resolution, len(widths))[::-1]
         self.unet = UNet(2 + sum(self.input_channels), sizes, widths, num_blocks, dropout)
         self.step_shift = nn.Linear(2 * STEP_FREQUENCIES, base_width) if embed_step else None
@@ -170,10 +171,6 @@ class RecurrentDDN(Network):
         for conv in (self.unet.conv_in, self.conv_out):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
-
-    def set_constants_(self) -> None:
-        position = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in self.img_resolution), indexing='ij')
-        self.register_buffer('position', torch.stack(position)[None], persistent=False)  # [1, 2, H, W]
 
     @property
     def num_layers(self) -> int:

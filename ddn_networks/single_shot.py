@@ -106,7 +106,7 @@ class DDN(Network):
         # The constant that the network begins with. At 1x1 it is the published one; a larger first scale learns where
         # it is, since convolutions cannot tell the places of a constant image apart.
         if sizes[0] == (1, 1):
-            self.set_constants_()
+            self.register_buffer('start', torch.linspace(-1, 1, channels[0]).view(1, -1, 1, 1), persistent=False)
         else:
             self.start = nn.Parameter(torch.randn(1, channels[0], *sizes[0]))  # [1, C_0, h, w]
         self.blocks = nn.ModuleList()
@@ -129,11 +129,6 @@ class DDN(Network):
             if heads
         )
         self.prior.extend(over_codes(prior_kind, prior_width, self.specs))
-
-    def set_constants_(self) -> None:
-        if self.specs[0].size == (1, 1):
-            start = torch.linspace(-1, 1, self.specs[0].channels).view(1, -1, 1, 1)
-            self.register_buffer('start', start, persistent=False)
 
     def layer_modules(self, layer: int) -> list[nn.Module]:
         return [self.blocks[self.ddl_of_layer[layer]], self.ddls[self.ddl_of_layer[layer]]]

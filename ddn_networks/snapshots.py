@@ -133,14 +133,13 @@ def _has_type(value: Any, kind: Any) -> bool:
     return type(value) is kind
 
 
-class _WithoutWeights(TorchFunctionMode):
-    """Constructors make tensors on the ``meta`` device and leave out initial values: the network takes no memory."""
-
-    makers = frozenset({torch.empty, torch.zeros, torch.ones, torch.randn, torch.linspace, torch.arange})
+class WithoutWeights(TorchFunctionMode):
+    """Constructors make parameters on the ``meta`` device and leave out initial values: they take no memory. (As
+    ``torch.device('meta')``, but that loads hundreds of modules, half a second.)"""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in self.makers:
-            return func(*args, **{**(kwargs or {}), 'device': 'meta'})
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn):
+            return torch.empty(*args, **{**(kwargs or {}), 'device': 'meta'})
         if func is torch.Tensor.uniform_:
             return args[0]
         is_init = getattr(func, '__module__', None) == 'torch.nn.init'
@@ -240,7 +239,7 @@ def load_network(path: str | os.PathLike, ema: str | float | None = None) -> tor
             raise ValueError(f'{path} has no averaged weights {chosen!r}; it has {", ".join((*labels, "none"))}')
         with tensor_files.one_line(f'{path} does not describe a network'):
             cls, kwargs = _checked(upgraded(meta), len(file.described))
-            with _WithoutWeights():
+            with WithoutWeights():
                 net = cls(**kwargs)
             expected = net.state_dict()
             facts = sampling.from_json(meta.get('sampling', {}), net.num_layers)
@@ -254,7 +253,6 @@ def load_network(path: str | os.PathLike, ema: str | float | None = None) -> tor
         with tensor_files.one_line(f'{path} cannot be loaded'):  # copies, since those of the file are mapped
             state = {name: tensors[prefix + name].to(own.dtype, copy=True) for name, own in expected.items()}
             net.load_state_dict(state, assign=True)
-            net.set_constants_()
         tensor_files.require_finite(state, str(path))
         if 'sampling' in meta:
             net.sampling = facts

@@ -74,7 +74,7 @@ def check_network(path: str, spec: dict[str, Any]) -> None:
     """ValueError where a state is not of the network that ``spec`` (see ``snapshots.rebuild``) describes. Nothing of
     the network takes memory: stored options may describe a huge one."""
     with _opened(path) as file:
-        with torch.device('meta'):
+        with snapshots.WithoutWeights():
             expected = snapshots.rebuild(spec, len(file.described)).state_dict()
         wrong = tensor_files.misfit({f'net/{name}': tensor for name, tensor in expected.items()}, file.described)
         if wrong:
