@@ -58,7 +58,8 @@ def best_of(guide_of: Callable[[int], Guide], pool: torch.Tensor, num: int) -> t
 
 def unguided(net: Network, num: int, seed: int, batch: int = 64) -> torch.Tensor:
     """[num, C, H, W]: uniform samples of seeds seed, seed + 1, ..., rounded to 8 bits."""
-    return torch.cat([as_saved(net.sample(min(batch, num - i), seed=seed + i)[0]) for i in range(0, num, batch)])
+    parts = [net.sample(min(batch, num - i), seed=seed + i, uniform=True)[0] for i in range(0, num, batch)]
+    return torch.cat([as_saved(part) for part in parts])
 
 
 def ways(
@@ -121,9 +122,9 @@ def compare(
     guidances: dict[str, guided_sampling.Guidance],
     perceptual: Perceptual | None = None,
 ) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """(rows of figures, {way: images [B, C, H, W]})."""
+    """(rows of figures, {way: images [B, C, H, W]}), all without a prior of the network's own."""
     B = len(originals)
-    rows, made = measured(net, task, originals, guidances, perceptual)
+    rows, made = measured(net, task, originals, guidances, perceptual, guidances)
     others = {'unguided': pool[:B]}
     if task.baseline is not None:
         others['baseline'] = as_saved(task.baseline(originals))
