@@ -114,7 +114,7 @@ def test_a_missing_block_is_named(published, gone):
 
 def test_a_tensor_too_many_is_named(published):
     published['block_4x4_2.block.skip.weight'] = torch.zeros(32, 32, 1, 1)  # a known name where no skip has a conv
-    with pytest.raises(ValueError, match=r'block_4x4_2\.block\.skip\.weight has no place'):
+    with pytest.raises(ValueError, match=r'block_4x4_2\.block\.skip\.weight does not belong'):
         ddn_networks.from_published(published)
     del published['block_4x4_2.block.skip.weight']
     published['block_3x3_0_up.block.conv0.weight'] = torch.zeros(32, 32, 3, 3)
@@ -141,7 +141,7 @@ def test_a_misshapen_tensor_is_named(published, name):
 
 
 def test_something_else_is_no_published_network():
-    with pytest.raises(ValueError, match='no state dict of the published network'):
+    with pytest.raises(ValueError, match='not a state dict of the published network'):
         ddn_networks.from_published({'conv.weight': torch.zeros(3, 3, 1, 1)})
     with pytest.raises(ValueError, match='square'):
         ddn_networks.from_published({'block_4x8_0.block.conv1.weight': torch.zeros(4, 4, 3, 3)})
