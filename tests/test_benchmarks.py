@@ -16,7 +16,7 @@ from benchmarks import common
     ('data --workers=0 --seconds=0.01', '| folder'),
     ('split_prune', 'nothing to move'),
     ('changed_codes --quick', 'images that changed'),
-    ('waiting_threads --rounds=1 --images=64 --size=8 --busy=1', '| one thread'),
+    ('waiting_threads --rounds=1 --images=1024 --size=8 --busy=1', '| one thread'),
 ])  # fmt: skip
 def test_a_quick_run_prints_its_table(command, words, monkeypatch):
     name, *options = command.split()
