@@ -250,8 +250,7 @@ def training_loop(
             # Random numbers of this step, for the whole batch; this rank takes its rows.
             generator = torch.Generator().manual_seed(_step_seed(seed, cur_nimg))
             table = samplers.chain_dropout_codes(net.code_nodes, chain_dropout, batch_size, generator)
-            if net.prior:
-                table[: round(prior_clean * batch_size)] = -1
+            table[: round(prior_clean * batch_size) if net.prior else 0] = -1
             table = of_rank(table).to(device, non_blocking=True)  # [rounds, B, D]
             changes = of_rank(pipe.draw(batch_size, generator) if pipe else None)
             draws = of_rank(net.conditions.draw(batch_size, condition_dropout, generator) if net.conditions else None)
