@@ -143,5 +143,5 @@ def checked_temperatures(temperature: float | Sequence[float], num_layers: int) 
     """One temperature, or one per layer, as a list; ValueError where there are as many of neither, or one below 0."""
     found = [float(t) for t in (temperature if isinstance(temperature, Sequence) else [temperature])]
     if len(found) not in (1, num_layers) or not all(0 <= t < float('inf') for t in found):
-        raise ValueError(f'temperatures are one number of at least 0, or {num_layers}, one per layer, not {found}')
+        raise ValueError(f'temperature: give one number of at least 0, or {num_layers}, one per layer, not {found}')
     return found

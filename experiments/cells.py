@@ -144,7 +144,7 @@ def numbers_of(network: str, setting: Setting, scoring: Scoring, folder: Path, d
     by_name = families(net)
     tried = {name: distance(NUM_SAMPLES, FIRST_SEED, temperature=t) for name, t in by_name.items()}
     best = min(tried, key=tried.get)
-    found |= {'T 1': distance(scoring.num, 0), 'chosen T': best, 'tried': tried}
+    found |= {'T 1': distance(scoring.num, 0, temperature=1.0), 'chosen T': best, 'tried': tried}
     found['at the chosen T'] = distance(scoring.num, 0, temperature=by_name[best])
     return found
 
@@ -173,7 +173,7 @@ def evaluated(row: Row, run_dir: Path, setting: Setting, scoring: Scoring, folde
         chosen = families(load_network(network))[found['chosen T']]
         found['copies'] = copies(network, chosen, scoring, device)
         if setting.detector == 'lenet':
-            ways = {'uniform': {'uniform': True}, 'T 1': {}, 'chosen T': {'temperature': chosen}}
+            ways = {'uniform': {'uniform': True}, 'T 1': {'temperature': 1.0}, 'chosen T': {'temperature': chosen}}
             found |= {f'read, {name}': digits_read(network, scoring.num, device, **how) for name, how in ways.items()}
         return found
 
@@ -181,7 +181,8 @@ def evaluated(row: Row, run_dir: Path, setting: Setting, scoring: Scoring, folde
     numbers = ablation.kept(run_dir / 'cells.json', key, measure)
     facts = ablation.training_facts(run_dir)
     keys = {'images': 'nimg', 'seconds': 'training CPU seconds', 'git_revision': 'git_revision'}
-    return {'row': row.name, 'options': row.options, **{k: facts[v] for k, v in keys.items()}, **numbers}
+    options = {k: v for k, v in row.options.items() if k != 'data'}
+    return {'row': row.name, 'options': options, **{k: facts[v] for k, v in keys.items()}, **numbers}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -192,10 +193,20 @@ def table(results: list[dict[str, Any]]) -> str:
     return markdown([{c: result[c] for c in columns if c in results[0]} for result in results])
 
 
+def about(scoring: Scoring) -> str:
+    """What the columns are."""
+    return f"""Frechet distances of {scoring.detector} features to the training images: of {scoring.num_reconstructed:,}
+        held-out images reconstructed, and of {scoring.num:,} samples by uniform choices and by the own prior, at
+        temperature 1 and at the temperatures chosen by {NUM_SAMPLES:,} other seeds (layers from 0). copies: share of
+        samples closer to a training image than 99 % of held-out images. read: share of samples that the LeNet
+        classifies with p >= 0.9."""
+
+
 def sheet(path: Path, run_dir: Path, temperatures: tuple[float, ...], columns: int = 16) -> None:
-    """Seeds 0 to 63 by uniform choices, at temperature 1 and at the chosen temperatures, one block under the other."""
+    """Seeds 0 to 63 by uniform choices; with cells also at temperature 1 and at the chosen ones, block by block."""
     net = load_network(str(snapshots.network_path(run_dir)))
-    ways = ({'uniform': True}, {}, {'temperature': temperatures})
+    ways = [{'uniform': True}, {'temperature': 1.0}, {'temperature': temperatures}]
+    ways = ways if net.num_codes > net.num_layers else ways[:1]
     save_png(draw_sheet(in_rows(torch.cat([net.sample(64, **how)[0] for how in ways]), columns), columns), str(path))
 
 
@@ -231,8 +242,10 @@ def main(name, data, held_out, only, minutes, num, num_reconstructed, train_only
             chosen = families(load_network(str(snapshots.network_path(run_dir))))[found[-1]['chosen T']]
             sheet(into / f'{run_dir.name}.png', run_dir, chosen)
     if not train_only:
-        text = f'# Cells: {name}, {minutes:g} minutes a row\n\n{table(found)}'
-        write_results(into / name, text, {'scoring': scoring._asdict(), 'rows': found})
+        title, words = f'# Cells: {name}, {minutes:g} minutes a row', ' '.join(about(scoring).split())
+        text = '\n\n'.join([title, words, table(found)])
+        shown = scoring._replace(data=Path(data).name, held_out=Path(held_out).name)
+        write_results(into / name, text, {'scoring': shown._asdict(), 'rows': found})
         click.echo(text)
 
 

@@ -324,7 +324,7 @@ def test_guides_of_networks_with_cells(networks, tmp_path):
     ('prior', [], r'a prior but no measured rgb residuals, .*: measure them with train.py --fit-prior, or leave the'),
     ('plain', ['--prior-weight=1'], 'temperature and prior_weight weigh guides against a network.s own prior'),
     ('plain', ['--temperature=1,1,1'], '--temperature of guides without a prior is one number'),
-    ('measured', ['--temperature=1,1'], 'temperatures are one number of at least 0, or 3, one per layer'),
+    ('measured', ['--temperature=1,1'], 'temperature: give one number of at least 0, or 3, one per layer'),
     ('measured', ['--prior-weight=1,2'], 'prior_weight is one number of at least 0, or one for each of 1 guides'),
     ('measured', ['--prior-weight=-1'], 'prior_weight is one number of at least 0'),
     ('measured', ['--prior-weight=nan'], 'prior_weight is one number of at least 0'),
