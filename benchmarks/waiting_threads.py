@@ -1,11 +1,11 @@
-"""Training with threads that sleep while they wait, against threads that spin, alone and with busy loops.
+"""Training with threads that soon sleep while they wait, against threads that spin, alone and with busy loops.
 
     python -m benchmarks.waiting_threads --out=benchmarks/results/waiting_threads     # on a quiet machine, minutes
 
-Each run trains the network of a preset as train.py does, in a fresh process, on temporary images of noise. Rows:
-threads that sleep (what cli/environment.py sets), that spin (OpenMP's default), and a single thread. All rows take
-turns, first alone, then with --busy processes that compute without end. Images per second are medians over rounds,
-ratios the medians of the ratios within a round.
+Each run trains the network of a preset as train.py does, in a fresh process, on temporary images of noise. Rows: what
+cli/environment.py sets (threads spin for microseconds, then sleep), threads that sleep at once, that spin for
+milliseconds (OpenMP's default), and a single thread. All rows take turns, first alone, then with --busy processes that
+compute without end. Images per second are medians over rounds, ratios the medians of the ratios within a round.
 """
 
 import contextlib
@@ -26,10 +26,15 @@ from cli.options import Ints, script
 from cli.training_runs import train
 from training.report import read_stats
 
-SLEEP, SPIN, ONE = 'sleep', 'spin', 'one thread'
+OURS, SLEEP, SPIN, ONE = 'as the scripts set it', 'sleep', 'spin', 'one thread'
 SHORTER = 8  # runs beside busy loops: threads that spin take up to fifty times as long
 # What decides how threads wait. The variable of another library keeps cli/environment.py from setting it.
-ENVIRONMENTS = {SLEEP: {}, SPIN: {'KMP_LIBRARY': 'throughput'}, ONE: {'OMP_NUM_THREADS': '1'}}
+ENVIRONMENTS = {
+    OURS: {},
+    SLEEP: {'OMP_WAIT_POLICY': 'passive'},
+    SPIN: {'KMP_LIBRARY': 'throughput'},
+    ONE: {'OMP_NUM_THREADS': '1'},
+}
 
 
 def images_per_second(options: dict[str, Any]) -> float:

@@ -1,8 +1,9 @@
 """What must be set before torch is loaded and before anything is printed: import this module first.
 
-Threads of OpenMP that wait for each other spin by default. With any other busy process they spin instead of that
-process running, and training becomes many times slower (benchmarks/waiting_threads.py). Here they sleep, unless the
-user has set how threads wait.
+Threads of OpenMP that wait for each other spin by default, for milliseconds. With any other busy process they spin
+instead of that process running, and training becomes many times slower. If they sleep at once, training on a quiet
+machine takes a third longer. Here they spin for some microseconds and then sleep, unless the user has set how threads
+wait (benchmarks/waiting_threads.py).
 
 Ctrl-C while torch is being loaded ends the script without a traceback; later on, the commands handle it.
 
@@ -16,9 +17,10 @@ import os
 import sys
 import types
 
-# GNU's OpenMP (PyTorch's wheels) reads the first; LLVM's and Intel's (conda, macOS) the last, which is in milliseconds.
-WAITING = {'OMP_WAIT_POLICY': 'passive', 'KMP_BLOCKTIME': '0'}
-BY_THE_USER = {*WAITING, 'GOMP_SPINCOUNT', 'KMP_LIBRARY'}
+# GNU's OpenMP (PyTorch's wheels) reads the first, a number of tries; LLVM's and Intel's (conda, macOS) the last, which
+# is in milliseconds.
+WAITING = {'GOMP_SPINCOUNT': '10000', 'KMP_BLOCKTIME': '0'}
+BY_THE_USER = {*WAITING, 'OMP_WAIT_POLICY', 'KMP_LIBRARY'}
 
 if not BY_THE_USER & os.environ.keys():
     os.environ.update(WAITING)
