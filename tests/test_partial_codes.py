@@ -43,6 +43,17 @@ def way(net, name: str) -> dict:
     return {key: made[value] if key == 'guide' else value for key, value in WAYS[name].items()}
 
 
+def test_proposals_keep_codes():
+    """Of a guide that must see whole pictures; node 0 is kept like any other."""
+    edges = guides.edges(torch.linspace(-1, 1, 16).view(1, 1, 4, 4))
+    for name in ('cells', 'many cells'):
+        net = networks()[name]
+        for uniform in (False, True):
+            partial = half_kept(net, range(24))
+            codes = net.sample(seeds=range(24), codes=partial, guide=edges, uniform=uniform)[1]
+            assert (partial == 0).any() and torch.equal(codes[partial >= 0], partial[partial >= 0])
+
+
 @pytest.mark.parametrize('how', WAYS)
 @pytest.mark.parametrize('name', networks())
 def test_what_is_kept_stays_and_free_codes_are_those_of_the_seed(name, how):
