@@ -11,6 +11,7 @@ images; temperatures are chosen by the same distance with other seeds.
 """
 
 import math
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,9 +30,10 @@ from dnnlib.util import file_sha256
 from experiments import ablation, digits
 from experiments.ablation import Row, Scoring
 from metrics import evaluate
-from metrics.detectors import load_detector
+from metrics.detectors import Detector, load_detector
 from metrics.image_sets import Files, Samples, read, rounded
-from metrics.reference import FeatureCollector
+from metrics.lenet import LeNet
+from metrics.reference import FeatureCollector, Statistics
 from torch_utils import misc
 from training.loss import prior_loss
 from training.report import read_stats
@@ -111,73 +113,72 @@ def train(row: Row, run_dir: Path, seconds: float, device: torch.device) -> None
 
 
 @torch.no_grad()
-def bits_by_prior(net: Network, images: torch.Tensor) -> float:
-    """Mean bits of the nearest codes of images by the own prior."""
-    output = net(samplers.with_log_prior(samplers.nearest(images)), len(images), keep=True)
-    return prior_loss(output.log_prior, output.distances).item() * net.num_codes / math.log(2)
+def of_held_out(net: Network, real: Statistics, detector: Detector, held_out: Files) -> dict[str, float]:
+    """Of the nearest codes of held-out images, bits and PSNR of the first 500 of them."""
+    collector = FeatureCollector(detector.dim, held_out.num, 0)
+    nats, errors = [], []
+    for part in torch.arange(held_out.num).split(100):
+        images = to_float(read(held_out, part.tolist())).to(net.device)
+        output = net(samplers.with_log_prior(samplers.nearest(images)), len(images), keep=True)
+        nats.append(prior_loss(output.log_prior, output.distances).item())
+        errors.append((output.images.clamp(-1, 1) - images).square().mean().item())
+        collector.add_(detector.features(to_float(rounded(output.images, 'images'))), part.tolist())
+    return {
+        'bits by prior': statistics.mean(nats[:5]) * net.num_codes / math.log(2),
+        'held-out dB': misc.psnr(statistics.mean(errors[:5])),
+        'reconstructions': ablation.starting(evaluate.compare(real, collector.finish())[0], 'FID'),
+    }
 
 
-def numbers_of(network: str, setting: Setting, scoring: Scoring, folder: Path, device: torch.device) -> dict[str, Any]:
-    """What is measured of a trained network."""
-    net, detector = load_network(network, device=device), load_detector(scoring.detector, device=device)
-    real = ablation.reference(scoring, folder, detector)
+def of_samples(net: Network, real: Statistics, detector: Detector, num: int) -> dict[str, Any]:
+    """Distances of samples, and the temperatures among ``families`` that other seeds choose."""
 
     def distance(num: int, seed: int, **how: Any) -> float:
         made = evaluate.statistics(Samples(net, num, seed, **how), detector, keep=0, title='samples')
         return ablation.starting(evaluate.compare(real, made)[0], 'FID')
 
-    held_out = Files(scoring.held_out, scoring.num_reconstructed)
-    found: dict[str, Any] = {'bits': net.num_bits}
-    some = torch.arange(min(500, held_out.num)).split(50)
-    parts = [to_float(read(held_out, part.tolist())).to(device) for part in some]
-    found['bits by prior'] = sum(bits_by_prior(net, part) for part in parts) / len(parts)
-    rebuilt = [net.reconstruct(part).images.clamp(-1, 1) for part in parts]
-    error = torch.cat([(a - b).square().mean((1, 2, 3)) for a, b in zip(rebuilt, parts, strict=True)]).mean()
-    found['held-out dB'] = misc.psnr(error.item())
-    collector = FeatureCollector(detector.dim, held_out.num, 0)
-    for part in torch.arange(held_out.num).split(100):
-        images = net.reconstruct(to_float(read(held_out, part.tolist())).to(device)).images
-        collector.add_(detector.features(to_float(rounded(images, 'images'))), part.tolist())
-    made = collector.finish()
-    found['reconstructions'] = ablation.starting(evaluate.compare(real, made)[0], 'FID')
-    found['uniform'] = distance(scoring.num, 0, uniform=True)
     by_name = families(net)
     tried = {name: distance(NUM_SAMPLES, FIRST_SEED, temperature=t) for name, t in by_name.items()}
     best = min(tried, key=tried.get)
-    found |= {'T 1': distance(scoring.num, 0, temperature=1.0), 'chosen T': best, 'tried': tried}
-    found['at the chosen T'] = distance(scoring.num, 0, temperature=by_name[best])
-    return found
+    return {
+        'uniform': distance(num, 0, uniform=True),
+        'T 1': distance(num, 0, temperature=1.0),
+        'at the chosen T': distance(num, 0, temperature=by_name[best]),
+        'chosen T': best,
+        'tried': tried,
+    }
 
 
-def digits_read(network: str, num: int, device: torch.device, **how: Any) -> float:
+def digits_read(net: Network, lenet: LeNet, num: int, **how: Any) -> float:
     """Share of samples that the LeNet reads with p >= 0.9."""
-    net, lenet = load_network(network, device=device), load_detector('lenet', device=device).net
     parts = [net.sample(seeds=part.tolist(), **how)[0] for part in torch.arange(num).split(100)]
     return digits.legible(digits.probabilities(lenet, torch.cat(parts)))
 
 
-def copies(network: str, temperatures: tuple[float, ...], scoring: Scoring, device: torch.device) -> float:
+def copies(net: Network, temperatures: tuple[float, ...], scoring: Scoring, detector: Detector) -> float:
     """Share of samples that are closer to a training image than 99 % of held-out images are (new ones: 0.01)."""
-    net, detector = load_network(network, device=device), load_detector(scoring.detector, device=device)
     samples, held_out = Samples(net, 500, temperature=temperatures), Files(scoring.held_out, 500)
     numbers, _ = evaluate.neighbours(samples, Files(scoring.data), held_out, detector, k=1)
     return next(value for name, value in numbers.items() if 'closer than 99 %' in name)
 
 
-def evaluated(row: Row, run_dir: Path, setting: Setting, scoring: Scoring, folder: Path, device: torch.device) -> dict:
+def evaluated(row: Row, run_dir: Path, net: Network, scoring: Scoring, folder: Path) -> dict[str, Any]:
     """All numbers of a row, kept in its folder."""
-    network = str(snapshots.network_path(run_dir))
 
     def measure() -> dict[str, Any]:
-        found = numbers_of(network, setting, scoring, folder, device)
-        chosen = families(load_network(network))[found['chosen T']]
-        found['copies'] = copies(network, chosen, scoring, device)
-        if setting.detector == 'lenet':
+        detector = load_detector(scoring.detector, device=net.device)
+        real = ablation.reference(scoring, folder, detector)
+        held_out = Files(scoring.held_out, scoring.num_reconstructed)
+        found = {'bits': net.num_bits, **of_held_out(net, real, detector, held_out)}
+        found |= of_samples(net, real, detector, scoring.num)
+        chosen = families(net)[found['chosen T']]
+        found['copies'] = copies(net, chosen, scoring, detector)
+        if scoring.detector == 'lenet':
             ways = {'uniform': {'uniform': True}, 'T 1': {'temperature': 1.0}, 'chosen T': {'temperature': chosen}}
-            found |= {f'read, {name}': digits_read(network, scoring.num, device, **how) for name, how in ways.items()}
+            found |= {f'read, {name}': digits_read(net, detector.net, scoring.num, **how) for name, how in ways.items()}
         return found
 
-    key = {**scoring._asdict(), 'network': file_sha256(network)}
+    key = {**scoring._asdict(), 'network': file_sha256(snapshots.network_path(run_dir))}
     numbers = ablation.kept(run_dir / 'cells.json', key, measure)
     facts = ablation.training_facts(run_dir)
     keys = {'images': 'nimg', 'seconds': 'training CPU seconds', 'git_revision': 'git_revision'}
@@ -202,9 +203,8 @@ def about(scoring: Scoring) -> str:
         classifies with p >= 0.9."""
 
 
-def sheet(path: Path, run_dir: Path, temperatures: tuple[float, ...], columns: int = 16) -> None:
+def sheet(path: Path, net: Network, temperatures: tuple[float, ...], columns: int = 16) -> None:
     """Seeds 0 to 63 by uniform choices; with cells also at temperature 1 and at the chosen ones, block by block."""
-    net = load_network(str(snapshots.network_path(run_dir)))
     ways = [{'uniform': True}, {'temperature': 1.0}, {'temperature': temperatures}]
     ways = ways if net.num_codes > net.num_layers else ways[:1]
     save_png(draw_sheet(in_rows(torch.cat([net.sample(64, **how)[0] for how in ways]), columns), columns), str(path))
@@ -238,9 +238,9 @@ def main(name, data, held_out, only, minutes, num, num_reconstructed, train_only
         train(row, run_dir, minutes * 60, device)
         if not train_only:
             click.echo(f'{name}, {row.name}: evaluation')
-            found.append(evaluated(row, run_dir, setting, scoring, folder, device))
-            chosen = families(load_network(str(snapshots.network_path(run_dir))))[found[-1]['chosen T']]
-            sheet(into / f'{run_dir.name}.png', run_dir, chosen)
+            net = load_network(str(snapshots.network_path(run_dir)), device=device)
+            found.append(evaluated(row, run_dir, net, scoring, folder))
+            sheet(into / f'{run_dir.name}.png', net, families(net)[found[-1]['chosen T']])
     if not train_only:
         title, words = f'# Cells: {name}, {minutes:g} minutes a row', ' '.join(about(scoring).split())
         text = '\n\n'.join([title, words, table(found)])
