@@ -42,7 +42,7 @@ class Source(Protocol):
 
 
 def open_source(path_or_url: str, split: str) -> Source:
-    """Open a source of images; its name tells the kind. ``split`` is train or test. Raises ValueError, OSError."""
+    """Open a source of the kind that its name implies; ``split`` is train or test. Raises ValueError, OSError."""
     path = local_path(path_or_url)
     if path.is_dir():
         return LmdbSource(path) if path.name.endswith('_lmdb') or (path / 'data.mdb').is_file() else ArchiveSource(path)

@@ -23,8 +23,8 @@ def memory_format(device: torch.device, precision: str) -> torch.memory_format:
 def psnr(mse: float | torch.Tensor, peak: float = 2.0) -> float | torch.Tensor:
     """Peak signal-to-noise ratio in dB of a mean squared error, of images whose range is ``peak`` wide.
 
-    Element by element for a tensor, infinite where there is no error; a float is clamped to at least 1e-12, so that the
-    result can be logged.
+    Elementwise for a tensor, with inf where the error is zero. An error that is a float is clamped to at least 1e-12,
+    so that the result can be logged.
     """
     if isinstance(mse, torch.Tensor):
         return 10 * (peak**2 / mse).log10()
