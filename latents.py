@@ -30,7 +30,6 @@ Each command has a --help. NET is a network-snapshot-*.safetensors, as a path or
 import cli.environment  # noqa: F401  # before torch is loaded
 
 # isort: split
-import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -40,23 +39,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cli.code_files import MAX_TEXT, CodeFile, read_code_file, write_code_file
-from cli.condition_arguments import ConditionArguments
-from cli.networks import load_network
-from cli.options import (
-    BATCH,
-    Group,
-    GroupedCommand,
-    Ints,
-    Numbers,
-    network_options,
-    one_line_errors,
-    option_group,
-    script_help,
-    search_options,
-)  # fmt: skip
+from cli.code_files import MAX_TEXT, CodeFile, write_code_file
+from cli.latent_options import (
+    CODES,
+    DATA,
+    REGION,
+    SHEET,
+    load_codes,
+    net_options,
+    one_line,
+    open_network,
+    rows_of,
+    write_sheet,
+)
+from cli.options import BATCH, Group, GroupedCommand, Ints, option_group, script_help, search_options
 from cli.originals import Originals, RowConditions
-from cli.regions import Region, inside
+from cli.regions import inside
 from ddn_networks import Network, codes, generate
 from ddn_networks.generate import Condition
 from dnnlib import readers
@@ -65,40 +63,12 @@ from dnnlib.downloads import lasting_path
 from dnnlib.images import keep_originals, png_names, save_image, to_float, to_uint8
 from dnnlib.labels import read_labels
 from dnnlib.readers import printable
-from dnnlib.sheets import Tile, draw_sheet, in_rows, save_png
+from dnnlib.sheets import Tile, in_rows
 from dnnlib.util import atomic_write, require_writable
-from torch_utils import distributed as dist
 from torch_utils import misc
 
 COLUMNS = 16  # of a sheet of images
 SHEET_MAX = 1024  # images of a sheet of all
-
-
-# ------------------------------------------------------------------------------------------------------ what they share
-
-
-def open_network(
-    network: str, ema: str | None, device: str | None, steps: int | None, class_: int | None,
-    label: Sequence[float] | None, condition_image: Sequence[str],
-) -> tuple[Network, ConditionArguments]:  # fmt: skip
-    """The network of ``net_options``, and what they give for its condition."""
-    net = load_network(network, ema, dist.device_for_rank(device), steps)
-    return net, ConditionArguments(net, None if class_ is None else [class_], label, condition_image)
-
-
-def load_codes(path: str, net: Network | None = None) -> tuple[CodeFile, torch.Tensor]:
-    """A file of codes and its codes [N, D] as a tensor, which must fit the network, if there is one."""
-    file = read_code_file(path)
-    table = torch.from_numpy(file.codes)
-    return file, table if net is None else net.check_codes(table)
-
-
-def rows_of(table: torch.Tensor, rows: Sequence[int], path: str, option: str) -> torch.Tensor:
-    """``table[rows]``. ValueError with the option for a row that is not there."""
-    wrong = [row for row in rows if row >= len(table)]
-    if wrong:
-        raise ValueError(f'{option}: {path} holds rows 0 to {len(table) - 1}, not {wrong[0]}')
-    return table[list(rows)]
 
 
 def decode(net: Network, table: torch.Tensor, condition: Condition) -> np.ndarray:
@@ -116,46 +86,6 @@ def bits_by_prior(net: Network, table: torch.Tensor, condition: Condition, most:
     parts = torch.arange(min(most, len(table))).split(batch)
     nats = torch.cat([net.log_prob(table[part], condition(part.tolist())) for part in parts])
     return -nats.mean().item() / math.log(2)
-
-
-def write_sheet(rows: Sequence[Sequence], path: str, columns: int = 0) -> None:
-    save_png(draw_sheet(rows, columns), path)
-    click.echo(printable(f'Sheet: {path}'))
-
-
-def one_line(command: Callable) -> Callable:
-    """Report user errors in one line, and a file that cannot be written before the work."""
-
-    @functools.wraps(command)
-    def wrapped(**options):
-        with one_line_errors():
-            for name in ('dest', 'sheet'):
-                if options.get(name):
-                    require_writable(f'--{name}', options[name])
-            return command(**options)
-
-    return wrapped
-
-
-def net_options(command: Callable) -> Callable:
-    """Arguments of ``open_network``."""
-    condition = option_group(
-        'Condition',
-        click.option('--class', 'class_', metavar='INT', type=click.IntRange(min=0),
-                     help="Class  [default: each image's own label]"),
-        click.option('--label', metavar='LIST', type=Numbers(),
-                     help="Label vector: 0.5,-1  [default: each image's own]"),
-        click.option('--condition-image', metavar='[KIND:]PATH', multiple=True,
-                     help='Picture, folder or zip  [default: each image itself]'),
-    )  # fmt: skip
-    return network_options(condition(command))
-
-
-CODES = click.option('--codes', 'codes_file', metavar='FILE', required=True, help='Codes from `latents.py encode`')
-DATA = click.option('--data', metavar='ZIP|DIR', help='Their images  [default: the archive that the file names]')
-REGION = click.option('--region', metavar='X,Y,W,H', type=Region(), multiple=True,
-                      help='Change only cells that lie wholly in this rectangle of pixels')  # fmt: skip
-SHEET = click.option('--sheet', metavar='FILE', required=True, help='Picture to write (.png)')
 
 
 @click.group(cls=Group, help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
