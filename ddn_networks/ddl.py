@@ -31,6 +31,7 @@ class Selection(NamedTuple):
     sharing: which rows of ``partial`` belong to which images of the batch, or None for one each.
     next_input: [B or U, F or 2F, H, W] the features with ``partial`` added to the first channels and ``leak`` to the
         last, the input of the next block of a ``DDN``; None unless asked for.
+    features: [B or U, F or 2F, H, W] what the candidates were made of; None where ``next_input`` took its memory.
     """
 
     choice: Choice
@@ -40,12 +41,17 @@ class Selection(NamedTuple):
     continues: torch.Tensor | None = None
     sharing: Sharing | None = None
     next_input: torch.Tensor | None = None
+    features: torch.Tensor | None = None
     told = OldAttribute('told', 'next_input')
 
     @property
     def image(self) -> torch.Tensor:
         """[B, C, H, W] the selected candidate of each image."""
-        return self.partial if self.sharing is None else self.partial.index_select(0, self.sharing.rows)
+        return self.of_images(self.partial)
+
+    def of_images(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of ``partial``, or of what belongs to it, for each image of the batch."""
+        return rows if self.sharing is None else rows.index_select(0, self.sharing.rows)
 
 
 class DDL(nn.Module):
@@ -126,4 +132,5 @@ class DDL(nn.Module):
         )
         if ended is not None:
             continues = ended if continues is None else ended[continues]
-        return Selection(choice, image, leak, codes, continues, sharing, fed)
+        kept = None if next_input else x
+        return Selection(choice, image, leak, codes, continues, sharing, fed, kept)

@@ -45,6 +45,7 @@ def samples(
     uniform: bool = False,
     cfg: float = 1.0,
     codes: Callable[[Sequence[int]], torch.Tensor] | None = None,
+    finish: bool = True,
 ) -> Iterator[Batch]:
     """One image per seed, by the network's own prior, uniform choices, or ``guidance`` (or a function of positions that
     gives it).
@@ -55,12 +56,14 @@ def samples(
         positions: which of the seeds to do, for a rank its share; None for all.
         temperature, top_p, uniform, cfg: see ``Network.sample``.
         codes: a function of positions that gives their partial codes, [B, D] (``Network.sample``); None keeps nothing.
+        finish: apply the finisher of a network that has one.
     """
     for part in _batches(len(seeds), batch_size, positions):
         guide = guidance(part) if callable(guidance) else guidance
         some, given = [seeds[i] for i in part], _of(condition, part)
         partial = None if codes is None else codes(part)
-        yield Batch(part, *net.sample(None, 0, some, given, guide, temperature, top_p, uniform, cfg, codes=partial))
+        how = {'codes': partial, 'finish': finish}
+        yield Batch(part, *net.sample(None, 0, some, given, guide, temperature, top_p, uniform, cfg, **how))
 
 
 def decodings(
@@ -69,11 +72,13 @@ def decodings(
     batch_size: int = 64,
     condition: Condition = None,
     positions: Sequence[int] | None = None,
+    finish: bool = True,
 ) -> Iterator[Batch]:
-    """The images that the rows of codes [N, L] name. ``positions``: which rows; None for all."""
+    """The images that the rows of codes [N, D] name. ``positions``: which rows; None for all. ``finish``: apply the
+    finisher of a network that has one."""
     for part in _batches(len(codes), batch_size, positions):
         some = codes[list(part)]
-        yield Batch(part, net.decode(some, _of(condition, part)), some)
+        yield Batch(part, net.decode(some, _of(condition, part), finish=finish), some)
 
 
 def reconstructions(
@@ -86,6 +91,7 @@ def reconstructions(
     beam: int = 1,
     share_prefixes: bool = False,
     refine: int = 0,
+    finish: bool = True,
 ) -> Iterator[Batch]:
     """Images encoded and decoded again, in one pass each (``Network.reconstruct``).
 
@@ -95,12 +101,12 @@ def reconstructions(
         read: positions -> images [B, C, H, W] float in [-1, 1].
         condition: one for all images, or a function of positions and images that gives theirs.
         positions: which of the images to do, for a rank its share; None for all.
-        beam, share_prefixes, refine: see ``Network.reconstruct``.
+        beam, share_prefixes, refine, finish: see ``Network.reconstruct``.
     """
     for part in _batches(num, batch_size, positions):
         originals = read(part)
         made = condition(part, originals) if callable(condition) else condition
-        output = net.reconstruct(originals, made, beam, share_prefixes, refine)
+        output = net.reconstruct(originals, made, beam, share_prefixes, refine, finish)
         yield Batch(part, output.images, output.codes, originals)
 
 

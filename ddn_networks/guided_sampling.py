@@ -195,7 +195,13 @@ def sample(
     chance = chance_table(net.code_nodes, seeds, partial)
     chosen = sampler(guidance, chance, net.img_resolution, own)
     output = net(chosen, len(seeds) * b, condition, share_prefixes=share_prefixes)
-    return output._replace(images=output.images[::b], codes=output.codes[::b])
+    return best_rows(output, b)
+
+
+def best_rows(output: 'Output', beam: int) -> 'Output':
+    """The images, codes and features of the best of every ``beam`` rows, the first."""
+    features = None if output.features is None else output.features[::beam]
+    return output._replace(images=output.images[::beam], codes=output.codes[::beam], features=features)
 
 
 def checked(guidance: Guidance | Guide | Sequence[Guide], num_layers: int) -> Guidance:

@@ -18,6 +18,7 @@ from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.condition_set import ConditionSet, Images
 from ddn_networks.conditions import Labels
 from ddn_networks.ddl import Selection
+from ddn_networks.finisher import Finisher, code_noise
 from ddn_networks.prior import PriorHead
 from ddn_networks.sampling import Sampling
 
@@ -47,6 +48,7 @@ class Output(NamedTuple):
     evidence: L entries, what the sampler's penalty was computed from (``Choice.evidence``); empty unless asked for.
     log_prior: L tensors [B, K] or [B, K, n], log p of every answer, where the sampler asked the prior
         (``Choice.log_prior``), else None; empty unless asked for.
+    features: [B, F, h, w] of the last layer, of a network with a finisher, else None.
 
     With a beam, row b of every tensor belongs to the branch that ends in ``images[b]``.
     """
@@ -58,6 +60,7 @@ class Output(NamedTuple):
     dropped: torch.Tensor | None
     evidence: Sequence[Any] = ()
     log_prior: Sequence[torch.Tensor | None] = ()
+    features: torch.Tensor | None = None
 
 
 def scale_sizes(img_resolution: tuple[int, int], num_scales: int) -> list[tuple[int, int]]:
@@ -100,6 +103,7 @@ class Network(nn.Module):
         prior: a ``PriorHead`` per layer, or one for all steps of a recurrent network, or one of ``code_priors``; empty
             without a prior.
         prior_gradient: the share of the heads' gradient that training lets into the features.
+        finisher: a ``Finisher``, or None: draws the detail that the codes leave open.
         sampling: default temperatures and other facts that were measured after training (``Sampling``).
     """
 
@@ -115,6 +119,7 @@ class Network(nn.Module):
     prior: nn.ModuleList
     prior_gradient: float
     condition_to: str
+    finisher: Finisher | None
     sampling: Sampling = Sampling()
 
     # What a latent is.
@@ -223,7 +228,15 @@ class Network(nn.Module):
             if keep:
                 selected.append(selection.image)
         dropped = torch.cat([d.view(len(d), -1) for d in dropped], 1) if all(d is not None for d in dropped) else None
-        return Output(selection.image, selection.codes, selected, distances, dropped, evidence, log_prior)
+        features = None if self.finisher is None else selection.of_images(selection.features)
+        return Output(selection.image, selection.codes, selected, distances, dropped, evidence, log_prior, features)
+
+    def finished(self, output: Output) -> torch.Tensor:
+        """The images [B, C, H, W] of a pass after the finisher; those of the pass for a network without one."""
+        if self.finisher is None:
+            return output.images
+        noise = code_noise(output.codes, [spec.grid for spec in self.specs], self.img_resolution)
+        return self.finisher(output.images, output.features, noise)
 
     # Three lines of Python.
 
@@ -240,6 +253,7 @@ class Network(nn.Module):
         uniform: bool = False,
         cfg: float = 1.0,
         codes: torch.Tensor | None = None,
+        finish: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``num`` images from seeds seed .. seed + num - 1, or one per entry of ``seeds``: choices by the network's own
         prior, uniform ones where it has none or with ``uniform``, or those of ``guide``, a ``guides.Guide``, several,
@@ -251,6 +265,8 @@ class Network(nn.Module):
         ``codes``: partial codes [B or 1, D] int64: those from 0 on are kept, those that are -1 are free and are chosen
         with the same random numbers as without ``codes``. What is kept in later layers does not change how the free
         codes before it are chosen.
+
+        ``finish``: apply the network's finisher, if it has one; without it the images are those of the last layer.
 
         Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, D] int64. A seed names
         one image, at any batch size.
@@ -275,7 +291,7 @@ class Network(nn.Module):
             if top_p is not None or cfg != 1:
                 raise ValueError('top_p and cfg are for samples without guides')
             output = guided_sampling.sample(self, guide, seeds, condition, False, temperature, uniform, codes)
-            return output.images, output.codes
+            return self.finished(output) if finish else output.images, output.codes
         if by_prior:
             wanted = self.sampling.temperatures_of(self.num_layers) if temperature is None else temperature
             temperatures = prior.checked_temperatures(wanted, self.num_layers)
@@ -286,11 +302,11 @@ class Network(nn.Module):
             chosen = prior.from_prior(draws, temperatures, top_p, self._checked_cfg(cfg, condition))
             chosen = chosen if codes is None else samplers.keeping(chosen, codes.to(self.device))
             output = self(chosen, len(seeds), condition)
-            return output.images, output.codes
+            return self.finished(output) if finish else output.images, output.codes
         uniform_codes = samplers.uniform_codes(self.code_nodes, seeds)
         codes = uniform_codes if codes is None else torch.where(codes >= 0, codes, uniform_codes)
         codes = codes.to(self.device)
-        return self.decode(codes, condition), codes
+        return self.decode(codes, condition, finish=finish), codes
 
     @torch.no_grad()
     def reconstruct(
@@ -300,6 +316,7 @@ class Network(nn.Module):
         beam: int = 1,
         share_prefixes: bool = False,
         refine: int = 0,
+        finish: bool = True,
     ) -> Output:
         """One pass that encodes images [B, C, H, W] in [-1, 1] and draws what their codes name (Eq. 3).
 
@@ -312,6 +329,8 @@ class Network(nn.Module):
             share_prefixes: see ``forward``.
             refine: so many other nodes are tried for every cell, layer by layer, and kept where they bring the final
                 image nearer; up to 2 L passes for each. Never worse than without. See ``search.refined``.
+            finish: apply the network's finisher, if it has one, to the images that are returned. Codes do not depend on
+                it.
 
         Raises:
             ValueError: images of another shape or dtype, a beam below 1, refinement below 0.
@@ -325,7 +344,8 @@ class Network(nn.Module):
             raise ValueError(f'a beam is at least 1, not {beam}')
         if refine < 0:
             raise ValueError(f'refine is the number of other nodes to try, at least 0, not {refine}')
-        return search.nearest(self, images.to(self.device), condition, beam, refine, share_prefixes)
+        output = search.nearest(self, images.to(self.device), condition, beam, refine, share_prefixes)
+        return output._replace(images=self.finished(output)) if finish else output
 
     def encode(
         self,
@@ -336,16 +356,26 @@ class Network(nn.Module):
         refine: int = 0,
     ) -> torch.Tensor:
         """The latent of images: codes [B, D] int64. Arguments and errors as for ``reconstruct``."""
-        return self.reconstruct(images, condition, beam, share_prefixes, refine).codes
+        return self.reconstruct(images, condition, beam, share_prefixes, refine, finish=False).codes
 
     @torch.no_grad()
     def decode(
-        self, codes: torch.Tensor, condition: torch.Tensor | None = None, share_prefixes: bool = False
+        self,
+        codes: torch.Tensor,
+        condition: torch.Tensor | None = None,
+        share_prefixes: bool = False,
+        finish: bool = True,
     ) -> torch.Tensor:
         """The images [B, C, H, W] that codes [B, D] int64 name, about in [-1, 1] (clamp them to show them); one
-        candidate per layer is rendered. ``share_prefixes``: see ``forward``."""
+        candidate per layer is rendered. ``share_prefixes``: see ``forward``. ``finish``: apply the finisher, if there
+        is one."""
         codes = self.check_codes(codes).to(self.device)
-        return self(samplers.given(codes), len(codes), condition, share_prefixes=share_prefixes).images
+        output = self(samplers.given(codes), len(codes), condition, share_prefixes=share_prefixes)
+        return self.finished(output) if finish else output.images
+
+    def _new_finisher(self, width: int) -> Finisher | None:
+        """One of that width for the layers of this network; None for width 0."""
+        return Finisher(self.img_channels, self.specs[-1], self.img_resolution, width) if width else None
 
     @torch.no_grad()
     def log_prob(self, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:

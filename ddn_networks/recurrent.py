@@ -102,6 +102,7 @@ class RecurrentDDN(Network):
         leak_choice: see ``DDL``.
         dropout: inside the blocks, in training mode only.
         prior_width, prior_gradient, prior_kind, condition_to: see ``DDN``; one head serves all steps.
+        finisher_width: see ``DDN``.
         condition_channels, augment_dim, conditions, condition_optional: see ``DDN``; every step sees the condition.
     """
 
@@ -129,6 +130,7 @@ class RecurrentDDN(Network):
         prior_gradient: float = 0.0,
         prior_kind: str = 'head',
         condition_to: str = 'all',
+        finisher_width: int = 0,
     ):
         super().__init__()
         if not multipliers or min(base_width, num_blocks, features, *multipliers) < 1:
@@ -168,6 +170,7 @@ class RecurrentDDN(Network):
         seen, size = features + self.head_condition_channels, self.img_resolution
         head = [PriorHead(seen, num_nodes, size, grid, prior_width, steps=True)] if heads else []
         self.prior = nn.ModuleList([*head, *over_codes(prior_kind, prior_width, self.specs)])
+        self.finisher = self._new_finisher(finisher_width)
         for conv in (self.unet.conv_in, self.conv_out):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)

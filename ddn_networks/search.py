@@ -37,7 +37,7 @@ def nearest(
         own = condition is not None and len(condition) > 1
         repeated = condition.repeat_interleave(beam, 0) if own else condition
         found = net(beam_search(net, images, beam), B * beam, repeated, share_prefixes=share_prefixes)
-        output = found._replace(images=found.images[::beam], codes=found.codes[::beam])
+        output = guided_sampling.best_rows(found, beam)
     if refine:
         codes = refined(net, images, output, condition, refine, share_prefixes).codes
         output = net(samplers.given(codes), B, condition, share_prefixes=share_prefixes)

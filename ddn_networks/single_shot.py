@@ -47,6 +47,7 @@ class DDN(Network):
         prior_gradient: the share of the heads' gradient that training lets into the features.
         prior_kind: 'head'; or 'counts' (whatever the width) or 'transformer' of that width, see ``code_priors``.
         condition_to: 'all', or 'heads': only the heads of the prior are given the condition.
+        finisher_width: channels at full size of the ``finisher``; 0 for none.
         repeat_blocks: all blocks of a scale after its first are one, applied again and again with one DDL: Recurrence
             Iteration (Fig. 3c) within a single-shot generator.
     """
@@ -72,6 +73,7 @@ class DDN(Network):
         prior_gradient: float = 0.0,
         prior_kind: str = 'head',
         condition_to: str = 'all',
+        finisher_width: int = 0,
     ):
         super().__init__()
         if condition_placement not in ('published', 'centred'):
@@ -129,6 +131,7 @@ class DDN(Network):
             if heads
         )
         self.prior.extend(over_codes(prior_kind, prior_width, self.specs))
+        self.finisher = self._new_finisher(finisher_width)
 
     def layer_modules(self, layer: int) -> list[nn.Module]:
         return [self.blocks[self.ddl_of_layer[layer]], self.ddls[self.ddl_of_layer[layer]]]
