@@ -85,12 +85,14 @@ class PriorHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, features: torch.Tensor, step: int = 0) -> torch.Tensor:
-        """Features [B, C, H, W] -> logits [B, K], or [B, K, n] with several cells; float32."""
+        """Features [B, C, H, W] -> logits [B, K], or [B, K, n] with several cells; float32,
+        or float64 of such features and weights."""
         with full_precision(features):
-            x = F.adaptive_avg_pool2d(features.float(), self.seen)
+            dtype = torch.promote_types(features.dtype, torch.float32)
+            x = F.adaptive_avg_pool2d(features.to(dtype), self.seen)
             x = self.first(F.layer_norm(x, x.shape[1:])) + self.place  # [B, width, h, w]
             if self.step is not None:
-                angles = step * 0.5 ** torch.arange(STEP_FREQUENCIES, device=x.device)
+                angles = step * 0.5 ** torch.arange(STEP_FREQUENCIES, dtype=dtype, device=x.device)
                 x = x + self.step(torch.cat([angles.sin(), angles.cos()])).view(1, -1, 1, 1)
             before, attention, after = self.blocks
             x = after(attention(before(x, self.map)), self.map)

@@ -246,7 +246,9 @@ class RecurrentDDN(Network):
     def _features(self, x: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         shift = None
         if self.step_shift is not None:
-            angles = step * 0.5 ** torch.arange(STEP_FREQUENCIES, device=x.device)  # periods of 2 pi to 256 pi steps
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            steps = torch.arange(STEP_FREQUENCIES, dtype=dtype, device=x.device)
+            angles = step * 0.5**steps  # periods of 2 pi to 256 pi steps
             shift = self.step_shift(torch.cat([angles.sin(), angles.cos()]).to(x.dtype))
         hidden = F.silu(self.norm_out(self.unet(x, shift)))
         return self.conv_out(hidden), hidden
