@@ -91,6 +91,7 @@ def measured(fit: Fit, temperature_from: str | None, say: Callable[[str], None])
     choice of temperatures is said in a line, and they stay 1. All ranks call it."""
     net = fit.net
     residuals = sampling.measured_residuals(net, residual_batches(fit, NUM_RESIDUALS))
+    counts = sampling.measured_counts(net, residual_batches(fit, NUM_RESIDUALS))
     temperatures: Sequence[float] = ()
     if temperature_from is None:
         say('Default temperature: 1 (--temperature-from=DETECTOR chooses one)')
@@ -102,7 +103,7 @@ def measured(fit: Fit, temperature_from: str | None, say: Callable[[str], None])
             temperatures = choose_temperatures(net, fit.data.held_out, detector, say)
         except (ValueError, OSError) as error:
             say(f'Default temperature: 1 (--temperature-from={temperature_from}: {reason(error)})')
-    return Sampling(temperatures, {name: tuple(values) for name, values in residuals.items()})
+    return Sampling(temperatures, {name: tuple(values) for name, values in residuals.items()}, counts)
 
 
 def complete(

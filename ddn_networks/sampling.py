@@ -1,6 +1,6 @@
 """What a network knows about its own sampling: facts measured after training, kept in its snapshots.
 
-Legend: L layers, B images, C image channels, H x W pixels, p x p pixels of a block.
+Legend: L layers, K nodes, B images, C image channels, H x W pixels, p x p pixels of a block.
 """
 
 import math
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ddn_networks.network import Network
 
 LARGEST = 1e6  # of temperatures and residuals
+MOST = 2**40  # of a count
 MOST_NAMES = 64  # of residuals
 
 
@@ -26,10 +27,13 @@ class Sampling(NamedTuple):
     residuals: name -> L numbers, the mean square of each layer's residual (selected image - target at the layer's size)
         on training images in [-1, 1], after averaging over blocks of p x p pixels: 'rgb/1', 'rgb/2', 'rgb/4', ... and
         'luma/1', ...; {} where nothing was measured.
+    counts: L lists of K integers, how often each node of a layer was the nearest, all cells together; () where nothing
+        was counted. The codec's entropy model (``codec``).
     """
 
     temperatures: Sequence[float] = ()
     residuals: Mapping[str, Sequence[float]] = {}
+    counts: Sequence[Sequence[int]] = ()
 
     def temperatures_of(self, num_layers: int) -> list[float]:
         """The default temperatures of so many layers: of a recurrent network that makes more steps than it was trained
@@ -38,8 +42,10 @@ class Sampling(NamedTuple):
         return found[:num_layers] + found[-1:] * (num_layers - len(found))
 
 
-def from_json(value: Any, num_layers: int) -> Sampling:
-    """``Sampling`` of a snapshot's header; ValueError in one line where it does not fit a network of L layers."""
+def from_json(value: Any, num_nodes: Sequence[int]) -> Sampling:
+    """``Sampling`` of a snapshot's header; ValueError in one line where it does not fit a network whose L layers have
+    so many nodes."""
+    num_layers = len(num_nodes)
     if not isinstance(value, Mapping) or not set(value) <= set(Sampling._fields):
         raise ValueError(f'sampling is {str(value)[:80]}, not an object of {" and ".join(Sampling._fields)}')
     residuals = value.get('residuals', {})
@@ -49,13 +55,19 @@ def from_json(value: Any, num_layers: int) -> Sampling:
         if not isinstance(name, str) or not re.fullmatch(r'(rgb|luma)/[1-9]\d{0,3}', name):
             raise ValueError(f'sampling: {str(name)[:80]!r} does not name residuals, as rgb/1 and luma/2 do')
     temperatures = _numbers('temperatures', value.get('temperatures', ()), (0, num_layers))
-    return Sampling(temperatures, {k: _numbers(k, v, (num_layers,)) for k, v in residuals.items()})
+    counts = value.get('counts', ())
+    right = isinstance(counts, list | tuple) and len(counts) in (0, num_layers)
+    if not (right and all(_are_counts(row, K) for row, K in zip(counts, num_nodes, strict=False))):
+        raise ValueError(f'sampling: counts is {str(counts)[:80]}, not {num_layers} lists of K integers of 0 to {MOST}')
+    residuals = {k: _numbers(k, v, (num_layers,)) for k, v in residuals.items()}
+    return Sampling(temperatures, residuals, tuple(tuple(row) for row in counts))
 
 
 def to_json(sampling: Sampling) -> dict[str, Any]:
     """What ``from_json`` reads."""
     residuals = {name: list(values) for name, values in sampling.residuals.items()}
-    return {'temperatures': list(sampling.temperatures), 'residuals': residuals}
+    counts = {'counts': [list(row) for row in sampling.counts]} if sampling.counts else {}
+    return {'temperatures': list(sampling.temperatures), 'residuals': residuals, **counts}
 
 
 def _numbers(name: str, values: Any, lengths: Sequence[int]) -> tuple[float, ...]:
@@ -66,6 +78,24 @@ def _numbers(name: str, values: Any, lengths: Sequence[int]) -> tuple[float, ...
             f'sampling: {name} is {str(values)[:80]}, not {lengths[-1]} numbers of 0 to {LARGEST:g}, one per layer'
         )
     return tuple(float(v) for v in values)
+
+
+def _are_counts(row: Any, num: int) -> bool:
+    right = isinstance(row, list | tuple) and len(row) == num
+    return right and all(type(count) is int and 0 <= count <= MOST for count in row)
+
+
+@torch.no_grad()
+def measured_counts(
+    net: 'Network', batches: Iterable[tuple[torch.Tensor, torch.Tensor | None]]
+) -> tuple[tuple[int, ...], ...]:
+    """``Sampling.counts`` of batches (images [B, C, H, W] in [-1, 1], their condition)."""
+    total = [torch.zeros(K, dtype=torch.int64) for K in net.num_nodes]
+    for images, condition in batches:
+        codes = net.encode(images, condition, share_prefixes=True).cpu()
+        for own, columns in zip(total, net.code_slices, strict=True):
+            own += codes[:, columns].flatten().bincount(minlength=len(own))
+    return tuple(tuple(own.tolist()) for own in total)
 
 
 @torch.no_grad()

@@ -204,8 +204,14 @@ def save_network(
     header = {**(meta or {}), **spec, 'emas': list(emas or {})}
     if net.sampling != sampling.Sampling():
         header['sampling'] = sampling.to_json(net.sampling)
-        sampling.from_json(header['sampling'], net.init_kwargs.get('num_layers', net.num_layers))
+        sampling.from_json(header['sampling'], _num_nodes(net))
     tensor_files.save_tensors(path, tensors, header)
+
+
+def _num_nodes(net: torch.nn.Module) -> list[int]:
+    """K of each layer that the network was made with: the steps of a recurrent one may be others since."""
+    L = net.init_kwargs.get('num_layers', net.num_layers)
+    return (net.num_nodes * L)[:L]
 
 
 def set_sampling(path: str | os.PathLike, facts: sampling.Sampling) -> None:
@@ -214,7 +220,7 @@ def set_sampling(path: str | os.PathLike, facts: sampling.Sampling) -> None:
     net = load_network(path)
     tensors, meta = tensor_files.load_tensors(path)
     value = sampling.to_json(facts)
-    sampling.from_json(value, net.num_layers)
+    sampling.from_json(value, _num_nodes(net))
     tensor_files.save_tensors(path, tensors, {**meta, 'sampling': value})
 
 
@@ -242,7 +248,7 @@ def load_network(path: str | os.PathLike, ema: str | float | None = None) -> tor
             with WithoutWeights():
                 net = cls(**kwargs)
             expected = net.state_dict()
-            facts = sampling.from_json(meta.get('sampling', {}), net.num_layers)
+            facts = sampling.from_json(meta.get('sampling', {}), net.num_nodes)
         prefixes = ['net/', *(f'ema/{label}/' for label in labels)]
         whole = {prefix + name: tensor for prefix in prefixes for name, tensor in expected.items()}
         stray = next((f'{name} has no place in it' for name in file.described if name not in whole), None)

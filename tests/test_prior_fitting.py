@@ -180,6 +180,8 @@ def test_training_ends_with_the_defaults_of_sampling(tmp_path, lenet, monkeypatc
     assert '2 held-out images, 12 seeds from 1,000,000,000 on' in chosen[0]
     name = chosen[0].removeprefix('Default temperatures: ').split(' (')[0]
     assert net.sampling.temperatures == sampling_defaults.families(net)[name]
+    images = {sum(row) / spec.num_cells for row, spec in zip(net.sampling.counts, net.specs, strict=True)}
+    assert len(images) == 1 and images.pop() > 0  # each image counts once for every cell
     assert all(len(v) == net.num_layers for v in net.sampling.residuals.values())
     kept = snapshots.load_network(tmp_path / 'run', ema='none')
     assert kept.sampling == net.sampling and kept.snapshot_meta['cur_nimg'] == 160
