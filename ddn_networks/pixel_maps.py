@@ -29,6 +29,11 @@ def upsample(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(images, size=size, mode='bilinear', align_corners=False)
 
 
+def enlarge(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[B, C, H, W] at ``size``, bicubic, half-pixel centres: smoother than ``upsample``, and may overshoot."""
+    return F.interpolate(images, size=size, mode='bicubic', align_corners=False)
+
+
 def box(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[B, C, H, W] down to ``size``, which need not divide it: each pixel the mean over exactly the area it covers."""
     if all(a % b == 0 for a, b in zip(images.shape[2:], size, strict=True)):

@@ -50,7 +50,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     core = {line.split('>')[0] for line in required if 'extra ==' not in line}
     assert core == {'torch', 'numpy', 'safetensors'}
     extras = {line.split(': ')[1] for line in text.splitlines() if line.startswith('Provides-Extra')}
-    assert extras == {'train', 'clip', 'video', 'tensorboard', 'peers', 'dev'}
+    assert extras == {'train', 'codec', 'clip', 'video', 'tensorboard', 'peers', 'dev'}
 
 
 def test_the_wheel_works_alone_and_beside_foreign_modules(wheel, tmp_path):

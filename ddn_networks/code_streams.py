@@ -1,0 +1,358 @@
+"""The codes of pictures as bytes, and files of one picture (``codec``).
+
+Legend: B pictures, T tiles of a picture, L layers, K nodes, n cells of a layer, D codes of a tile.
+
+A file begins with two bytes: magic, and a version with the entropy model and the kind of file. One picture goes on with
+the first 4 bytes of the network's digest and a checksum of the codes (2 bytes), 8 bytes in all, then the coded stream:
+number of layers, how the rest is filled in, and the codes, layer by layer. Archives keep the whole digest once. The
+digest covers what decoding depends on: weights without the finisher; the prior or the counts if they are the entropy
+model. The checksum is of codes, since the last bits of pixels differ between machines.
+"""
+
+import binascii
+import copy
+import functools
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ddn_networks import entropy, pixel_maps, samplers, snapshots, tiles
+from ddn_networks.candidates import Candidates
+from ddn_networks.code_priors import Counts
+from ddn_networks.network import Network
+from ddn_networks.samplers import Choice
+
+MAGIC, VERSION = 0xDD, 1
+MODELS = ('uniform', 'counts', 'prior')
+SIZED, ARCHIVE = 4, 8  # flags of the second byte
+HEADER = struct.Struct('<BB4sH')
+MAX_SIDE = 2**14  # pixels
+PIXELS_PER_BYTE = 2**14  # a file may claim so many pixels for each of its bytes: no file makes more memory be taken
+ROWS = 64  # tiles in a pass at once
+
+
+class Picture(NamedTuple):
+    """The codes of one picture.
+
+    codes: [T, D] int64, -1 where a code is free.
+    size: (H, W) of a picture of another size than the network's, cut into tiles (``tiles``); None for one tile.
+    enlarged: show the image of the last layer that has codes, enlarged; otherwise free codes are the likeliest.
+    """
+
+    codes: torch.Tensor
+    size: tuple[int, int] | None = None
+    enlarged: bool = False
+
+
+class Codec:
+    """A network as a codec. It keeps what is computed once: make one for several calls.
+
+    Args:
+        net: in evaluation mode; a file made with its prior needs it on the CPU.
+        model: of ``MODELS``; None for ``default_model``.
+
+    Raises:
+        ValueError: the network has no prior, or no counts, and ``model`` is that.
+    """
+
+    def __init__(self, net: Network, model: str | None = None):
+        self.net, self.model = net, model or default_model(net)
+        if self.model not in MODELS:
+            raise ValueError(f'an entropy model is one of {", ".join(MODELS)}, not {model!r}')
+        if self.model == 'counts' and not net.sampling.counts:
+            raise ValueError('this network has no counts of its codes: add them with codec.py count')
+        if self.model == 'prior' and not net.prior:
+            raise ValueError('this network has no prior: take counts, or fit one with train.py --fit-prior')
+        self.starts = [0, *(columns.stop for columns in net.code_slices)]
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of what decoding depends on, 32 bytes."""
+        return network_digest(self.net, self.model)
+
+    @functools.cached_property
+    def exact(self) -> Network:
+        """The network in float64, where its prior differs between machines by 1e-14 nats only."""
+        if self.net.device.type != 'cpu':
+            raise ValueError('the entropy model is the prior, which is computed on the CPU: move the network there')
+        return copy.deepcopy(self.net).double()
+
+    # Codes and bytes.
+
+    def write(self, pictures: Sequence[Picture], condition: torch.Tensor | None = None) -> list[bytes]:
+        """The coded streams of pictures; ``condition``: [1 or all tiles, c, h, w]."""
+        writers = [entropy.Writer() for _ in pictures]
+        layers = [self.num_layers(picture) for picture in pictures]
+        for writer, picture, kept in zip(writers, pictures, layers, strict=True):
+            for side in picture.size or ():
+                writer.put(np.array(divmod(side - 1, 128)), np.ones(128))
+            writer.put(np.array([kept]), np.ones(self.net.num_layers + 1))
+            writer.put(np.array([picture.enlarged]), np.ones(2))
+        owner = [i for i, picture in enumerate(pictures) for _ in range(len(picture.codes))]
+        codes = torch.cat([picture.codes for picture in pictures]).cpu()
+
+        def code(row: int, layer: int, log_p: np.ndarray | None) -> np.ndarray | None:
+            writer, columns = writers[owner[row]], slice(*self.starts[layer : layer + 2])
+            if layer >= layers[owner[row]]:
+                return None
+            if log_p is not None:
+                found = entropy.rounded(log_p)
+                entropy.put_listed(writer, found)
+            own = codes[row, columns].numpy()
+            writer.put(own, self.frequencies[layer] if log_p is None else found.frequencies)
+            return own
+
+        self._each_code(code, len(owner), condition)
+        return [writer.finish() for writer in writers]
+
+    def read(
+        self, streams: Sequence[bytes], sized: Sequence[bool], condition: torch.Tensor | None = None,
+        partial: bool = False,
+    ) -> list[Picture]:  # fmt: skip
+        """The pictures of coded streams. ``sized``: whether each has a size. ``partial``: the streams may be cut off;
+        codes that their bytes do not decide are free.
+
+        Raises:
+            ValueError: bytes that no codes have (not with ``partial``), or a size that so few bytes cannot have.
+        """
+        readers = [(entropy.PrefixReader if partial else entropy.CheckedReader)(stream) for stream in streams]
+        heads = [self._head(*args) for args in zip(readers, streams, sized, strict=True)]
+        owner = [i for i, (tiles_, *_) in enumerate(heads) for _ in range(tiles_)]
+        codes = torch.full((len(owner), self.net.num_codes), -1)
+
+        def decode(row: int, layer: int, log_p: np.ndarray | None) -> np.ndarray | None:
+            reader, columns = readers[owner[row]], slice(*self.starts[layer : layer + 2])
+            num = columns.stop - columns.start
+            if layer >= heads[owner[row]][2]:
+                return None
+            found = None if log_p is None else entropy.get_listed(reader, entropy.rounded(log_p))
+            if log_p is not None and found is None:
+                return None
+            own = reader.get(self.frequencies[layer] if log_p is None else found.frequencies, num)
+            codes[row, columns.start : columns.start + len(own)] = torch.from_numpy(own)
+            return own if len(own) == num else None
+
+        self._each_code(decode, len(owner), condition)
+        for reader in () if partial else readers:
+            if not reader.is_whole():
+                raise ValueError('it is damaged: these are not the bytes of its codes')
+        parts = codes.split([tiles_ for tiles_, *_ in heads])
+        return [Picture(part, size, enlarged) for part, (_, size, _, enlarged) in zip(parts, heads, strict=True)]
+
+    def _head(
+        self, reader: entropy.CheckedReader | entropy.PrefixReader, stream: bytes, sized: bool
+    ) -> tuple[int, tuple[int, int] | None, int, bool]:
+        """Number of tiles, size, number of layers and ``enlarged`` of a stream."""
+        size = None
+        if sized:
+            digits = reader.get(np.ones(128), 4)
+            if len(digits) < 4:
+                raise ValueError('it ends before the size of the picture')
+            size = (int(digits[:2] @ (128, 1)) + 1, int(digits[2:] @ (128, 1)) + 1)
+            if size[0] * size[1] > PIXELS_PER_BYTE * len(stream):
+                raise ValueError(f'it is damaged: {len(stream)} bytes claim a picture of {size[1]}x{size[0]} pixels')
+        layers, enlarged = reader.get(np.ones(self.net.num_layers + 1), 1), reader.get(np.ones(2), 1)
+        num = 1 if size is None else len(tiles.places(size, self.net.img_resolution))
+        return num, size, int(layers.sum()), bool(enlarged.any())
+
+    def _each_code(
+        self, ask: Callable[[int, int, np.ndarray | None], np.ndarray | None], rows: int,
+        condition: torch.Tensor | None,
+    ) -> None:  # fmt: skip
+        """``ask(row, layer, log p [n, K] or None)`` for all layers, and in a layer for all rows; it returns the row's
+        codes, None for those that do not matter any more. The network's prior is asked if it is the entropy model."""
+        if self.model != 'prior' or isinstance(self.net.prior[0], Counts):
+            for layer in range(self.net.num_layers):
+                if not [row for row in range(rows) if ask(row, layer, None) is not None]:
+                    break
+            return
+        alive = [False]
+
+        def sampler(candidates: Candidates, layer: int, so_far: torch.Tensor, part: range) -> Choice:
+            log_p = candidates.log_prior().view(len(part), candidates.num_nodes, -1)  # [B, K, n]
+            codes = torch.zeros(len(part), log_p.shape[2], dtype=torch.int64)
+            for i, row in enumerate(part):
+                own = ask(row, layer, log_p[i].t().numpy())
+                if own is not None:
+                    codes[i], alive[0] = torch.from_numpy(own), True
+            return Choice(codes if candidates.num_cells > 1 else codes[:, 0])
+
+        parts = [range(first, min(first + ROWS, rows)) for first in range(0, rows, ROWS)]
+        condition = None if condition is None else condition.double()
+        with torch.no_grad():
+            walks = [
+                self.exact.walk(functools.partial(sampler, part=part), len(part), _rows(condition, part))
+                for part in parts
+            ]
+            for _ in range(self.net.num_layers):
+                alive[0] = False
+                for walk in walks:
+                    next(walk)
+                if not alive[0]:
+                    break
+
+    @functools.cached_property
+    def frequencies(self) -> list[np.ndarray]:
+        """Integers [K] of each layer, or [n, K], by a model that does not depend on other codes."""
+        net = self.net
+        if self.model == 'uniform':
+            return [np.ones(K, dtype=np.int64) for K in net.num_nodes]
+        found = []
+        for layer, spec in enumerate(net.specs):
+            if self.model == 'prior':
+                first = min(self.starts[layer], len(net.prior[0].counts) - spec.num_cells)
+                own = net.prior[0].counts[first : first + spec.num_cells, : spec.num_nodes].clamp(min=0).cpu().numpy()
+            else:  # later steps of a recurrent network than were counted have the counts of the last one
+                own = np.array(net.sampling.counts[min(layer, len(net.sampling.counts) - 1)], dtype=np.int64)
+            found.append(own + 1)
+        return found
+
+    def num_layers(self, picture: Picture) -> int:
+        """How many layers of a picture have codes. ValueError where a layer has them in part."""
+        given = picture.codes >= 0
+        kept = sum(given[:, columns].any().item() for columns in self.net.code_slices)
+        if given[:, : self.starts[kept]].all() and not given[:, self.starts[kept] :].any():
+            return kept
+        raise ValueError('free codes of a file are all those of the last layers')
+
+    def checksum(self, picture: Picture) -> int:
+        """Of the codes, the size and how the rest is filled in: 16 bits."""
+        facts = [*(picture.size or ()), picture.enlarged]
+        return binascii.crc_hqx(np.array(facts + picture.codes.flatten().tolist(), dtype='<i4').tobytes(), 0)
+
+    # Pictures.
+
+    @torch.no_grad()
+    def draw(self, pictures: Sequence[Picture], condition: torch.Tensor | None = None, **how) -> list[torch.Tensor]:
+        """The image [C, H, W] of each picture, about in [-1, 1]. ``how``: see ``Network.decode``."""
+        codes = torch.cat([picture.codes for picture in pictures]).to(self.net.device)
+        enlarged = torch.tensor([p.enlarged for p in pictures for _ in range(len(p.codes))]).to(self.net.device)
+        drawn = []
+        for part in torch.arange(len(codes)).split(ROWS):
+            some, given = codes[part], _rows(condition, part.tolist())
+            if (some >= 0).all():
+                drawn.append(self.net.decode(some, given, **how))
+            else:
+                drawn.append(completed(self.net, some, enlarged[part], given))
+        parts = torch.cat(drawn).split([len(picture.codes) for picture in pictures])
+        return [
+            part[0] if picture.size is None else tiles.join(part, picture.size)
+            for part, picture in zip(parts, pictures, strict=True)
+        ]
+
+    # Files.
+
+    def file(self, picture: Picture, condition: torch.Tensor | None = None) -> bytes:
+        """A file of one picture."""
+        kind = VERSION << 4 | MODELS.index(self.model) | (SIZED if picture.size else 0)
+        header = HEADER.pack(MAGIC, kind, self.digest[:4], self.checksum(picture))
+        return header + self.write([picture], condition)[0]
+
+    def picture(self, data: bytes, condition: torch.Tensor | None = None, partial: bool = False) -> Picture:
+        """The picture of a file. Errors as for ``decode``."""
+        header = read_header(data)
+        self.check(header)
+        (picture,) = self.read([data[HEADER.size :]], [header.sized], condition, partial)
+        if not partial and self.checksum(picture) != header.checksum:
+            raise ValueError('it is damaged: the codes do not have the checksum in its header')
+        return picture
+
+    def check(self, header: 'Header') -> None:
+        """ValueError where a file was made with another entropy model or network."""
+        if header.model != self.model:
+            raise ValueError(f'it was made with the entropy model {header.model!r}, this is {self.model!r}')
+        if not self.digest.startswith(header.digest):
+            own = self.digest[: len(header.digest)].hex()
+            raise ValueError(f'it was made with another network: that of digest {header.digest.hex()}, not {own}')
+
+
+class Header(NamedTuple):
+    """The first bytes of a file. digest: the first 4 or all 32 bytes of the network's; checksum: None of an archive."""
+
+    model: str
+    sized: bool
+    archive: bool
+    digest: bytes
+    checksum: int | None
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a file, given its first bytes, 34 or more of an archive. ValueError where it is not such a file."""
+    if len(data) < 2 or data[0] != MAGIC:
+        raise ValueError('it is not a file of codec.py')
+    version, kind = divmod(data[1], 16)
+    if version != VERSION or kind & 3 >= len(MODELS):
+        raise ValueError(f'it is of version {version} of the format, this program reads version {VERSION}')
+    archive = bool(kind & ARCHIVE)
+    if len(data) < (34 if archive else HEADER.size):
+        raise ValueError('it ends within its header')
+    digest = data[2:34] if archive else data[2:6]
+    checksum = None if archive else int.from_bytes(data[6:8], 'little')
+    return Header(MODELS[kind & 3], bool(kind & SIZED), archive, digest, checksum)
+
+
+def default_model(net: Network) -> str:
+    """The network's prior if it has one, else counts of its codes, else uniform."""
+    return 'prior' if net.prior else 'counts' if net.sampling.counts else 'uniform'
+
+
+def network_digest(net: Network, model: str) -> bytes:
+    """SHA-256 of a network's class, arguments and weights; of its prior or its counts only where these are the entropy
+    model; without its finisher."""
+    spec = snapshots.init_spec(net)
+    left_out = ('finisher',) if model == 'prior' else ('finisher', 'prior_')
+    kwargs = {k: v for k, v in spec['kwargs'].items() if not k.startswith(left_out)}
+    facts = {'class_name': spec['class_name'], 'kwargs': kwargs, 'steps': net.num_layers}
+    if model == 'counts':
+        facts['counts'] = [list(row) for row in net.sampling.counts]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(net.state_dict().items()):
+        if name.startswith('finisher.') or name.startswith('prior.') and model != 'prior':
+            continue
+        digest.update(f'{name} {list(tensor.shape)} '.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def likeliest(net: Network) -> samplers.Sampler:
+    """The likeliest codes: by the prior, else by the counts, else those that change the image least."""
+
+    def sampler(candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
+        if net.prior:
+            return Choice(candidates.log_prior().argmax(1))
+        if net.sampling.counts:
+            counts = net.sampling.counts[min(layer, len(net.sampling.counts) - 1)]
+            shape = (candidates.shape[0], *[candidates.num_cells] * (candidates.num_cells > 1))
+            return Choice(torch.full(shape, counts.index(max(counts)), device=candidates.device))
+        base = candidates.base
+        base = torch.zeros(candidates.shape, device=candidates.device) if base is None else base
+        return Choice(candidates.distances(base).argmin(1))
+
+    return sampler
+
+
+def completed(
+    net: Network, codes: torch.Tensor, enlarged: torch.Tensor, condition: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The images [B, C, H, W] of codes [B, D] that are free (-1) from some place on: the image of the last layer with
+    codes, enlarged (bicubic), where ``enlarged`` [B] says so, else with the likeliest codes."""
+    last = torch.stack([(codes[:, columns] >= 0).any(1) for columns in net.code_slices], 1).sum(1) - 1  # [B]
+    shown = None
+    sampler = samplers.keeping(likeliest(net), codes)
+    for layer, selection in enumerate(net.walk(sampler, len(codes), condition)):
+        image = selection.image
+        done = layer == net.num_layers - 1
+        if not done:
+            image = pixel_maps.enlarge(image, net.img_resolution)
+        here = (enlarged & (last == layer)) | (torch.full_like(enlarged, done) & ~(enlarged & (last >= 0)))
+        shown = image if shown is None else torch.where(here[:, None, None, None], image, shown)
+    return shown
+
+
+def _rows(condition: torch.Tensor | None, rows: Sequence[int]) -> torch.Tensor | None:
+    return condition if condition is None or len(condition) == 1 else condition[list(rows)]
