@@ -2,7 +2,7 @@
 
     python fid.py ref --data=train.zip --dest=train.npz
     python fid.py calc --images=samples/ --ref=train.npz
-    python fid.py calc --network=network-snapshot.safetensors --num=50000 --ref=train.npz
+    python fid.py calc --network=network-snapshot.safetensors --num=50000 --ref=train.npz --features=out/features
     torchrun --standalone --nproc_per_node=8 -- fid.py calc ...
 
 Prints the numbers, and as the last line all results as JSON; progress and warnings go to standard error. The same from
@@ -108,6 +108,8 @@ def samples(
     click.option('--detector-weights', help='Weights of a detector given by name', metavar='FILE|URL'),
     click.option('--precision', help='Precision of the detector', type=click.Choice(list(PRECISIONS)),
                  default='float32'),
+    click.option('--features', help='Folder to keep features in, batch by batch: a command that was stopped and is '
+                 'given again continues there', metavar='DIR', type=click.Path(file_okay=False)),
 )
 @option_group(
     'Evaluation',
@@ -117,13 +119,15 @@ def samples(
     click.option('--device', help='cuda, mps or cpu  [default: the best available]', metavar='DEVICE'),
     click.option('--json', 'json_path', help='Also write the result here', metavar='FILE', type=click.Path()),
 )
-def in_session(function: Callable, batch, seed, detector, detector_weights, precision, device, **options) -> None:
+def in_session(
+    function: Callable, batch, seed, detector, detector_weights, precision, features, device, **options
+) -> None:  # fmt: skip
     """Run a command with the options that all have, among its ranks, and report errors in one line."""
     with one_line_errors(), dist.session(device) as chosen:
         for option, path in (('--json', options['json_path']), ('--sheet', options.get('sheet'))):
             if path:
                 util.require_writable(option, path)
-        detector = load_detector(detector, detector_weights, chosen, precision)
+        detector = load_detector(detector, detector_weights, chosen, precision, features)
         how = {'detector': detector.describe(), 'seed': seed, 'batch': batch, 'device': str(chosen)}
         function(batch=batch, seed=seed, detector=detector, device=chosen, how=how, **options)
 

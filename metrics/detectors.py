@@ -3,14 +3,16 @@
 A file of detector weights names its network by the tensors in it.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from dnnlib.downloads import Limits, cache_path, local_path
-from dnnlib.util import file_sha256
+from dnnlib.util import atomic_write, file_sha256
 from metrics.inception import Inception
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS, PooledAlexNet
@@ -33,11 +35,16 @@ FILES = {  # names of the files in the cache and in ../shared/weights
 }
 VARIABLES = {kind: f'DDN_{kind.upper().replace("-", "_")}' for kind in FILES}  # DDN_LPIPS_ALEX
 INCEPTION_URL = 'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/' + FILES['inception'][0]
-PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+PRECISIONS = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
 class Detector(NamedTuple):
-    """A network that turns images [B, 1 or 3, H, W], float in [-1, 1], into features [B, dim], float32."""
+    """A network that turns images [B, 1 or 3, H, W], float in [-1, 1], into features [B, dim], float32.
+
+    ``folder``: where features are kept, one file per batch, or None. The name of a file is a digest of the images and
+    the detector, so a calculation that was stopped continues behind the last batch, to the bit, and other images or
+    another detector never find old features.
+    """
 
     name: str
     net: torch.nn.Module
@@ -47,11 +54,32 @@ class Detector(NamedTuple):
     path: str
     sha256: str  # of the file
     digest: str  # of the weights in it, the same in any format
+    folder: Path | None = None
 
-    @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Features on the detector's device of images on any device, without gradients. Raises ValueError where they
-        are not finite."""
+        are not finite, OSError where they cannot be kept."""
+        if self.folder is None:
+            return self.computed(images)
+        path = self.folder / f'{self.key(images)}.npy'
+        kept = read_features(path, (len(images), self.dim))
+        if kept is not None:
+            return kept.to(next(self.net.parameters()).device)
+        features = self.computed(images)
+        with atomic_write(path) as file:
+            np.save(file, features.cpu().numpy())
+        return features
+
+    def key(self, images: torch.Tensor) -> str:
+        """A digest of all that the features of a batch depend on, to the bit."""
+        device = next(self.net.parameters()).device.type
+        facts = self.name, self.resize, self.precision, self.digest, device, torch.__version__, [*images.shape]
+        pixels = images.float().cpu().contiguous().numpy()
+        return hashlib.sha256(repr(facts).encode() + pixels.tobytes()).hexdigest()
+
+    @torch.inference_mode()
+    def computed(self, images: torch.Tensor) -> torch.Tensor:
+        """``features``, without a look at what is kept."""
         # By default cuDNN rounds the factors of a convolution to 10 bits (TF32); FID is float32.
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
             features = self.net(images.to(next(self.net.parameters()).device))
@@ -61,7 +89,17 @@ class Detector(NamedTuple):
 
     def describe(self) -> dict:
         """The facts that belong with a result, as JSON values."""
-        return {key: value for key, value in self._asdict().items() if key != 'net'}
+        return {key: value for key, value in self._asdict().items() if key not in ('net', 'folder')}
+
+
+def read_features(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
+    """Kept features [B, dim] of a batch; None where there are none, or the file is damaged."""
+    try:
+        features = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    good = isinstance(features, np.ndarray) and features.shape == shape and features.dtype == np.float32
+    return torch.from_numpy(features) if good and np.isfinite(features).all() else None
 
 
 def weights_path(kind: str, given: str | os.PathLike | None = None) -> Path:
@@ -98,6 +136,7 @@ def load_detector(
     weights: str | os.PathLike | None = None,
     device: str | torch.device = 'cpu',
     precision: str = 'float32',
+    folder: str | os.PathLike | None = None,
 ) -> Detector:
     """Load a detector.
 
@@ -105,7 +144,9 @@ def load_detector(
         name: ``inception``, ``lenet``, ``alex``, or a path or URL of a file of the weights of one.
         weights: path or URL of the weights; None looks where ``weights_path`` says.
         device: where it runs.
-        precision: ``float32`` or, for Inception, ``bfloat16``: faster, features off by a few per cent.
+        precision: ``float32`` or, for Inception, ``float16`` (on CUDA: features off by less than a per cent) or
+            ``bfloat16`` (by a few per cent): faster.
+        folder: where to keep features (``Detector``); made if there is none.
 
     Raises:
         ValueError: the file is not one of weights, or of another network, or its numbers are not finite.
@@ -129,7 +170,11 @@ def load_detector(
         net.fast_(PRECISIONS[precision])
     elif precision != 'float32':
         raise ValueError(f'{kind} runs in float32 only')
-    return Detector(kind, net.to(device), net.dim, net.resize, precision, str(path), file_sha256(path), digest)
+    made = Detector(kind, net.to(device), net.dim, net.resize, precision, str(path), file_sha256(path), digest)
+    if folder is None:
+        return made
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return made._replace(folder=Path(folder))
 
 
 def load_lpips(device: str | torch.device = 'cpu') -> LPIPS:

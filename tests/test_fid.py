@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import socket
 import zipfile
@@ -19,7 +20,7 @@ import fid
 from ddn_networks import snapshots
 from dnnlib.images import to_uint8
 from dnnlib.util import file_sha256
-from metrics import distances, evaluate
+from metrics import detectors, distances, evaluate
 from metrics.detectors import load_detector
 from metrics.image_sets import Files, Samples, read
 from metrics.lenet import LeNet
@@ -192,6 +193,75 @@ def test_the_same_numbers_from_python(room):
     found, indices = evaluate.neighbours(Samples(net, 9), Files(room / 'a.zip'), None, detector, k=2)
     by_script = run(room, 'neighbours', '--network', room / 'net.safetensors', '--data', room / 'a.zip', '--num', 9)
     assert by_script['numbers'] == found and indices['lenet'].shape == (9, 2)
+
+
+# -------------------------------------------------------------------------------------------------------- resuming
+
+
+class Counting(LeNet):
+    """Counts the batches of all detectors of this kind, and stops in the middle as Ctrl-C would."""
+
+    batches, stop_after = 0, math.inf
+
+    def forward(self, images):
+        if Counting.batches >= Counting.stop_after:
+            raise KeyboardInterrupt
+        Counting.batches += 1
+        return super().forward(images)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """``counted(stop_after, room, command, *options)``: (the numbers, or None if it was stopped; batches computed)."""
+    monkeypatch.setitem(detectors.NETWORKS, 'lenet', Counting)
+
+    def call(stop_after, room, *options, detector='detector.pth'):
+        monkeypatch.setattr(Counting, 'batches', 0)
+        monkeypatch.setattr(Counting, 'stop_after', stop_after)
+        common = ['--detector', room / detector, '--device', 'cpu']
+        result = CliRunner().invoke(fid.main, [*map(str, options), *map(str, common)])
+        if stop_after < math.inf:
+            assert result.exit_code != 0
+            return None, Counting.batches
+        assert result.exit_code == 0, result.output
+        return json.loads(result.output.splitlines()[-1])['numbers'], Counting.batches
+
+    return call
+
+
+def test_a_stopped_calculation_resumes_to_the_bit(room, tmp_path, counted):
+    network = ['--network', room / 'net.safetensors', '--num', 70, '--batch', 10]
+    for options in (
+        ['calc', *network, '--ref', room / 'a.npz'],
+        ['ref', '--data', room / 'a.zip', '--dest', tmp_path / 'new.npz', '--batch', 10],
+        ['reconstruct', '--network', room / 'net.safetensors', '--data', room / 'a.zip', '--num', 50, '--batch', 10],
+    ):
+        whole, batches = counted(math.inf, room, *options)
+        keep = ['--features', tmp_path / options[0]]
+        assert counted(3, room, *options, *keep) == (None, 3)
+        assert counted(math.inf, room, *options, *keep) == (whole, batches - 3)
+        assert counted(math.inf, room, *options, *keep) == (whole, 0)
+    more = ['calc', *network, '--num', 100, '--ref', room / 'a.npz', '--features', tmp_path / 'calc']
+    assert counted(math.inf, room, *more)[1] == 3  # the first 70 samples are the same
+
+
+def test_other_networks_images_and_detectors_never_find_old_features(room, tmp_path, counted):
+    keep, ref = ['--features', tmp_path / 'kept'], ['--ref', room / 'a.npz', '--batch', 10]
+    net = make_net()
+    with torch.no_grad():
+        net.ddls[0].weight.mul_(1.5)
+    snapshots.save_network(str(tmp_path / 'net.safetensors'), net, meta={})  # another network by the same name
+    changed = pictures(130, 1, shift=30)
+    changed[:, :, 8, 8] ^= 16
+    save_zip(tmp_path / 'b.zip', changed)
+    torch.manual_seed(7)
+    torch.save(LeNet().state_dict(), tmp_path / 'detector.pth')
+    for options in (['--network', 'net.safetensors', '--num', 40], ['--images', 'b.zip', '--num', 40]):
+        for folder in (room, tmp_path):
+            given = ['calc', options[0], folder / options[1], *options[2:], *ref]
+            assert counted(math.inf, room, *given, *keep) == (counted(math.inf, room, *given)[0], 4)
+    given = ['ref', '--data', room / 'b.zip', '--num', 40, '--batch', 10, '--dest', tmp_path / 'other.npz']
+    assert counted(math.inf, tmp_path, *given, *keep)[1] == 4
 
 
 # ------------------------------------------------------------------------------------------------------- bad inputs

@@ -1,6 +1,7 @@
 """The numbers of `metrics/` against closed forms and slow, obvious oracles."""
 
 import copy
+import io
 import math
 import os
 from pathlib import Path
@@ -689,6 +690,38 @@ def test_a_detector_file_names_its_network_and_its_digest_is_of_the_weights(tmp_
         load_detector('inception', tmp_path / 'a.pth')
     with pytest.raises(ValueError, match='float32 only'):
         load_detector(str(tmp_path / 'a.pth'), precision='bfloat16')
+
+
+@pytest.mark.parametrize('damage', [lambda data: data[:-100], lambda data: b'', lambda data: b'x' * len(data)])
+def test_kept_features_are_those_of_the_images_and_the_detector_or_none(tmp_path, damage):
+    torch.save(randomise_(LeNet()).state_dict(), tmp_path / 'a.pth')
+    plain, kept = (load_detector(str(tmp_path / 'a.pth'), folder=f) for f in (None, tmp_path / 'new' / 'features'))
+    images = torch.rand(3, 1, 16, 16) * 2 - 1
+    wanted = plain.features(images)
+    assert torch.equal(kept.features(images), wanted)
+    (file,) = kept.folder.iterdir()
+    assert kept.describe() == plain.describe() and 'folder' not in kept.describe()
+    np.save(file, wanted.numpy() + 1)
+    assert torch.equal(kept.features(images), wanted + 1)  # read, not computed
+    for other in (images[:2], images + 1e-6, images.view(3, 1, 8, 32), images.flip(0)):
+        assert torch.equal(kept.features(other), plain.features(other))
+    state = torch.load(tmp_path / 'a.pth')
+    state['fc.f6.bias'][0] += 1e-3
+    torch.save(state, tmp_path / 'b.pth')
+    other = load_detector(str(tmp_path / 'b.pth'), folder=kept.folder)
+    assert torch.equal(other.features(images), other.computed(images))
+    keys = {detector.key(images) for detector in (kept, other, kept._replace(precision='bfloat16'))}
+    assert len(keys) == 3
+    for wrong in (damage(file.read_bytes()), npy(wanted[:2]), npy(wanted.double()), npy(wanted * math.inf)):
+        file.write_bytes(wrong)
+        assert torch.equal(kept.features(images), wanted)
+        assert torch.equal(torch.from_numpy(np.load(file)), wanted)
+
+
+def npy(features) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, features.numpy())
+    return buffer.getvalue()
 
 
 def test_missing_weights_are_named_with_the_place_to_put_them(tmp_path, monkeypatch):
