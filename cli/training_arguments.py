@@ -129,6 +129,7 @@ def _single_shot(o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, An
         'repeat_blocks': o['repeat_blocks'],
         'condition_placement': 'published',
         **({'grids': _grids(o['grids'])} if o['grids'] else {}),
+        **({'unshuffle': o['unshuffle']} if o['unshuffle'] else {}),
         **_prior(o),
     }
 
@@ -170,7 +171,7 @@ NETWORKS = {
     'recurrent': (
         'ddn_networks.recurrent.RecurrentDDN',
         _recurrent,
-        ('max_k', 'max_blocks', 'channels', 'cbase', 'repeat_blocks'),
+        ('max_k', 'max_blocks', 'channels', 'cbase', 'repeat_blocks', 'unshuffle'),
     ),
 }
 

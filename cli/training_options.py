@@ -132,6 +132,9 @@ GROUPS = (
                 help='Largest number of blocks of a scale  [default: 32 up to 32x32, 64 above]'),
         _option('--grids', metavar='LIST',
                 help='Cells a side that choose, per scale or per layer: 1,2,4 or 1x2,4x8  [default: 1]'),
+        _option('--unshuffle', metavar='INT', type=click.IntRange(1, 2),
+                help='2: features of the last scale at half its size, each pixel of them makes 2x2 of the image  '
+                '[default: 1]'),
         _option('--repeat-blocks', metavar='BOOL', type=bool, default=False, help='Share weights within a scale'),
         _option('--steps', metavar='INT', type=click.IntRange(1, 10_000), help='L, if recurrent  [default: 10]'),
         _option('--base-width', metavar='INT', type=INT_POS, help='Unit of --cres, if recurrent  [default: 10]'),

@@ -11,8 +11,14 @@ nearly always a squared L2 distance, and that has a closed form in which no cand
 
 A linear map of pixels or channels leaves the family affine, so super-resolution, inpainting or colorization guides are
 answered in the same way.
+
+A layer may be *unshuffled* by r: its features have h x w = H/r x W/r pixels, W_k makes C r^2 channels of them, and a
+pixel shuffle (a permutation) makes the picture of those. Distances are those of the unshuffled family, which costs as
+much as a layer of h x w pixels. The same pictures are also a plain family of r^2 F features of H x W pixels, each zero
+but at one of the r^2 places of a block: that is what ``weight`` and ``features`` then are.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -31,16 +37,21 @@ class Candidates:
     place. Render those to be kept (``render``, ``chunks``).
 
     Args:
-        weight: [K, C, F] one 1x1 convolution per node.
-        features: [B, F, H, W], any floating dtype; arithmetic is float32 or the wider of the dtypes.
-        base: [B, C, H, W] the image each candidate is added to, or None for zero.
+        weight: [K, C, F] one 1x1 convolution per node; [K, C r^2, F] if unshuffled.
+        features: [B, F, H, W], any floating dtype; arithmetic is float32 or the wider of the dtypes. [B, F, h, w] if
+            unshuffled.
+        base: [B, C, H, W] the image each candidate is added to, or None for zero; [B, C r^2, h, w] if unshuffled.
         rows: where images share candidates (``shared_prefixes``), features and base have U rows and rows [B] int64 maps
             each image to its row. Everything else is as if each image had its own.
         grid: cells that the question is asked for (``cells``); with more than one, distances and codes are per cell.
         prior: whether it sees the condition -> logits of the network's own prior, of B or U rows; None without one.
+        unshuffle: r.
+
+    Attributes:
+        weight, features, base: [K, C, F], [B, F, H, W], [B, C, H, W] or None, of the plain family; F counts r^2 times.
 
     Raises:
-        ValueError: shapes that do not fit, a grid that does not divide the pixels.
+        ValueError: shapes that do not fit, a grid that does not divide the pixels of the features.
     """
 
     def __init__(
@@ -51,6 +62,7 @@ class Candidates:
         rows: torch.Tensor | None = None,
         grid: Grid = WHOLE,
         prior: Callable[[bool], torch.Tensor] | None = None,
+        unshuffle: int = 1,
     ):
         if weight.ndim != 3 or features.ndim != 4 or weight.shape[2] != features.shape[1]:
             raise ValueError(
@@ -60,31 +72,58 @@ class Candidates:
         shape = (features.shape[0], weight.shape[1], *features.shape[2:])
         if base is not None and tuple(base.shape) != shape:
             raise ValueError(f'the base of these candidates must be {shape}, not {tuple(base.shape)}')
-        self.weight = weight
-        self.rows, self._prior = rows, prior
+        self.rows, self._prior, self._unshuffle = rows, prior, unshuffle
         self._log_prior: dict[bool, torch.Tensor] = {}
         self.grid = grid if grid == WHOLE else checked_grid(grid, features.shape[2:])
-        self._features, self._base = features, base  # [B or U, ...]
-        self.shape = shape if rows is None else (len(rows), *shape[1:])  # (B, C, H, W) of one candidate per image
+        self._weight, self._features, self._base = weight, features, base  # the latter two [B or U, ...]
+        B, channels, h, w = shape
+        self.shape = (  # (B, C, H, W) of one candidate per image
+            B if rows is None else len(rows), channels // unshuffle**2, h * unshuffle, w * unshuffle
+        )  # fmt: skip
+
+    @functools.cached_property
+    def weight(self) -> torch.Tensor:
+        r, (K, channels, F) = self._unshuffle, self._weight.shape
+        return self._weight if r == 1 else self._weight.reshape(K, channels // r**2, r * r * F)
 
     @property
     def features(self) -> torch.Tensor:
-        """[B, F, H, W]"""
-        return self.of_features(lambda features: features)
+        r, features = self._unshuffle, self._of_images(self._features)
+        if r == 1:
+            return features
+        B, F, h, w = features.shape
+        places = features.new_zeros(B, r, r, F, h, r, w, r)
+        for i in range(r):
+            for j in range(r):
+                places[:, i, j, :, :, i, :, j] = features
+        return places.view(B, r * r * F, h * r, w * r)
 
     @property
     def base(self) -> torch.Tensor | None:
-        """[B, C, H, W], or None for zero."""
-        return self._base if self._base is None or self.rows is None else self._base[self.rows]
+        base = self._unshuffled_base
+        return base if base is None or self._unshuffle == 1 else pixel_shuffle(base, self._unshuffle)
+
+    @property
+    def _unshuffled_base(self) -> torch.Tensor | None:
+        return None if self._base is None else self._of_images(self._base)
+
+    def _of_images(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self.rows is None else rows[self.rows]
 
     def of_features(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """``fn`` of the features of each image, computed once where images share them: [B, ...]."""
-        made = fn(self._features)
-        return made if self.rows is None else made[self.rows]
+        """``fn`` of the features of each image, of h x w pixels if unshuffled, computed once where images share them:
+        [B, ...]."""
+        return self._of_images(fn(self._features))
+
+    def of_images(self, some: slice) -> 'Candidates':
+        """The candidates of some of the images."""
+        features, base = self._of_images(self._features)[some], self._unshuffled_base
+        base = None if base is None else base[some]
+        return Candidates(self._weight, features, base, grid=self.grid, unshuffle=self._unshuffle)
 
     @property
     def num_nodes(self) -> int:
-        return self.weight.shape[0]
+        return self._weight.shape[0]
 
     @property
     def num_cells(self) -> int:
@@ -93,12 +132,12 @@ class Candidates:
 
     @property
     def device(self) -> torch.device:
-        return self.weight.device
+        return self._weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of distances and rendered images: float32 or wider, whatever the features are."""
-        dtype = torch.promote_types(torch.promote_types(self.weight.dtype, self._features.dtype), torch.float32)
+        dtype = torch.promote_types(torch.promote_types(self._weight.dtype, self._features.dtype), torch.float32)
         return dtype if self._base is None else torch.promote_types(dtype, self._base.dtype)
 
     def log_prior(self, conditional: bool = True) -> torch.Tensor:
@@ -108,7 +147,7 @@ class Candidates:
         if conditional not in self._log_prior:
             if self._prior is None:
                 shape = (self.shape[0], self.num_nodes, *[self.num_cells] * (self.num_cells > 1))
-                log_prior = self.weight.new_zeros(shape, dtype=self.dtype).log_softmax(1)
+                log_prior = self._weight.new_zeros(shape, dtype=self.dtype).log_softmax(1)
             else:
                 logits = self._prior(conditional)
                 log_prior = (logits if self.rows is None else logits[self.rows]).log_softmax(1)
@@ -122,18 +161,21 @@ class Candidates:
         pooling, a mask, a blur, a crop, a warp), and must not mix channels or images. ``within_cells``: nor cells; only
         then the result has the cells of these candidates, else it is compared as whole images.
         """
-        with full_precision(self.weight):
+        with full_precision(self._weight):
             base = None if self.base is None else fn(self.base.to(self.dtype))
             grid = self.grid if within_cells else WHOLE
             return Candidates(self.weight, fn(self.features.to(self.dtype)), base, grid=grid)
 
     def channels(self, matrix: torch.Tensor) -> 'Candidates':
         """The candidates after a linear map over image channels, [C', C]: T(W F + b) = (T W) F + T b."""
-        matrix = matrix.to(device=self.weight.device, dtype=self.dtype)
-        with full_precision(self.weight):
-            weight = matrix @ self.weight.to(self.dtype)  # [K, C', F]
-            base = None if self.base is None else torch.einsum('dc,bchw->bdhw', matrix, self.base.to(self.dtype))
-        return Candidates(weight, self.features, base, grid=self.grid)
+        matrix, base = matrix.to(device=self.device, dtype=self.dtype), self._unshuffled_base
+        if self._unshuffle > 1:  # the same at each place of a block
+            matrix = torch.kron(matrix, torch.eye(self._unshuffle**2).to(matrix))
+        with full_precision(self._weight):
+            weight = matrix @ self._weight.to(self.dtype)  # [K, C', F]
+            base = None if base is None else torch.einsum('dc,bchw->bdhw', matrix, base.to(self.dtype))
+        features = self._of_images(self._features)
+        return Candidates(weight, features, base, grid=self.grid, unshuffle=self._unshuffle)
 
     def distances(self, to: torch.Tensor) -> torch.Tensor:
         """Mean squared error of every candidate against ``to`` [B, C, H, W] (Eq. 1), no gradient: over the image,
@@ -144,31 +186,33 @@ class Candidates:
         if tuple(to.shape) != self.shape:
             raise ValueError(f'the target of these candidates must be {self.shape}, not {tuple(to.shape)}')
         B, C, H, W = self.shape
-        with torch.no_grad(), full_precision(self.weight):
-            weight = self.weight.detach().to(self.dtype)
+        with torch.no_grad(), full_precision(self._weight):
+            weight = self._weight.detach().to(self.dtype)
+            to = pixel_unshuffle(to.to(self.dtype), self._unshuffle)
             if self.num_cells > 1:
-                return self._cell_distances(weight, to.to(self.dtype))
+                return self._cell_distances(weight, to)
             if self.rows is not None and self._shared_pays():
-                return self._shared_distances(weight, to.to(self.dtype))
-            features = self.features.detach().to(self.dtype).flatten(2)  # [B, F, N]
-            base = self.base
-            error = -to.to(self.dtype) if base is None else base.detach().to(self.dtype) - to.to(self.dtype)
+                return self._shared_distances(weight, to)
+            features = self._of_images(self._features).detach().to(self.dtype).flatten(2)  # [B, F, N]
+            base = self._unshuffled_base
+            error = -to if base is None else base.detach().to(self.dtype) - to
             error = error.flatten(2)  # [B, C, N]
             total = closed_forms.distances(weight, features, error)
             return total.clamp_(min=0) / (C * H * W)  # the Gram forms round below zero
 
     def _cell_distances(self, weight: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
         """``distances`` with the cells of the images as images: [B, K, n]."""
-        features = to_cells(self.features.detach().to(self.dtype), self.grid).flatten(2)  # [B n, F, h w]
-        error = to_cells(-to if self.base is None else self.base.detach().to(self.dtype) - to, self.grid).flatten(2)
+        features, base = self._of_images(self._features).detach(), self._unshuffled_base
+        features = to_cells(features.to(self.dtype), self.grid).flatten(2)  # [B n, F, h w]
+        error = to_cells(-to if base is None else base.detach().to(self.dtype) - to, self.grid).flatten(2)
         total = closed_forms.cell_distances(weight, features, error)  # [B n, K]
         total = total.clamp_(min=0) / error[0].numel()
         return total.unflatten(0, (-1, self.num_cells)).transpose(1, 2)
 
     def _shared_pays(self) -> bool:
         """Whether B images times U K candidates cost less than B images times K of their own."""
-        (B, C, H, W), (K, _, F), U = self.shape, self.weight.shape, len(self._features)
-        N = H * W
+        (K, C, F), B, U = self._weight.shape, self.shape[0], len(self._features)
+        N = self._features[0, 0].numel()
         # A product with few columns takes as long as one with 16.
         rendered = U * K * C * (F * max(N, 16) + N * (B + closed_forms.TRAFFIC))
         return rendered < min(closed_forms.costs(B, K, C, F, N).values()) + B * F * N * closed_forms.TRAFFIC
@@ -191,25 +235,36 @@ class Candidates:
     def render(self, codes: torch.Tensor) -> torch.Tensor:
         """One candidate per image or cell: codes [B] or [B, n] int64 -> [B, C, H, W], with gradient to weight, features
         and base."""
-        with full_precision(self.weight):
-            features = to_cells(self.features.to(self.dtype), self.grid)
-            image = self.weight[codes.flatten()].to(self.dtype) @ features.flatten(2)
+        base = self._unshuffled_base
+        with full_precision(self._weight):
+            features = to_cells(self._of_images(self._features).to(self.dtype), self.grid)
+            image = self._weight[codes.flatten()].to(self.dtype) @ features.flatten(2)
             image = from_cells(image.unflatten(2, features.shape[2:]), self.grid)
-            return image if self.base is None else image + self.base
+            return pixel_shuffle(image if base is None else image + base, self._unshuffle)
 
     def chunks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Rendered candidates for guides that must see pictures: (k0, [B, k, C, H, W]) with k <= size, no gradient."""
         if size < 1:
             raise ValueError(f'a chunk holds at least one candidate, not {size}')
-        features = self.features.detach().to(self.dtype).flatten(2)  # [B, F, N]
-        base = self.base
+        features, base = self._of_images(self._features).detach().to(self.dtype), self._unshuffled_base
         base = None if base is None else base.detach()[:, None]
         for k0 in range(0, self.num_nodes, size):
-            weight = self.weight.detach()[k0 : k0 + size].to(self.dtype)
-            with torch.no_grad(), full_precision(self.weight):  # not around the yield: it would hold for the caller
-                images = (weight.flatten(0, 1) @ features).view(len(features), len(weight), *self.shape[1:])
-                images = images if base is None else images + base
+            weight = self._weight.detach()[k0 : k0 + size].to(self.dtype)
+            with torch.no_grad(), full_precision(weight):  # not around the yield: it would hold for the caller
+                images = (weight.flatten(0, 1) @ features.flatten(2)).unflatten(1, weight.shape[:2])
+                images = images.unflatten(3, features.shape[2:])
+                images = pixel_shuffle(images if base is None else images + base, self._unshuffle)
             yield k0, images
+
+
+def pixel_shuffle(images: torch.Tensor, r: int) -> torch.Tensor:
+    """[..., C r^2, h, w] -> [..., C, h r, w r]: the r^2 channels of a pixel become a block of r x r pixels."""
+    return images if r == 1 else F.pixel_shuffle(images, r)
+
+
+def pixel_unshuffle(images: torch.Tensor, r: int) -> torch.Tensor:
+    """The inverse: [..., C, H, W] -> [..., C r^2, H / r, W / r]."""
+    return images if r == 1 else F.pixel_unshuffle(images, r)
 
 
 def area_resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ddn_networks import shared_prefixes
 from ddn_networks.aliases import OldAttribute
-from ddn_networks.candidates import Candidates
+from ddn_networks.candidates import Candidates, pixel_shuffle, pixel_unshuffle
 from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.closed_forms import select
 from ddn_networks.samplers import Choice, Sampler
@@ -26,11 +26,12 @@ class Selection(NamedTuple):
     partial: [B, C, H, W] float32, the selected candidate (x*_l of Eq. 2), with gradient; [U, C, H, W] of distinct ones
         where images of the same choices share them.
     leak: [B or U, C, H, W] the chosen node's kernel on the second half of the features, or None without Leak Choice.
+        Not shuffled: [B or U, C r^2, H / r, W / r] of a layer that is unshuffled by r.
     continues: [B or U] int64, the row of the features that each row of ``partial`` continues, or None for its own.
     codes: [B, d + n] int64, the choices so far with the n of this layer, in the order of the rows after it.
     sharing: which rows of ``partial`` belong to which images of the batch, or None for one each.
-    next_input: [B or U, F or 2F, H, W] the features with ``partial`` added to the first channels and ``leak`` to the
-        last, the input of the next block of a ``DDN``; None unless asked for.
+    next_input: [B or U, F or 2F, H, W] the features with ``partial`` (unshuffled) added to the first channels and
+        ``leak`` to the last, the input of the next block of a ``DDN``; None unless asked for.
     features: [B or U, F or 2F, H, W] what the candidates were made of; None where ``next_input`` took its memory.
     """
 
@@ -64,6 +65,7 @@ class DDL(nn.Module):
         leak_choice: candidates read the first half of the features, and the chosen node's kernel on the second half
             leaks the choice to the next block (Section 3.3). Otherwise candidates read all of them.
         grid: cells of the layer, each of which chooses a node of its own (``cells``).
+        unshuffle: r; with r > 1 each pixel of the features makes a block of r x r pixels of the image (``Candidates``).
     """
 
     def __init__(
@@ -73,16 +75,18 @@ class DDL(nn.Module):
         img_channels: int,
         leak_choice: bool = True,
         grid: Grid = WHOLE,
+        unshuffle: int = 1,
     ):
         super().__init__()
         if num_nodes < 2:
             raise ValueError(f'a discrete distribution needs at least 2 nodes, not {num_nodes}')
         if leak_choice and in_channels % 2:
             raise ValueError(f'Leak Choice halves the {in_channels} channels of a block: their number must be even')
-        self.leak_choice, self.grid = leak_choice, grid
+        self.leak_choice, self.grid, self.unshuffle = leak_choice, grid, unshuffle
         features = in_channels // 2 if leak_choice else in_channels
-        self.weight = nn.Parameter(torch.empty(num_nodes, img_channels, features))  # [K, C, F]
-        nn.init.xavier_uniform_(self.weight.data.view(num_nodes * img_channels, features, 1, 1))
+        made = img_channels * unshuffle**2
+        self.weight = nn.Parameter(torch.empty(num_nodes, made, features))  # [K, C, F] or [K, C r^2, F]
+        nn.init.xavier_uniform_(self.weight.data.view(num_nodes * made, features, 1, 1))
 
     def forward(
         self,
@@ -96,14 +100,15 @@ class DDL(nn.Module):
         prior: Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor] | None = None,
     ) -> Selection:
         """Ask ``sampler`` about the candidates on the features x [B, F or 2F, H, W] and render the one it names.
-        ``codes`` [B, d]: the choices of the layers before, None for the first. ``sharing``: x and ``base`` are of
-        U distinct partial images; it maps the images of the batch to them. ``next_input``: also make
-        ``Selection.next_input``; without gradients that is x itself, changed in place. ``prior``: the network's own,
-        (features, codes so far, whether it sees the condition) -> logits of the choice, for
-        ``Candidates.log_prior``."""
+        ``base`` [B, C, r H, r W]: the image that they are added to, None for zero. ``codes`` [B, d]: the choices of
+        the layers before, None for the first. ``sharing``: x and ``base`` are of U distinct partial images; it maps
+        the images of the batch to them. ``next_input``: also make ``Selection.next_input``; without gradients that is x
+        itself, changed in place. ``prior``: the network's own, (features, codes so far, whether it sees the condition)
+        -> logits of the choice, for ``Candidates.log_prior``."""
         weight = self.weight
         # One float32 copy of the features for candidates and selected image; under autocast each would make its own.
         full = x.to(torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32))
+        base = None if base is None else pixel_unshuffle(base, self.unshuffle)
         rows, ended = None if sharing is None else sharing.rows, None
         if rows is not None and self.grid != WHOLE:  # cells make images differ: what they shared ends here
             x, full = (y.index_select(0, rows) for y in (x, full))
@@ -114,7 +119,7 @@ class DDL(nn.Module):
         logits = None
         if prior is not None:
             logits = functools.partial(prior, full, codes if sharing is None else codes[sharing.first])
-        candidates = Candidates(weight, full[:, : weight.shape[2]], base, rows, self.grid, logits)
+        candidates = Candidates(weight, full[:, : weight.shape[2]], base, rows, self.grid, logits, self.unshuffle)
         choice = sampler(candidates, layer, codes)
         chosen, continues = choice.codes, choice.parents  # beam search: images continue other rows of the batch
         codes = codes if continues is None else codes.index_select(0, continues)
@@ -133,4 +138,4 @@ class DDL(nn.Module):
         if ended is not None:
             continues = ended if continues is None else ended[continues]
         kept = None if next_input else x
-        return Selection(choice, image, leak, codes, continues, sharing, fed, kept)
+        return Selection(choice, pixel_shuffle(image, self.unshuffle), leak, codes, continues, sharing, fed, kept)

@@ -102,7 +102,7 @@ class Finisher(nn.Module):
         self.size = tuple(img_resolution)
         can_fold = min(self.size) >= FOLDED_FROM and not any(side % 2 for side in self.size)
         self.fold = 2 if can_fold else 1
-        features = last.channels * self._fold_of(last.size) ** 2
+        features = last.channels * self._fold_of(last.feature_size) ** 2
         widths = [width * m for m in MULTIPLIERS]
         self.enter = nn.Conv2d((img_channels + 1) * self.fold**2 + features, width, 3, padding=1)
         self.down = nn.ModuleList(Residual(w) for w in widths)

@@ -136,11 +136,10 @@ def rendered(
     if max_candidates < 1:
         raise ValueError(f'a guide sees at least one candidate at a time, not {max_candidates}')
     B = candidates.shape[0]
-    features, base = candidates.features, candidates.base
     distances = []
     for first in range(0, B, max_candidates):
         some = slice(first, first + max_candidates)
-        part = Candidates(candidates.weight, features[some], None if base is None else base[some])
+        part = candidates.of_images(some)
         rows = torch.arange(first, first + part.shape[0], device=candidates.device)
         pieces = []
         for _, images in part.chunks(max(1, max_candidates // len(rows))):  # [b, k, C, H, W]

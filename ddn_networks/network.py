@@ -24,17 +24,24 @@ from ddn_networks.sampling import Sampling
 
 
 class LayerSpec(NamedTuple):
-    """One layer of the network: its resolution, feature channels, number of nodes, and grid of cells that choose."""
+    """One layer of the network: its resolution, feature channels, number of nodes, grid of cells that choose, and
+    pixels a side that each pixel of its features makes (``Candidates``)."""
 
     size: tuple[int, int]
     channels: int
     num_nodes: int
     grid: Grid = WHOLE
+    unshuffle: int = 1
 
     @property
     def num_cells(self) -> int:
         """n, the number of codes of the layer."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def feature_size(self) -> tuple[int, int]:
+        """(H, W) of the features."""
+        return self.size[0] // self.unshuffle, self.size[1] // self.unshuffle
 
 
 class Output(NamedTuple):

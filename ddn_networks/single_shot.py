@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddn_networks import pixel_maps, samplers
 from ddn_networks.blocks import ResBlock
+from ddn_networks.candidates import pixel_unshuffle
 from ddn_networks.cells import checked_grid
 from ddn_networks.code_priors import over_codes
 from ddn_networks.condition_set import ConditionSet
@@ -48,6 +49,9 @@ class DDN(Network):
         prior_kind: 'head'; or 'counts' (whatever the width) or 'transformer' of that width, see ``code_priors``.
         condition_to: 'all', or 'heads': only the heads of the prior are given the condition.
         finisher_width: channels at full size of the ``finisher``; 0 for none.
+        unshuffle: 2 for layers of the last scale whose features have half of the picture's height and width, and whose
+            1x1 convolutions make the four pixels of each 2x2 block: most of a last scale at a fraction of its
+            arithmetic. 1 for features of the picture's size.
         repeat_blocks: all blocks of a scale after its first are one, applied again and again with one DDL: Recurrence
             Iteration (Fig. 3c) within a single-shot generator.
     """
@@ -74,6 +78,7 @@ class DDN(Network):
         prior_kind: str = 'head',
         condition_to: str = 'all',
         finisher_width: int = 0,
+        unshuffle: int = 1,
     ):
         super().__init__()
         if condition_placement not in ('published', 'centred'):
@@ -87,10 +92,17 @@ class DDN(Network):
         self.conditions = ConditionSet(conditions, img_channels, condition_optional, condition_channels)
         heads = prior_kind == 'head' and prior_width > 0
         self.condition_to = self._checked_condition_to(condition_to, heads)
-        least = max(img_channels, self.feature_condition_channels + augment_dim)
-        if min(channels) < least:
-            raise ValueError(f'every scale needs {least} channels or more for image and condition: {channels}')
         self.img_resolution = resolution_pair(img_resolution)
+        if unshuffle not in (1, 2) or any(side % unshuffle for side in self.img_resolution):
+            raise ValueError(
+                f'unshuffle is 1, or 2 for images of even height and width, not {unshuffle} for '
+                f'{self.img_resolution[0]}x{self.img_resolution[1]}'
+            )
+        least = max(img_channels, self.feature_condition_channels + augment_dim)
+        top = max(img_channels * unshuffle**2, self.feature_condition_channels * unshuffle**2 + augment_dim)
+        if min(channels) < least or channels[-1] < top:
+            needs = f'every scale needs {least} channels or more' + f', the last {top}' * (top > least)
+            raise ValueError(f'{needs}, for image and condition: {channels}')
         self.learning_residual = learning_residual
         self.augment_dim = augment_dim
         self.condition_placement = condition_placement
@@ -101,32 +113,37 @@ class DDN(Network):
             for size, c, n, k in zip(sizes, channels, num_blocks, num_nodes, strict=True)
             for _ in range(n)
         ]
+        for layer in range(len(specs) - num_blocks[-1], len(specs)):
+            specs[layer] = specs[layer]._replace(unshuffle=unshuffle)
         self.specs = [
-            spec._replace(grid=checked_grid(grid, spec.size))
+            spec._replace(grid=checked_grid(grid, spec.feature_size))
             for spec, grid in zip(specs, _grids_of_layers(grids, num_blocks), strict=True)
         ]
         # The constant that the network begins with. At 1x1 it is the published one; a larger first scale learns where
         # it is, since convolutions cannot tell the places of a constant image apart.
-        if sizes[0] == (1, 1):
+        first = self.specs[0].feature_size
+        if first == (1, 1):
             self.register_buffer('start', torch.linspace(-1, 1, channels[0]).view(1, -1, 1, 1), persistent=False)
         else:
-            self.start = nn.Parameter(torch.randn(1, channels[0], *sizes[0]))  # [1, C_0, h, w]
+            self.start = nn.Parameter(torch.randn(1, channels[0], *first))  # [1, C_0, h, w]
         self.blocks = nn.ModuleList()
         self.ddls = nn.ModuleList()
         self.ddl_of_layer = []  # which block and DDL each layer goes through
-        before = LayerSpec(sizes[0], channels[0], 0)
+        before = LayerSpec(first, channels[0], 0)
         for layer, spec in enumerate(self.specs):
-            up = spec.size != before.size
+            up = spec.feature_size != before.feature_size
             if repeat_blocks and layer > 1 and spec == before == self.specs[layer - 2]:
                 self.ddl_of_layer.append(self.ddl_of_layer[-1])
                 continue
             self.ddl_of_layer.append(len(self.blocks))
             self.blocks.append(ResBlock(before.channels, spec.channels, up=up, dropout=dropout))
-            self.ddls.append(DDL(spec.channels, spec.num_nodes, img_channels, leak_choice, spec.grid))
+            self.ddls.append(DDL(spec.channels, spec.num_nodes, img_channels, leak_choice, spec.grid, spec.unshuffle))
             before = spec
         self.prior_gradient = prior_gradient
         self.prior = nn.ModuleList(
-            PriorHead(spec.channels + self.head_condition_channels, spec.num_nodes, spec.size, spec.grid, prior_width)
+            PriorHead(
+                spec.channels + self.head_condition_channels, spec.num_nodes, spec.feature_size, spec.grid, prior_width
+            )
             for spec in self.specs
             if heads
         )
@@ -136,10 +153,10 @@ class DDN(Network):
     def layer_modules(self, layer: int) -> list[nn.Module]:
         return [self.blocks[self.ddl_of_layer[layer]], self.ddls[self.ddl_of_layer[layer]]]
 
-    def condition_place(self, channels: int) -> tuple[int, int]:
+    def condition_place(self, channels: int, unshuffle: int = 1) -> tuple[int, int]:
         """First of the feature channels to which the condition is added, and how many labels of the augment pipe are
         added to the channels before; the others follow the condition."""
-        c, num_labels = self.feature_condition_channels, self.augment_dim
+        c, num_labels = self.feature_condition_channels * unshuffle**2, self.augment_dim
         if self.condition_placement == 'centred' or not c:
             return (channels - c - num_labels) // 2, 0
         first = channels // 2 - c // 2
@@ -164,24 +181,26 @@ class DDN(Network):
         blocks, ddls = list(self.blocks), list(self.ddls)  # asking a ModuleList takes longer
         for layer, (spec, use) in enumerate(zip(self.specs, self.ddl_of_layer, strict=True)):
             block, ddl = blocks[use], ddls[use]
-            if conditioned != x.shape[2:]:  # once per scale
-                conditioned = x.shape[2:]
-                first, before = self.condition_place(x.shape[1])
+            r = self.specs[max(layer - 1, 0)].unshuffle  # of the layer that made x
+            if conditioned != (x.shape[2:], r):  # once per scale
+                conditioned = x.shape[2:], r
+                first, before = self.condition_place(x.shape[1], r)
                 if condition is not None and self.feature_condition_channels:
-                    x = _add_to_channels(x, first, samplers.area_resize(condition, conditioned))
+                    planes = samplers.area_resize(condition, [r * side for side in x.shape[2:]])
+                    x = _add_to_channels(x, first, pixel_unshuffle(planes, r))
                 if augment_labels is not None:
                     labels = augment_labels[:, :, None, None]
                     x = _add_to_channels(x, first - before, labels[:, :before])
-                    x = _add_to_channels(x, first + self.feature_condition_channels, labels[:, before:])
+                    x = _add_to_channels(x, first + self.feature_condition_channels * r**2, labels[:, before:])
             if grad_checkpoint and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, spec.size, use_reentrant=False)
+                x = checkpoint(block, x, spec.feature_size, use_reentrant=False)
             else:
-                x = block(x, spec.size)  # [B or U, C_l, H_l, W_l]
+                x = block(x, spec.feature_size)  # [B or U, C_l, H_l, W_l]
             base = pixel_maps.upsample(image, spec.size) if self.learning_residual and image is not None else None
             more = layer + 1 < self.num_layers
             head = self._head(layer, condition)
             selection = ddl(x, base, sampler, layer, codes, shared, next_input=more, prior=head)
-            image, x = selection.partial, selection.next_input  # [B or U, C or C_l, H_l, W_l]
+            image, x = selection.partial, selection.next_input  # [B or U, C, H_l, W_l], [B or U, C_l, H_l, W_l]
             codes, shared = selection.codes, selection.sharing
             yield selection
 

@@ -36,6 +36,7 @@ def layer_table(net: Network, nats: Sequence[float] | None = None) -> str:
         spec = net.specs[first]
         span = f'{first}-{last}' if last > first else f'{first}'
         size = f'{spec.size[0]}x{spec.size[1]}'
+        size += f' / {spec.unshuffle}' * (spec.unshuffle > 1)
         cells = f'{spec.grid[0]}x{spec.grid[1]}'
         bits = (last + 1 - first) * spec.num_cells * math.log2(spec.num_nodes)
         lines.append(
@@ -43,6 +44,8 @@ def layer_table(net: Network, nats: Sequence[float] | None = None) -> str:
         )
         lines[-1] += f'  {sum(by_prior[first : last + 1]):>8.1f}' if nats else ''
     lines += [f'{"":>9}  {len(net.ddls)} sets of nodes for {net.num_layers} layers'] * (len(net.ddls) < net.num_layers)
+    if net.specs[-1].unshuffle > 1:
+        lines.append(f'{"":>9}  / 2: features of half that size, of which each pixel makes 2x2 of the image')
     sums = f'{f"L = {net.num_layers}":>9}  {"":>9}  {"":>8}  {"codes":>5}  {net.num_codes:>6}'
     lines.append(f'{sums}  {net.num_bits:>8.1f}  {_parameters(net):>11,}')
     lines[-1] += f'  {sum(by_prior):>8.1f}' if nats else ''
