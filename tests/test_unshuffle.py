@@ -160,7 +160,7 @@ def network(prior_width=8, **kwargs) -> DDN:
     for block in net.blocks:
         torch.nn.init.normal_(block.conv1.weight, std=0.2)
     for head in net.prior:
-        torch.nn.init.normal_(head.float().out.weight, std=0.5)
+        torch.nn.init.normal_(head.out.weight, std=0.5)
     return net.eval()
 
 
