@@ -197,7 +197,8 @@ EMA = click.option('--ema', metavar='LABEL',
 # --network, --ema, --steps, --device: arguments of ``cli.networks.load_network``.
 network_options = option_group(
     'Network',
-    click.option('--network', metavar='FILE|URL', required=True, help='Snapshot, run folder or shipped name'),
+    click.option('--network', metavar='FILE|URL', required=True,
+                 help='Snapshot, run folder, shipped name, or hf:owner/name of the Hugging Face Hub'),
     EMA,
     click.option('--steps', metavar='INT', type=click.IntRange(1, 10_000),
                  help='Layers of a recurrent network  [default: as trained]'),

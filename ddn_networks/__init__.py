@@ -9,6 +9,7 @@ from ddn_networks.aliases import old_names
 from ddn_networks.balance import LossFreeBalancing, UsageCounter
 from ddn_networks.candidates import Candidates
 from ddn_networks.network import Network
+from ddn_networks.pictures import show
 from ddn_networks.prefix_balance import PrefixBalancing
 from ddn_networks.published import from_published, published_config
 from ddn_networks.recurrent import RecurrentDDN
@@ -28,6 +29,7 @@ __all__ = [
     'SplitAndPrune',
     'from_published',
     'published_config',
+    'show',
 ]
 
 __getattr__ = old_names(__name__)

@@ -5,14 +5,16 @@ Legend: B images, L layers, K nodes, D codes of a latent (L without cells), C im
 
 import itertools
 import numbers
+import os
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from ddn_networks import guided_sampling, prior, samplers, search, shared_prefixes, snapshots
+from ddn_networks import guided_sampling, hub, model_cards, prior, samplers, search, shared_prefixes, snapshots
 from ddn_networks.aliases import OldAttribute, old_names
 from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.condition_set import ConditionSet, Images
@@ -543,8 +545,9 @@ class Network(nn.Module):
         cls: type[SomeNetwork], path: str, ema: float | str | None = None, device: str | torch.device = 'cpu'
     ) -> SomeNetwork:
         """The network of a snapshot, in evaluation mode: one of this class; ``Network`` takes any. ``path``: a file, a
-        run folder, or the name of a network that comes with the package, such as 'mnist'. ``ema``: which
-        averaged weights; None takes the first kept copy if there is one, 'none' the raw weights."""
+        run folder, a folder of ``save_pretrained``, the name of a network that comes with the package, such as 'mnist',
+        or 'hf:owner/name' (or 'hf:owner/name@revision') of the Hugging Face Hub. ``ema``: which averaged weights; None
+        takes the first kept copy if there is one, 'none' the raw weights."""
         net = snapshots.load_network(path, ema)
         if not isinstance(net, cls):
             made = type(net).__name__
@@ -552,6 +555,44 @@ class Network(nn.Module):
                 f'{path} holds a {made}, not a {cls.__name__}: take {made}.from_pretrained or Network.from_pretrained'
             )
         return net.to(device).eval()
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike,
+        trained_on: str | None = None,
+        figures: Mapping[str, Any] | None = None,
+        license: str | None = None,
+    ) -> None:
+        """Write a folder that ``from_pretrained`` reads and the Hugging Face Hub shows: ``model.safetensors`` (these
+        weights alone), ``config.json``, a model card ``README.md`` and a sheet of samples ``samples.png`` (none where
+        the network needs a condition).
+
+        Args:
+            folder: made where it does not exist.
+            trained_on: what the card says about the data; by default the dataset that the snapshot names.
+            figures: measured numbers of the card, such as {'FID-50k': 7.1}.
+            license: of the weights, as the Hub names licences ('apache-2.0'); none is written by default.
+
+        Raises OSError in one line.
+        """
+        model_cards.save(self, folder, trained_on, figures, license)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        trained_on: str | None = None,
+        figures: Mapping[str, Any] | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        message: str = 'Upload a network',
+    ) -> str:
+        """Upload the folder of ``save_pretrained`` to the repository 'owner/name' of the Hugging Face Hub, made where
+        it does not exist, ``private`` or not. Returns the address of the commit. Needs the extra ``hub`` and a token
+        (``hf auth login``). Raises ValueError for another name, and OSError in one line."""
+        hub.check_repo(repo)
+        with tempfile.TemporaryDirectory() as folder:
+            model_cards.save(self, folder, trained_on, figures, license, repo)
+            return hub.upload(folder, repo, private, message)
 
     # As earlier revisions call it.
 

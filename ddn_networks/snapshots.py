@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ddn_networks import sampling, tensor_files
+from ddn_networks import hub, sampling, tensor_files
 from ddn_networks.aliases import RENAMED
 
 DDN, RECURRENT = 'ddn_networks.single_shot.DDN', 'ddn_networks.recurrent.RecurrentDDN'
@@ -156,9 +156,13 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def network_path(network: str | os.PathLike) -> Path:
-    """The file of a network: a path, the newest snapshot in a run folder, or a bare name of one in ``pretrained/``,
-    such as 'mnist'. A file of that name in the current folder comes first. OSError in one line if there is none."""
+    """The file of a network: a path, the newest snapshot in a run folder, the file in a folder of
+    ``Network.save_pretrained``, a bare name of one in ``pretrained/``, such as 'mnist', or the download of
+    'hf:owner/name' (``hub``). A file named like one in ``pretrained/`` in the current folder comes first. OSError or
+    ValueError in one line if there is none."""
     text, path = str(network), Path(network)
+    if hub.is_hub_name(text):
+        return hub.download(text)
     if re.match('https?:', text, re.IGNORECASE):
         raise OSError(f'{text} is a URL: download it, and give the file')
     if re.fullmatch(r'[\w-]+', text) and not path.is_file():
@@ -170,6 +174,8 @@ def network_path(network: str | os.PathLike) -> Path:
             raise FileNotFoundError(f'no such file: {text}; networks that come with the package: {names}')
     if path.is_dir():
         numbered = [(int(m[1]), p) for p in path.iterdir() if (m := _SNAPSHOT.fullmatch(p.name))]
+        if not numbered and (path / hub.WEIGHTS).is_file():
+            return path / hub.WEIGHTS
         if not numbered:
             raise FileNotFoundError(f'{path} has no network-snapshot-*.safetensors: give a snapshot or a run folder')
         return max(numbered)[1]

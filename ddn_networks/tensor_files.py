@@ -106,7 +106,7 @@ def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], m
         header[name] = {'dtype': _NAMES[dtype], 'shape': shape, 'data_offsets': [start, end]}
     head = json.dumps(header, separators=(',', ':')).encode()
     head += b' ' * (-len(head) % 8)
-    with _new_file(path) as f:
+    with new_file(path) as f:
         f.write(struct.pack('<Q', len(head)) + head)
         for tensor in held.values():
             f.write(_bytes(tensor))
@@ -198,7 +198,7 @@ def _digest(text: str, described: Mapping[str, Described], tensor: Callable[[str
 
 
 @contextlib.contextmanager
-def _new_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+def new_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """A file that appears at ``path`` when the block ends well; an exception leaves what was there before."""
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -50,7 +51,18 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     core = {line.split('>')[0] for line in required if 'extra ==' not in line}
     assert core == {'torch', 'numpy', 'safetensors'}
     extras = {line.split(': ')[1] for line in text.splitlines() if line.startswith('Provides-Extra')}
-    assert extras == {'train', 'codec', 'clip', 'video', 'tensorboard', 'peers', 'dev'}
+    assert extras == {'train', 'codec', 'hub', 'notebook', 'docs', 'clip', 'video', 'tensorboard', 'peers', 'dev'}
+
+
+def test_wheel_and_source_are_fit_for_an_index(wheel, tmp_path):
+    code = f'from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})'
+    run('-c', code, cwd=wheel.parent / 'source')
+    (sdist,) = tmp_path.glob('ddn_networks-*.tar.gz')
+    with tarfile.open(sdist) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    assert {'README.md', 'LICENSE', 'pyproject.toml', 'ddn_networks/py.typed'} <= names
+    assert 'ddn_networks/pretrained/mnist.safetensors' in names
+    run('-m', 'twine', 'check', '--strict', wheel, sdist, cwd=tmp_path)
 
 
 def test_the_wheel_works_alone_and_beside_foreign_modules(wheel, tmp_path):
