@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddn_networks import entropy, pixel_maps, samplers, snapshots, tiles
+from ddn_networks import entropy, pixel_maps, samplers, search, snapshots, tiles
 from ddn_networks.candidates import Candidates
 from ddn_networks.code_priors import Counts
 from ddn_networks.network import Network
@@ -235,10 +235,11 @@ class Codec:
         drawn = []
         for part in torch.arange(len(codes)).split(ROWS):
             some, given = codes[part], _rows(condition, part.tolist())
-            if (some >= 0).all():
-                drawn.append(self.net.decode(some, given, **how))
-            else:
-                drawn.append(completed(self.net, some, enlarged[part], given))
+            images = self.net.decode(some, given, **how)
+            if enlarged[part].any():
+                coarse = completed(self.net, some, enlarged[part], given)
+                images = torch.where(enlarged[part][:, None, None, None], coarse, images)
+            drawn.append(images)
         parts = torch.cat(drawn).split([len(picture.codes) for picture in pictures])
         return [
             part[0] if picture.size is None else tiles.join(part, picture.size)
@@ -319,23 +320,6 @@ def network_digest(net: Network, model: str) -> bytes:
     return digest.digest()
 
 
-def likeliest(net: Network) -> samplers.Sampler:
-    """The likeliest codes: by the prior, else by the counts, else those that change the image least."""
-
-    def sampler(candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
-        if net.prior:
-            return Choice(candidates.log_prior().argmax(1))
-        if net.sampling.counts:
-            counts = net.sampling.counts[min(layer, len(net.sampling.counts) - 1)]
-            shape = (candidates.shape[0], *[candidates.num_cells] * (candidates.num_cells > 1))
-            return Choice(torch.full(shape, counts.index(max(counts)), device=candidates.device))
-        base = candidates.base
-        base = torch.zeros(candidates.shape, device=candidates.device) if base is None else base
-        return Choice(candidates.distances(base).argmin(1))
-
-    return sampler
-
-
 def completed(
     net: Network, codes: torch.Tensor, enlarged: torch.Tensor, condition: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -343,7 +327,7 @@ def completed(
     codes, enlarged (bicubic), where ``enlarged`` [B] says so, else with the likeliest codes."""
     last = torch.stack([(codes[:, columns] >= 0).any(1) for columns in net.code_slices], 1).sum(1) - 1  # [B]
     shown = None
-    sampler = samplers.keeping(likeliest(net), codes)
+    sampler = samplers.keeping(search.likeliest(net), codes)
     for layer, selection in enumerate(net.walk(sampler, len(codes), condition)):
         image = selection.image
         done = layer == net.num_layers - 1

@@ -12,6 +12,7 @@ image, on every device, and a late code changes only its place. R is a UNet with
 convolutions (that would carry a change everywhere), whose last convolution begins at zero: y is x_L at first.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ MULTIPLIERS = (1, 2, 3)  # of the width: channels at full size, a half, a quarte
 FOLDED_FROM = 64  # pixels a side from which on the UNet works at half the size, with four times the image channels
 MASK = 2**32 - 1
 MIX = 0x45D9F3B  # multiplier of a well-known 32-bit mixing function; a product stays below 2^63
+NOISE_BITS = 12  # of the hash, which name the quantile of the noise
 
 
 def mixed(x: torch.Tensor) -> torch.Tensor:
@@ -47,8 +49,8 @@ def code_noise(codes: torch.Tensor, grids: Sequence[tuple[int, int]], size: tupl
     """Standard normal noise [B, 1, H, W], float32, that is a function of the codes alone.
 
     The number of a pixel is a hash of its place and of the codes, layer by layer, of the cells that it lies in; the
-    inverse normal distribution function of it is the noise. Only integers and one function of 24 bits are involved, so
-    all devices agree.
+    inverse normal distribution function of its first bits is the noise, from a table of ``noise_levels``. Only integers
+    are computed with, so all devices agree to the bit.
 
     Args:
         codes: [B, D] int64, the latent; D is the number of cells of all layers.
@@ -65,7 +67,13 @@ def code_noise(codes: torch.Tensor, grids: Sequence[tuple[int, int]], size: tupl
         first = last
     place = torch.arange(size[0] * size[1], device=codes.device).view(1, *size)
     state = mixed(spread(state, size) ^ mixed(place + 1))  # [B, H, W]
-    return torch.special.ndtri(((state >> 8).float() + 0.5) / 2**24)[:, None]
+    return noise_levels().to(codes.device)[state >> (32 - NOISE_BITS)][:, None]
+
+
+@functools.cache
+def noise_levels() -> torch.Tensor:
+    """The normal quantiles of 2^NOISE_BITS equally likely levels, float32 on the CPU."""
+    return torch.special.ndtri((torch.arange(2**NOISE_BITS, dtype=torch.float64) + 0.5) / 2**NOISE_BITS).float()
 
 
 def activation(x: torch.Tensor) -> torch.Tensor:
@@ -123,9 +131,10 @@ class Finisher(nn.Module):
         """y [B, C, H, W] of the network's images x_L [B, C, H, W], the features h_L [B, F, h, w] of its last layer, and
         z [B, 1, H, W] (``code_noise``)."""
         # Scaled at each place, so that nothing is carried from one place to another.
-        features = features.float() * features.float().square().mean(1, keepdim=True).add(1e-8).rsqrt()
+        features = features.to(images.dtype)
+        features = features * features.square().mean(1, keepdim=True).add(1e-8).rsqrt()
         features = F.pixel_unshuffle(features, self._fold_of(features.shape[2:]))
-        top = F.pixel_unshuffle(torch.cat([images, noise], 1), self.fold)
+        top = F.pixel_unshuffle(torch.cat([images, noise.to(images.dtype)], 1), self.fold)
         if features.shape[2:] != top.shape[2:]:
             features = F.interpolate(features, top.shape[2:], mode='nearest')
         x = self.enter(torch.cat([top, features], 1))

@@ -376,10 +376,14 @@ class Network(nn.Module):
         finish: bool = True,
     ) -> torch.Tensor:
         """The images [B, C, H, W] that codes [B, D] int64 name, about in [-1, 1] (clamp them to show them); one
-        candidate per layer is rendered. ``share_prefixes``: see ``forward``. ``finish``: apply the finisher, if there
-        is one."""
-        codes = self.check_codes(codes).to(self.device)
-        output = self(samplers.given(codes), len(codes), condition, share_prefixes=share_prefixes)
+        candidate per layer is rendered. Codes that are -1 are free: the likeliest choices take their place
+        (``search.likeliest``). ``share_prefixes``: see ``forward``. ``finish``: apply the finisher, if there is one."""
+        codes = self.check_codes(codes, free=True).to(self.device)
+        if (codes < 0).any():
+            chosen, share_prefixes = samplers.keeping(search.likeliest(self), codes), False
+        else:
+            chosen = samplers.given(codes)
+        output = self(chosen, len(codes), condition, share_prefixes=share_prefixes)
         return self.finished(output) if finish else output.images
 
     def _new_finisher(self, width: int) -> Finisher | None:

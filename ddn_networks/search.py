@@ -44,6 +44,23 @@ def nearest(
     return output
 
 
+def likeliest(net: 'Network') -> samplers.Sampler:
+    """The likeliest codes: by the prior, else by the counts, else those that change the image least."""
+
+    def sampler(candidates: Candidates, layer: int, codes: torch.Tensor) -> samplers.Choice:
+        if net.prior:
+            return samplers.Choice(candidates.log_prior().argmax(1))
+        if net.sampling.counts:
+            counts = net.sampling.counts[min(layer, len(net.sampling.counts) - 1)]
+            shape = (candidates.shape[0], *[candidates.num_cells] * (candidates.num_cells > 1))
+            return samplers.Choice(torch.full(shape, counts.index(max(counts)), device=candidates.device))
+        base = candidates.base
+        base = torch.zeros(candidates.shape, device=candidates.device) if base is None else base
+        return samplers.Choice(candidates.distances(base).argmin(1))
+
+    return sampler
+
+
 def beam_search(net: 'Network', images: torch.Tensor, beam: int) -> samplers.Sampler:
     """The sampler of one pass over B b rows that keeps the b partial images nearest to each image. The best of each
     image is the first of its rows; a row with the codes of the first is a spare copy."""

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ddn_networks import DDN, Network, RecurrentDDN, samplers, snapshots
-from ddn_networks.finisher import code_noise, mixed
+from ddn_networks import DDN, Network, RecurrentDDN, samplers, snapshots, tensor_files
+from ddn_networks.finisher import code_noise, mixed, noise_levels
 
 
 def random_(net):
@@ -54,6 +54,29 @@ def test_samples_have_it_unless_asked_not_to():
     torch.testing.assert_close(one, images)
 
 
+def test_free_codes_are_the_likeliest():
+    net = small()
+    torch.nn.init.normal_(net.prior[1].out.bias)
+    torch.nn.init.normal_(net.prior[3].out.bias)
+    codes = net.sample(3)[1]
+    partial = codes.clone()
+    partial[:, 2:] = -1
+    partial[1, 1], partial[1, 9] = -1, codes[1, 9]
+    likeliest = net.sample(3, codes=partial, temperature=0.0)[1]
+    assert (likeliest != codes).any() and torch.equal(likeliest[partial >= 0], codes[partial >= 0])
+    assert torch.equal(net.decode(partial), net.decode(likeliest))
+    assert torch.equal(net.decode(partial, finish=False), net.decode(likeliest, finish=False))
+    assert torch.equal(net.decode(partial, share_prefixes=True), net.decode(likeliest))
+
+
+def test_float64_networks_finish_in_float64():
+    net = small()
+    codes = net.sample(2)[1]
+    exact = net.double().decode(codes)
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(exact.float(), net.float().decode(codes), rtol=1e-4, atol=1e-4)
+
+
 def test_a_new_one_changes_nothing():
     net = small(finisher_width=0)
     codes = net.sample(2)[1]
@@ -91,6 +114,19 @@ def test_noise_is_normal_local_and_a_function_of_the_codes():
     assert changed[:6, :12].all() and changed.sum() == 6 * 12
 
 
+def test_noise_takes_its_levels_from_one_table_on_all_devices():
+    levels = noise_levels()
+    assert levels.dtype == torch.float32 and levels.device.type == 'cpu' and len(levels) == 4096
+    assert torch.equal(levels, -levels.flip(0)) and (levels.diff() > 0).all()
+    noise = code_noise(torch.arange(500)[:, None], [(1, 1)], (16, 16))
+    assert torch.isin(noise, levels).all() and len(noise.unique()) == 4096
+    # By an independent reading of the definition, for one pixel.
+    first = int(mixed(torch.tensor(7 + 1)))  # code 7 of the only cell
+    place = int(mixed(torch.tensor(3 * 16 + 5 + 1)))
+    at = int(mixed(torch.tensor(first ^ place))) >> 20
+    assert noise[7, 0, 3, 5] == torch.distributions.Normal(0, 1).icdf(torch.tensor((at + 0.5) / 4096).double()).float()
+
+
 def test_mixing_is_a_bijection_that_spreads_bits():
     x = torch.arange(2**16)
     y = mixed(x)
@@ -116,5 +152,14 @@ def test_a_snapshot_has_it(tmp_path):
     loaded = Network.from_pretrained(str(path))
     codes = net.sample(2)[1]
     assert torch.equal(loaded.decode(codes), net.decode(codes))
+    state = {name: x.half() if x.is_floating_point() else x for name, x in net.state_dict().items()}
+    snapshots.save_network(path, net, {'0.1': state})
+    halved = Network.from_pretrained(str(path))
+    assert halved.finisher.leave.weight.dtype == torch.float32
+    torch.testing.assert_close(halved.finisher.leave.weight, net.finisher.leave.weight, rtol=1e-3, atol=1e-4)
+    tensors, meta = tensor_files.load_tensors(path)
+    tensor_files.save_tensors(path, {n: x for n, x in tensors.items() if not n.endswith('finisher.leave.bias')}, meta)
+    with pytest.raises(ValueError, match='leave.bias'):
+        Network.from_pretrained(str(path))
     without = small(finisher_width=0)
     assert without.finisher is None and not any('finisher' in name for name in without.state_dict())

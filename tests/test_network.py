@@ -189,7 +189,7 @@ def test_check_codes():
     ]:
         with pytest.raises(ValueError, match=message):
             net.decode(bad)
-    for value, entry in itertools.product([-1, 8], [(2, 1)]):
+    for value, entry in itertools.product([-2, 8], [(2, 1)]):
         wrong = codes.clone()
         wrong[entry] = value
         with pytest.raises(ValueError, match=rf'code {value} of image 2, layer 1, is outside 0\.\.7'):

@@ -145,7 +145,11 @@ def test_codes_that_do_not_fit(codes, says):
         networks()['cells'].sample(2, codes=codes)
 
 
-def test_decoding_takes_no_free_codes():
-    net = DDN(4, 1, [8], [2], [3]).eval()
-    with pytest.raises(ValueError, match=r'code -1 of image 0, layer 1, is outside 0..2$'):
-        net.decode(torch.tensor([[0, -1]]))
+def test_decoding_gives_free_codes_the_likeliest_choice():
+    net = DDN(4, 1, [8], [2], [3], prior_width=8).eval()
+    torch.nn.init.normal_(net.prior[1].out.bias, generator=torch.Generator().manual_seed(0))
+    log_p = [net.log_prob(torch.tensor([[0, k]])).item() for k in range(3)]
+    likeliest = torch.tensor([[0, log_p.index(max(log_p))]])
+    assert torch.equal(net.decode(torch.tensor([[0, -1]])), net.decode(likeliest))
+    with pytest.raises(ValueError, match=r'code -2 of image 0, layer 1, is outside 0..2, or -1$'):
+        net.decode(torch.tensor([[0, -2]]))
