@@ -78,6 +78,8 @@ class Guide(NamedTuple):
     full_size: whether it gets the candidates at the network's resolution, at smaller layers too.
     comparison: of a quadratic guide (``quadratic``), candidates -> ``Comparison``; None where the guide must see whole
         pictures: then layers with cells, and networks with a prior, show it ``proposals``.
+    exact: the comparison says what a linear map of the picture is, without noise: finished pictures are projected back
+        onto it (``back_projection``).
     """
 
     name: str
@@ -85,6 +87,7 @@ class Guide(NamedTuple):
     weight: float = 1.0
     full_size: bool = False
     comparison: Callable[[Candidates], Comparison] | None = None
+    exact: bool = False
 
     def compared(self, candidates: Candidates, layer: int) -> Comparison:
         """Its ``comparison``. Raises ValueError naming the guide and the layer where that fails."""
@@ -95,8 +98,13 @@ class Guide(NamedTuple):
 
     def of_pictures(self, images: torch.Tensor, layer: int) -> torch.Tensor:
         """[B] the distances of pictures [B, C, H, W], as if each were the only candidate."""
+        return self(self.only(images), layer)[:, 0]
+
+    @staticmethod
+    def only(images: torch.Tensor) -> Candidates:
+        """Candidates of which pictures [B, C, H, W] are the only ones."""
         B, C, H, W = images.shape
-        return self(Candidates(images.new_zeros(1, C, 1), images.new_zeros(B, 1, H, W), images), layer)[:, 0]
+        return Candidates(images.new_zeros(1, C, 1), images.new_zeros(B, 1, H, W), images)
 
     def __call__(self, candidates: Candidates, layer: int) -> torch.Tensor:
         """[B, K] or [B, K, n], float32 or wider. Raises ValueError naming the guide and the layer where ``distances``
@@ -155,13 +163,15 @@ def rendered(
 # Quadratic guides: the K images are never rendered.
 
 
-def quadratic(name: str, comparison: Callable[[Candidates], Comparison], weight: float = 1.0) -> Guide:
-    """The guide that compares as ``comparison`` of a layer's candidates says."""
+def quadratic(
+    name: str, comparison: Callable[[Candidates], Comparison], weight: float = 1.0, exact: bool = False
+) -> Guide:
+    """The guide that compares as ``comparison`` of a layer's candidates says. ``exact``: see ``Guide``."""
 
     def distances(candidates: Candidates, layer: int) -> torch.Tensor:
         return comparison(candidates).distances(candidates)
 
-    return Guide(name, distances, weight, comparison=comparison)
+    return Guide(name, distances, weight, comparison=comparison, exact=exact)
 
 
 def l2(target: torch.Tensor, weight: float = 1.0, name: str = 'l2') -> Guide:
@@ -202,7 +212,7 @@ def superres(low: torch.Tensor, weight: float = 1.0) -> Guide:
             pooling=math.sqrt(math.prod(sides) / math.prod(size)),
         )
 
-    return quadratic('superres', comparison, weight)
+    return quadratic('superres', comparison, weight, exact=True)
 
 
 def colorization(grey: torch.Tensor, weight: float = 1.0) -> Guide:
@@ -214,7 +224,7 @@ def colorization(grey: torch.Tensor, weight: float = 1.0) -> Guide:
         matrix = pixel_maps.grey_matrix(candidates.shape[1])
         return Comparison(grey_at(candidates, channels=1), channels=matrix)
 
-    return quadratic('colorization', comparison, weight)
+    return quadratic('colorization', comparison, weight, exact=True)
 
 
 def blur(blurred: torch.Tensor, sigma: float, weight: float = 1.0) -> Guide:
@@ -271,7 +281,7 @@ def inpaint(target: torch.Tensor, mask: torch.Tensor, weight: float = 1.0, name:
         root = pixel_maps.repeat(known.to(mean).sqrt(), len(mean))  # [B, 1, H, W]
         return Comparison(mean * root, lambda x: x * root, known=root.square())
 
-    return quadratic(name, comparison, weight)
+    return quadratic(name, comparison, weight, exact=name == 'inpaint')
 
 
 def strokes(rgba: torch.Tensor, weight: float = 1.0) -> Guide:

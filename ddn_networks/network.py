@@ -14,7 +14,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from ddn_networks import guided_sampling, hub, model_cards, prior, samplers, search, shared_prefixes, snapshots
+from ddn_networks import (
+    back_projection,
+    guided_sampling,
+    hub,
+    model_cards,
+    prior,
+    samplers,
+    search,
+    shared_prefixes,
+    snapshots,
+)
 from ddn_networks.aliases import OldAttribute, old_names
 from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.condition_set import ConditionSet, Images
@@ -275,7 +285,8 @@ class Network(nn.Module):
         with the same random numbers as without ``codes``. What is kept in later layers does not change how the free
         codes before it are chosen.
 
-        ``finish``: apply the network's finisher, if it has one; without it the images are those of the last layer.
+        ``finish``: apply the network's finisher, if it has one; without it the images are those of the last layer. What
+        it draws is projected back onto exact conditions (``back_projection``).
 
         Returns images [B, C, H, W], about in [-1, 1] (clamp them to show them), and codes [B, D] int64. A seed names
         one image, at any batch size.
@@ -300,7 +311,11 @@ class Network(nn.Module):
             if top_p is not None or cfg != 1:
                 raise ValueError('top_p and cfg are for samples without guides')
             output = guided_sampling.sample(self, guide, seeds, condition, False, temperature, uniform, codes)
-            return self.finished(output) if finish else output.images, output.codes
+            if finish and self.finisher is not None:
+                every = guided_sampling.checked(guide, self.num_layers).guides
+                finished = back_projection.projected(self.finished(output), output.images, every, self.num_layers - 1)
+                output = output._replace(images=finished)
+            return output.images, output.codes
         if by_prior:
             wanted = self.sampling.temperatures_of(self.num_layers) if temperature is None else temperature
             temperatures = prior.checked_temperatures(wanted, self.num_layers)
