@@ -29,6 +29,7 @@ from cli.networks import load_network
 from cli.options import (
     BATCH,
     EMA,
+    FINISH,
     Group,
     GroupedCommand,
     one_line_errors,
@@ -80,24 +81,25 @@ def report(command: str, numbers: evaluate.Scores, notes: list[str], about: dict
             json.dump(result, file, indent=2)
 
 
-def load(path: str, ema: str | None, device: torch.device) -> tuple[Network, dict]:
-    """A network, and the facts about it for the result."""
+def load(path: str, ema: str | None, device: torch.device, finish: bool) -> tuple[Network, dict]:
+    """A network, with or without its finisher, and the facts about it for the result."""
     file = persistence.network_path(path)
-    net = load_network(file, ema, device)
+    net = load_network(file, ema, device, finish=finish)
     kept = getattr(net, 'snapshot_meta', {}).get('emas') or ['none']
-    return net, {'network': str(path), 'sha256': util.file_sha256(file), 'ema': ema or kept[0]}
+    about = {'network': str(path), 'sha256': util.file_sha256(file), 'ema': ema or kept[0]}
+    return net, about | ({} if finish else {'finish': False})
 
 
 def samples(
-    images: str | None, network: str | None, ema: str | None, device: torch.device, num: int | None, seed: int,
-    files: Callable[[str], Files],
+    images: str | None, network: str | None, ema: str | None, finish: bool, device: torch.device, num: int | None,
+    seed: int, files: Callable[[str], Files],
 ) -> ImageSet:  # fmt: skip
     """The samples to evaluate: ``files`` of --images, or samples of --network."""
     if (images is None) == (network is None):
         raise click.UsageError('give either --images or --network')
     if images is not None:
         return files(images)
-    net, about = load(network, ema, device)
+    net, about = load(network, ema, device, finish)
     return Samples(net, num or NUM, seed, about)
 
 
@@ -154,6 +156,7 @@ NETWORK = click.option('--network', help='Snapshot whose samples to evaluate, wi
     IMAGES,
     NETWORK,
     EMA,
+    FINISH,
     click.option('--num', help=f'Number of images  [default: {NUM}, or all if there are fewer]', metavar='INT',
                  type=click.IntRange(2, MAX_NUM)),
 )
@@ -163,7 +166,7 @@ NETWORK = click.option('--network', help='Snapshot whose samples to evaluate, wi
     click.option('--keep', help='Number of images whose features serve KID, precision and recall', metavar='INT',
                  type=click.IntRange(0, MAX_NUM), default=evaluate.KEEP),
 )
-def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, how, json_path) -> None:
+def calc(images, network, ema, finish, ref, num, keep, batch, seed, detector, device, how, json_path) -> None:
     """Compare images with a reference: FID, KID, precision, recall, density, coverage."""
     if Path(ref).is_dir() or ref.endswith('.zip'):
         raise ValueError(f'--ref={ref} is not a file of statistics; make one: fid.py ref --data={ref} --dest=ref.npz')
@@ -171,7 +174,7 @@ def calc(images, network, ema, ref, num, keep, batch, seed, detector, device, ho
     reference = load_statistics(ref_path)
     notes = evaluate.require_same_detector(reference, ref, detector)
     files = lambda path: Files(path, num, seed, least=2, most=NUM)  # noqa: E731
-    source = samples(images, network, ema, device, num, seed, files)
+    source = samples(images, network, ema, finish, device, num, seed, files)
     made = evaluate.statistics(source, detector, batch, keep)
     numbers, more = compare(reference, made)
     about = {'images': source.describe(), 'reference': {'path': ref, 'num': reference.num}}
@@ -229,6 +232,7 @@ def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
     'Images',
     click.option('--network', help='Snapshot', metavar='FILE|URL', required=True),
     EMA,
+    FINISH,
     click.option('--data', help='Folder or zip of its training images', metavar='PATH|ZIP', required=True),
     click.option('--held-out', help='Images that it was not trained on', metavar='PATH|ZIP'),
     click.option('--num', help='Number of images of each  [default: all]', metavar='INT',
@@ -236,11 +240,11 @@ def selftest(data, num, batch, seed, detector, device, how, json_path) -> None:
     *search_options,
 )
 def reconstruct(
-    network, ema, data, held_out, num, beam, refine, batch, seed, detector, device, how, json_path
+    network, ema, finish, data, held_out, num, beam, refine, batch, seed, detector, device, how, json_path
 ) -> None:  # fmt: skip
     """Compare images with their reconstructions: rFID, PSNR, SSIM, LPIPS, bits per pixel, on training and held-out
     images."""
-    net, about = load(network, ema, device)
+    net, about = load(network, ema, device, finish)
     require_no_condition(net, network)
     sources = {'training': Files(data, num, seed, least=2)}
     if held_out is not None:
@@ -264,6 +268,7 @@ def reconstruct(
     IMAGES,
     NETWORK,
     EMA,
+    FINISH,
     click.option('--data', help='Folder or zip of the training images', metavar='PATH|ZIP', required=True),
     click.option('--held-out', help='Real images that were not trained on', metavar='PATH|ZIP'),
     click.option('--num', help='Number of samples, and of held-out images at most', metavar='INT',
@@ -276,10 +281,11 @@ def reconstruct(
     click.option('--columns', help='Neighbours of each', metavar='INT', type=click.IntRange(1, 1000), default=6),
 )
 def neighbours(
-    images, network, ema, data, held_out, num, sheet, rows, columns, batch, seed, detector, device, how, json_path
+    images, network, ema, finish, data, held_out, num, sheet, rows, columns, batch, seed, detector, device, how,
+    json_path,
 ) -> None:  # fmt: skip
     """Find the nearest training images of samples, by LPIPS and by the detector: are the samples new?"""
-    source = samples(images, network, ema, device, num, seed, lambda path: Files(path, seed=seed, most=num))
+    source = samples(images, network, ema, finish, device, num, seed, lambda path: Files(path, seed=seed, most=num))
     gallery = Files(data)
     held = None if held_out is None else Files(held_out, seed=seed, most=num)
     sources = [gallery, source] + ([] if held is None else [held])

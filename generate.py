@@ -397,10 +397,11 @@ def main(
     ctx, network, outdir, seeds, codes, reconstruct, max_images, classes, label, condition_image, guide, top_k,
     temperature, top_p, uniform, cfg, beam, refine, combine, guide_every, guide_layers, sweeps, proposals, prior_weight,
     keep, keep_layers, keep_region, redraw_region, save_codes, grid, columns, subdirs, steps, batch, ema, device,
+    finish,
 ) -> None:  # fmt: skip
     check_options(ctx)
     with one_line_errors(), dist.session(device) as device:
-        net = load_network(network, ema, device, steps).to(memory_format=torch.channels_last)
+        net = load_network(network, ema, device, steps, finish).to(memory_format=torch.channels_last)
         conditions = condition_arguments(net, classes, label, condition_image)
         search = {'beam': beam, 'refine': refine}
         if net.condition_to == 'heads' and (codes or reconstruct):

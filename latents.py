@@ -143,7 +143,7 @@ def encode_command(data, dest, bits, max_images, batch, beam, refine, **net_opti
 
     found, error = [], 0.0
     with tqdm(total=count, desc='encode', unit='img') as bar:
-        how = {'beam': beam, 'refine': refine, 'share_prefixes': True}
+        how = {'beam': beam, 'refine': refine, 'share_prefixes': True, 'finish': False}
         for b in generate.reconstructions(net, count, read, batch, condition, **how):
             found.append(b.codes.cpu())
             error += (b.images.clamp(-1, 1) - b.originals).square().mean().item() * len(b.images)

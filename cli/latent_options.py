@@ -19,11 +19,11 @@ from torch_utils import distributed as dist
 
 
 def open_network(
-    network: str, ema: str | None, device: str | None, steps: int | None, class_: int | None,
+    network: str, ema: str | None, device: str | None, steps: int | None, finish: bool, class_: int | None,
     label: Sequence[float] | None, condition_image: Sequence[str],
 ) -> tuple[Network, ConditionArguments]:  # fmt: skip
     """The network of ``net_options``, and what they give for its condition."""
-    net = load_network(network, ema, dist.device_for_rank(device), steps)
+    net = load_network(network, ema, dist.device_for_rank(device), steps, finish)
     return net, ConditionArguments(net, None if class_ is None else [class_], label, condition_image)
 
 

@@ -7,7 +7,11 @@ from torch_utils import persistence
 
 
 def load_network(
-    path: str, ema: str | None = None, device: str | torch.device = 'cpu', steps: int | None = None
+    path: str,
+    ema: str | None = None,
+    device: str | torch.device = 'cpu',
+    steps: int | None = None,
+    finish: bool = True,
 ) -> Network:
     """The network of a snapshot, in evaluation mode.
 
@@ -16,6 +20,7 @@ def load_network(
         ema: label of the averaged weights, or 'none' for the raw ones; None takes the first.
         device: where the network is to be.
         steps: L of a recurrent network; None as it was trained.
+        finish: keep its finisher, if it has one.
 
     Raises:
         ValueError, OSError: a snapshot that cannot be read, averaged weights that it lacks, steps of a fixed network.
@@ -25,4 +30,6 @@ def load_network(
         if not isinstance(net, RecurrentDDN):
             raise ValueError(f'--steps={steps}: {path} is not recurrent, its {net.num_layers} layers are fixed')
         net.num_layers = steps
+    if not finish:
+        net.finisher = None
     return net

@@ -194,7 +194,9 @@ class Text(click.ParamType):
 
 EMA = click.option('--ema', metavar='LABEL',
                    help="Averaged weights by half-life, or 'none' for the raw ones  [default: the first]")
-# --network, --ema, --steps, --device: arguments of ``cli.networks.load_network``.
+FINISH = click.option('--finish', metavar='BOOL', type=bool, default=True,
+                      help='Apply the finisher, if the network has one; 0: show the picture before it')
+# --network, --ema, --steps, --device, --finish: arguments of ``cli.networks.load_network``.
 network_options = option_group(
     'Network',
     click.option('--network', metavar='FILE|URL', required=True,
@@ -203,6 +205,7 @@ network_options = option_group(
     click.option('--steps', metavar='INT', type=click.IntRange(1, 10_000),
                  help='Layers of a recurrent network  [default: as trained]'),
     click.option('--device', metavar='NAME', help='cuda, mps or cpu  [default: the best available]'),
+    FINISH,
 )  # fmt: skip
 BATCH = click.IntRange(1, 65_536)
 BEAM = click.IntRange(1, 4096)
