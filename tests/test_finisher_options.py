@@ -21,7 +21,7 @@ def path(tmp_path_factory) -> str:
     net = DDN(16, 1, [8, 8], [1, 1], [4, 4], grids=[1, 2], finisher_width=4)
     with torch.no_grad():
         for param in net.finisher.parameters():
-            param.copy_(0.2 * torch.randn(param.shape))
+            param.copy_(0.1 * torch.randn(param.shape))
     path = tmp_path_factory.mktemp('net') / 'net.safetensors'
     snapshots.save_network(path, net)
     return str(path)
@@ -33,31 +33,32 @@ def run(script, *args) -> str:
     return result.output
 
 
-def shown(images: torch.Tensor) -> list[np.ndarray]:
-    return list(to_uint8(images)[:, 0].numpy())
+def pixels(folder, names) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(folder / name)) for name in names])
 
 
-def pixels(folder, names) -> list[np.ndarray]:
-    return [np.asarray(Image.open(folder / name)) for name in names]
+def same(found: np.ndarray, images: torch.Tensor) -> None:
+    """But for rounding: generate.py has its tensors channels last."""
+    assert np.abs(found.astype(int) - to_uint8(images)[:, 0].numpy()).max() <= 1
 
 
 @pytest.mark.parametrize('options, finish', [([], True), (['--finish=1'], True), (['--finish=0'], False)])
 def test_of_samples_codes_and_reconstructions(path, tmp_path, options, finish):
     net = Network.from_pretrained(path)
     images, codes = net.sample(3, finish=finish)
-    assert not torch.equal(to_uint8(images), to_uint8(net.sample(3, finish=not finish)[0]))
+    assert (to_uint8(images).int() - to_uint8(net.sample(3, finish=not finish)[0]).int()).abs().max() > 9
     network = [f'--network={path}', '--device=cpu', *options]
     names = [f'{i:06d}.png' for i in range(3)]
     saved = tmp_path / 'codes.npz'
     run(generate, *network, f'--outdir={tmp_path / "a"}', '--seeds=0-2', f'--save-codes={saved}')
-    np.testing.assert_array_equal(pixels(tmp_path / 'a', names), shown(images))
+    same(pixels(tmp_path / 'a', names), images)
     run(generate, *network, f'--outdir={tmp_path / "b"}', f'--codes={saved}')
-    np.testing.assert_array_equal(pixels(tmp_path / 'b', names), shown(images))
+    same(pixels(tmp_path / 'b', names), images)
     run(latents, 'decode', *network, f'--codes={saved}', f'--outdir={tmp_path / "c"}')
-    np.testing.assert_array_equal(pixels(tmp_path / 'c', names), shown(images))
+    same(pixels(tmp_path / 'c', names), images)
     run(generate, *network, f'--outdir={tmp_path / "d"}', f'--reconstruct={tmp_path / "a"}')
     made = net.reconstruct(to_float(to_uint8(images)), finish=finish).images
-    np.testing.assert_array_equal(pixels(tmp_path / 'd', names), shown(made))
+    same(pixels(tmp_path / 'd', names), made)
 
 
 def test_evaluation_says_so(path):
