@@ -164,6 +164,14 @@ GROUPS = (
                 help='Soft targets: softmax(-distance / (this times its spread))'),
     ),
     option_group(
+        'Finisher (a network after the last layer that draws what the codes leave open)',
+        _option('--fit-finisher', metavar='NET', help='Train a finisher for this network, which stays as it is; other '
+                'defaults, see docs/finisher.md'),
+        _option('--finisher-width', metavar='INT', type=INT_POS, default=24, help='Channels at full size'),
+        _option('--lpips', metavar='auto|none|FILE', default='auto',
+                help='Also learn from LPIPS, with these weights of AlexNet (a file or URL); auto: if they are found'),
+    ),
+    option_group(
         'Training',
         _option('--duration', metavar='MIMG', type=FLOAT_POS, default=200.0, help='Length of training'),
         _option('--batch', metavar='INT', type=BATCH, default=512, help='Images per step, all ranks'),

@@ -12,7 +12,7 @@ import click
 import torch
 from click.core import ParameterSource
 
-from cli import prior_fits, sampling_defaults
+from cli import finisher_fits, prior_fits, sampling_defaults
 from cli.options import one_line_errors
 from cli.presets import PRESETS
 from cli.training_arguments import loop_kwargs
@@ -75,6 +75,8 @@ def _run(o: dict[str, Any], given: set[str]) -> str | None:
         o = lasting(o)
         if o['fit_prior'] is not None:
             return _fit_prior(o, given, device)
+        if o['fit_finisher'] is not None:
+            return _fit_finisher(o, given, device, run_dir, state)
         dataset = ImageFolderDataset(o['data'])
         data = {'num': len(dataset), 'shape': list(dataset.image_shape), 'digest': dataset.archive.digest()}
         loop, notes = loop_kwargs(o, dataset), list(dataset.archive.notes)
@@ -128,6 +130,25 @@ def _fit_prior(o: dict[str, Any], given: set[str], device: torch.device) -> str 
         facts = {'git_revision': misc.git_revision(), 'fitted_to': redacted(o['fit_prior']), 'cur_nimg': num}
         snapshots.save_network(path, net, meta=facts)
         click.echo(f'Network with its prior: {path}')
+    return run_dir
+
+
+def _fit_finisher(
+    o: dict[str, Any], given: set[str], device: torch.device, run_dir: str | None, state: str | None
+) -> str | None:
+    o = finisher_fits.options(o, given, resumed=state is not None)
+    seed = o['seed'] if o['seed'] is not None else secrets.randbelow(2**31)
+    if o['dry_run']:
+        click.echo(json.dumps({name: o[name] for name in ('fit_finisher', 'lpips', *finisher_fits.DEFAULTS)}))
+        return None
+    if run_dir is None:
+        run_dir = _new_folder(o, [os.path.splitext(os.path.basename(o['data']))[0], 'finisher'])
+    with run_folder.opened(run_dir):
+        click.echo(f'Run folder: {run_dir}')
+        options = {k: v for k, v in o.items() if k not in NOT_STORED} | {'seed': seed}
+        stored = {'command': as_command(o | {'seed': seed}, 1), 'options': options, 'preset': None,
+                  'loop': {'seed': seed, 'network_kwargs': {}}, 'git_revision': misc.git_revision()}  # fmt: skip
+        finisher_fits.fitted(o, seed, device, run_dir, state, redacted(stored), click.echo)
     return run_dir
 
 

@@ -177,9 +177,10 @@ def load_detector(
     return made._replace(folder=Path(folder))
 
 
-def load_lpips(device: str | torch.device = 'cpu') -> LPIPS:
-    """LPIPS v0.1 (AlexNet) with the weights that ``weights_path`` finds. Raises as ``load_detector``."""
-    paths = weights_path('lpips-alex'), weights_path('lpips-lin')
+def load_lpips(device: str | torch.device = 'cpu', backbone: str | None = None) -> LPIPS:
+    """LPIPS v0.1 (AlexNet) with the weights that ``weights_path`` finds; ``backbone``: path or URL of AlexNet's. Raises
+    as ``load_detector``."""
+    paths = weights_path('lpips-alex', backbone), weights_path('lpips-lin')
     state = read_state(paths[0]) | {key.split('.')[0]: value.flatten() for key, value in read_state(paths[1]).items()}
     net = LPIPS()
     load_(net, state, ' and '.join(map(str, paths)))

@@ -51,7 +51,7 @@ def _tensors(net: torch.nn.Module, ema: EMA, moments: Moments, balance: Any) -> 
     return {f'{group}/{name}': tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
 
-def _new_moments(optimizer: torch.optim.Adam) -> Moments:
+def new_moments(optimizer: torch.optim.Adam) -> Moments:
     """What Adam's first step makes of each parameter."""
     moments = {}
     for group in optimizer.param_groups:
@@ -90,7 +90,7 @@ def load_state(path: str, net, ema: EMA, optimizer: torch.optim.Adam, balance) -
     """
     with _opened(path) as file:
         _check_meta(path, file.meta)
-        moments = _new_moments(optimizer) if any(name.startswith('opt/') for name in file.described) else {}
+        moments = new_moments(optimizer) if any(name.startswith('opt/') for name in file.described) else {}
         live = _tensors(net, ema, moments, balance)
         # Averages that this run does not keep, and counters of another way of balancing, may be there too.
         strange = [n for n in file.described if n not in live and not n.startswith(('ema/', 'balance/'))]

@@ -76,6 +76,12 @@ class Fit:
         finally:
             loader.close()
 
+    def of_indices(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same of some images."""
+        rows = zip(*(self.data.loaded[int(i)] for i in indices), strict=True)
+        images, *facts = (torch.from_numpy(np.stack(arrays)) for arrays in rows)
+        return self._prepared(images, facts, None)
+
     def held_out(self, batch_size: int = 100) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """The same of images that the prior does not learn from; of the validation batch where none are held out."""
         part = self.data.held_out

@@ -1,0 +1,63 @@
+"""Finishers trained for a network that stays as it is."""
+
+import json
+import os
+
+import pytest
+import torch
+from conftest import TINY_RUN, invoke
+
+import train
+from ddn_networks import Network, tensor_files
+from training.checkpoint import find_states
+
+
+@pytest.fixture(scope='module')
+def plain(tiny_zip, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp('plain') / 'run'
+    invoke(train.main, f'--data={tiny_zip}', f'--outdir={folder}', *TINY_RUN, '--nosubdir', '--duration=0.000160')
+    return str(folder)
+
+
+def fit(plain: str, tiny_zip: str, folder, *args: str) -> str:
+    common = [f'--fit-finisher={plain}', f'--data={tiny_zip}', f'--outdir={folder}', '--nosubdir', '--seed=0']
+    common += ['--finisher-width=4', '--batch=8', '--device=cpu', '--lpips=none', '--tick=0.016', '--snap=1']
+    return invoke(train.main, *common, *args)
+
+
+def test_it_learns_and_the_layers_stay(plain, tiny_zip, tmp_path):
+    out = fit(plain, tiny_zip, tmp_path, '--duration=0.000160')
+    before, net = Network.from_pretrained(plain), Network.from_pretrained(tmp_path)
+    own = {name: x for name, x in net.state_dict().items() if not name.startswith('finisher.')}
+    assert len(own) == len(before.state_dict()) < len(net.state_dict())
+    assert all(torch.equal(x, own[name]) for name, x in before.state_dict().items())
+    codes = before.sample(4)[1]
+    assert torch.equal(net.decode(codes, finish=False), before.decode(codes))
+    assert (net.decode(codes) - before.decode(codes)).abs().max() > 1e-3
+    assert 'LPIPS: none' in out and 'left' in out
+    stats = [json.loads(line) for line in (tmp_path / 'stats.jsonl').read_text().splitlines()]
+    assert [s['nimg'] for s in stats] == list(range(16, 161, 16))
+    assert stats[-1]['psnr_before'] == stats[0]['psnr_before'] != stats[-1]['psnr_after']
+    assert {'samples-000000160.png', 'reconstructions-000000160.png'} <= set(os.listdir(tmp_path))
+    assert len(find_states(str(tmp_path))) == 2
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(plain, tiny_zip, tmp_path, monkeypatch):
+    from training import finisher_fitting
+
+    monkeypatch.setattr(finisher_fitting, 'ROUND', 16)  # 8 steps a round: the stop is within the second
+    a, middle = tmp_path / 'a', tmp_path / 'b'
+    for folder in (a, middle):
+        fit(plain, tiny_zip, folder, '--duration=0.000160')
+    os.remove(find_states(str(middle))[0])  # as if it had stopped at 144 images
+    out = invoke(train.main, f'--resume={middle}', '--device=cpu')
+    assert 'Resuming at 144 images' in out
+    whole, resumed = (tensor_files.load_tensors(find_states(str(f))[0])[0] for f in (a, middle))
+    assert whole.keys() == resumed.keys() and all(torch.equal(x, resumed[name]) for name, x in whole.items())
+
+
+def test_options_that_mean_nothing_here(plain, tiny_zip, tmp_path):
+    with pytest.raises(AssertionError, match='--nodes does nothing with --fit-finisher'):
+        fit(plain, tiny_zip, tmp_path, '--nodes=4')
+    with pytest.raises(AssertionError, match='no such file'):
+        fit(plain, tiny_zip, tmp_path, '--lpips=missing.pth')
