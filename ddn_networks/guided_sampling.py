@@ -134,7 +134,7 @@ def _among_all(
     """The answer of a layer without cells: the guides compare all K candidates of each of the B b rows."""
     b, rows, K = guidance.beam, candidates.shape[0], candidates.num_nodes
     full = candidates
-    if any(guide.full_size for guide in guidance.guides):
+    if any(guide.full_size for guide in guidance.guides) and tuple(candidates.shape[2:]) != tuple(img_resolution):
         full = candidates.pixels(lambda x: pixel_maps.upsample(x, img_resolution))
     distances = [guide(full if guide.full_size else candidates, layer) for guide in guidance.guides]
     spare = copies_of_first(codes.unflatten(0, (rows // b, b)))  # [B, b]

@@ -2,14 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner
-from conftest import TINY_RUN, final
+from conftest import TINY_RUN, final, invoke
 
+import generate
+import latents
 import train
-from ddn_networks import DDN, Network, RecurrentDDN, guides, pixel_maps, samplers, snapshots
+from ddn_networks import DDN, Network, RecurrentDDN, black_boxes, codec, guides, pixel_maps, samplers, snapshots
 from ddn_networks.candidates import Candidates, area_resize
 from ddn_networks.ddl import DDL
 from ddn_networks.guided_sampling import Guidance
@@ -214,6 +216,47 @@ def test_a_snapshot_keeps_it(tmp_path):
     assert torch.equal(Network.from_pretrained(path).decode(codes), net.decode(codes))
 
 
+def test_searches_find_the_nearest_picture():
+    net = network(prior_width=0, grids=[1] * 3)
+    images = torch.rand(2, 3, 16, 24, generator=gen()).double() * 2 - 1
+    every = torch.cartesian_prod(*(torch.arange(K) for K in net.num_nodes))
+    drawn = net.decode(every)
+    errors = (drawn[None] - images[:, None]).square().mean((2, 3, 4))
+    for beam in (len(every) // 4, 40):  # exhaustive; as wide as most layers
+        found = net.reconstruct(images, beam=beam)
+        torch.testing.assert_close(found.images, net.decode(found.codes))
+        error = (found.images - images).square().mean((1, 2, 3))
+        assert (error <= (net.decode(net.encode(images)) - images).square().mean((1, 2, 3)) + 1e-12).all()
+    assert torch.equal(net.encode(images, beam=len(every) // 4), every[errors.argmin(1)])
+
+
+def test_branches_and_regions_are_of_the_full_size_picture():
+    net = network()
+    images, codes = net.sample(2, seed=0, uniform=True)
+    last, K = net.code_slices[-1].start, net.num_nodes[-1]
+    shown = net.cell_branches(codes, 3, 6)  # row 1, column 2 of the 4x4 cells of 4x6 pixels
+    for k in range(K):
+        other = codes.clone()
+        other[:, last + 6] = k
+        torch.testing.assert_close(shown[:, k], net.decode(other))
+    partial = codes.clone()
+    partial[:, last + 6] = -1
+    changed = (net.sample(2, seed=5, codes=partial, uniform=True)[0] - images).abs().amax((0, 1)) > 1e-9
+    assert changed[4:8, 12:18].all() and changed.sum() == 4 * 6
+    tree = network(grids=[1] * 3)
+    prefix = torch.tensor([[1, 2, 3]])
+    children = [tree.decode(torch.cat([prefix, torch.tensor([[k]])], 1))[0] for k in range(4)]
+    torch.testing.assert_close(tree.branches(prefix)[0], torch.stack(children))
+
+
+def test_files_of_the_codec():
+    pytest.importorskip('constriction')
+    net = network(prior_width=0).float()
+    images = torch.rand(1, 3, 16, 24, generator=gen()) * 2 - 1
+    data = codec.encode(net, images)
+    torch.testing.assert_close(codec.decode(net, data), net.decode(net.encode(images)))
+
+
 @pytest.mark.parametrize('side', [32, 64])
 def test_a_finisher_sees_their_features(side):
     torch.manual_seed(0)
@@ -263,6 +306,7 @@ GUIDES = {  # of pictures of 16x24
     'edges': lambda x: guides.edges(x),
     'l1': lambda x: guides.l1(x),
     'posterize': lambda x: guides.posterize(x, 3),
+    'python': lambda x: black_boxes.python(lambda made: (made * x.to(made)).mean((1, 2, 3))),
 }
 
 
@@ -313,16 +357,10 @@ def test_generation_chooses_as_among_rendered_pictures(names, uniform):
 RUN = [*TINY_RUN, '--unshuffle=2', '--grids=1,1,2,4', '--prior=head', '--prior-width=8', '--tick=0.04', '--nosubdir']
 
 
-def invoke(*args, expect=0) -> str:
-    result = CliRunner().invoke(train.main, [str(a) for a in args], catch_exceptions=False)
-    assert result.exit_code == expect, result.output
-    return result.output
-
-
 @pytest.fixture(scope='module')
 def trained(tiny_zip, tmp_path_factory):
     folder = tmp_path_factory.mktemp('unshuffle') / 'run'
-    invoke(f'--data={tiny_zip}', f'--outdir={folder}', *RUN, '--duration=0.000160')
+    invoke(train.main, f'--data={tiny_zip}', f'--outdir={folder}', *RUN, '--duration=0.000160')
     return folder
 
 
@@ -338,25 +376,40 @@ def test_a_run_trains_splits_and_says_it(trained):
     assert '8x8 / 2' in (trained / 'log.txt').read_text()
 
 
+def test_codes_regions_and_cells_in_the_scripts(trained, tiny_zip, tmp_path):
+    net, file = [f'--network={trained}', '--device=cpu'], tmp_path / 'codes.npz'
+    invoke(latents.main, 'encode', *net, f'--data={tiny_zip}', f'--dest={file}')
+    codes = np.load(file)['codes']
+    sheet, region = f'--sheet={tmp_path / "sheet.png"}', '--region=0,0,4,4'
+    invoke(latents.main, 'cell', *net, f'--codes={file}', sheet, '--row=0', '--layer=5', '--cell=1,2')
+    invoke(latents.main, 'swap', *net, f'--codes={file}', sheet, '--coarse=0', '--fine=1', '--layers=4', region)
+    keep = [f'--keep={file}:0', '--redraw-region=0,0,4,4', f'--save-codes={tmp_path / "made.npy"}']
+    invoke(generate.main, *net, f'--outdir={tmp_path}', '--seeds=0-3', *keep)
+    made = np.load(tmp_path / 'made.npy')
+    same = (made == codes[0]).all(0)[-16:].reshape(4, 4)  # the cells of the last layer, of 2x2 pixels
+    assert same[2:].all() and same[:, 2:].all() and not same[:2, :2].all()
+
+
 def test_it_resumes_bit_for_bit(trained, tiny_zip, tmp_path):
-    invoke(f'--data={tiny_zip}', f'--outdir={tmp_path}', *RUN, '--duration=0.000080')
-    invoke(f'--resume={tmp_path}', '--duration=0.000160')
+    invoke(train.main, f'--data={tiny_zip}', f'--outdir={tmp_path}', *RUN, '--duration=0.000080')
+    invoke(train.main, f'--resume={tmp_path}', '--duration=0.000160')
     a, b = final(trained), final(tmp_path)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_transfer_to_and_from_layers_of_full_size(trained, tiny_zip, tmp_path):
     snapshot = next(trained.glob('network-snapshot-*.safetensors'))
-    rest = [arg for arg in RUN if arg != '--unshuffle=2']
-    out = invoke(f'--data={tiny_zip}', f'--outdir={tmp_path}', *rest, f'--transfer={snapshot}', '--duration=0.000016')
+    rest = [*(arg for arg in RUN if arg != '--unshuffle=2'), f'--transfer={snapshot}', '--duration=0.000016']
+    out = invoke(train.main, f'--data={tiny_zip}', f'--outdir={tmp_path}', *rest)
     left = [line for line in out.splitlines() if 'left at random' in line]
     parts = {line.removeprefix('  left at random: ')[:8] for line in left}
     assert parts == {'blocks.4', 'ddls.4.w', 'ddls.5.w', 'prior.4.', 'prior.5.'}  # whose features have other sizes
 
 
 def test_what_has_no_such_layers_refuses(tiny_zip, tmp_path):
-    out = invoke(f'--data={tiny_zip}', f'--outdir={tmp_path}', '--arch=recurrent', '--unshuffle=2', expect=1)
+    to = [f'--data={tiny_zip}', f'--outdir={tmp_path}']
+    out = invoke(train.main, *to, '--arch=recurrent', '--unshuffle=2', expect=1)
     assert '--unshuffle does nothing with --arch=recurrent' in out
     small = ['--channels=8,2', '--blocks=1', '--nodes=4', '--unshuffle=2']
-    out = invoke(f'--data={tiny_zip}', f'--outdir={tmp_path}', *small, expect=1)
+    out = invoke(train.main, *to, *small, expect=1)
     assert out.splitlines()[-1].startswith('Error: every scale needs 1 channels or more, the last 4')
