@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ddn_networks import samplers, tensor_files
+from ddn_networks import prior, samplers, tensor_files
 from ddn_networks.finisher import Residual, activation, code_noise
 from training.checkpoint import new_moments
 from training.ema import EMA
@@ -185,15 +185,18 @@ class FinisherFit:
     def sampled(self, seeds: Sequence[int], condition: torch.Tensor | None) -> Pictures:
         """Samples: two thirds by the network's own prior at its default temperatures, the others at temperature 1;
         uniform ones of a network without a prior."""
-        parts = []
-        for rows in _thirds(len(seeds)):
-            some = None if condition is None or len(condition) == 1 else condition[list(rows)]
-            some = condition if condition is not None and len(condition) == 1 else some
-            how = {} if not self.net.prior else {'temperature': None if rows.start == 0 else 1.0}
-            if len(rows):
-                parts.append(self.net.sample(seeds=[seeds[i] for i in rows], condition=some, finish=False, **how)[1])
-        codes = torch.cat(parts)
-        return self._pictures(self.net(samplers.given(codes), len(codes), condition))
+        net, parts = self.net, []
+        defaults = net.sampling.temperatures_of(net.num_layers)
+        for rows, temperatures in zip(_thirds(len(seeds)), (defaults, [1.0] * net.num_layers), strict=True):
+            some = [seeds[i] for i in rows]
+            given = condition if condition is None or len(condition) == 1 else condition[rows.start : rows.stop]
+            if net.prior:
+                sampler = prior.from_prior(samplers.uniforms(net.num_codes, some), temperatures)
+            else:
+                sampler = samplers.given(samplers.uniform_codes(net.code_nodes, some).to(net.device))
+            if some:
+                parts.append(self._pictures(net(sampler, len(some), given)))
+        return _joined(parts)
 
     def make_round(self, number: int) -> Round:
         """Round ``number``: the next images in the order of the run, and samples of seeds of its own."""
