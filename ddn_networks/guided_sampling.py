@@ -9,7 +9,7 @@ Layers that choose per cell, and networks with a prior of their own, are in ``ce
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -47,6 +47,7 @@ __all__ = [
     'by_rank',
     'chance_table',
     'checked',
+    'layers',
     'ranks',
     'sample',
     'sampler',
@@ -180,6 +181,45 @@ def sample(
     Raises:
         ValueError: guidance whose numbers do not fit the network; a guide that fails, with its name and the layer.
     """
+    b, chosen, condition = _asking(net, guidance, seeds, condition, temperature, uniform, partial)
+    return best_rows(net(chosen, len(seeds) * b, condition, share_prefixes=share_prefixes), b)
+
+
+@torch.no_grad()
+def layers(
+    net: 'Network',
+    guidance: Guidance | Guide | Sequence[Guide],
+    seeds: Sequence[int],
+    condition: torch.Tensor | None = None,
+    temperature: float | Sequence[float] | None = None,
+    uniform: bool = False,
+    partial: torch.Tensor | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The images of ``sample`` while they are made: after each layer the images [B, C, h, w] and the codes so far
+    [B, d], and of a network with a finisher once more after that. With a beam they are of the partial images that are
+    the best at that moment."""
+    b, chosen, condition = _asking(net, guidance, seeds, condition, temperature, uniform, partial)
+    selection = None
+    for selection in net.walk(chosen, len(seeds) * b, condition):
+        yield selection.image[::b], selection.codes[::b]
+    if net.finisher is not None:
+        from ddn_networks.network import Output
+
+        features = selection.of_images(selection.features)
+        output = best_rows(Output(selection.image, selection.codes, [], [], None, features=features), b)
+        yield net.finished(output), output.codes
+
+
+def _asking(
+    net: 'Network',
+    guidance: Guidance | Guide | Sequence[Guide],
+    seeds: Sequence[int],
+    condition: torch.Tensor | None,
+    temperature: float | Sequence[float] | None,
+    uniform: bool,
+    partial: torch.Tensor | None,
+) -> tuple[int, Sampler, torch.Tensor | None]:
+    """b, the sampler of a pass over B b rows, and its condition; arguments and errors as of ``sample``."""
     guidance = checked(guidance, net.num_layers)
     b, own = guidance.beam, None
     if net.prior and not uniform and b == 1:
@@ -193,9 +233,7 @@ def sample(
     if condition is not None and len(condition) > 1:
         condition = condition.repeat_interleave(b, 0)
     chance = chance_table(net.code_nodes, seeds, partial)
-    chosen = sampler(guidance, chance, net.img_resolution, own)
-    output = net(chosen, len(seeds) * b, condition, share_prefixes=share_prefixes)
-    return best_rows(output, b)
+    return b, sampler(guidance, chance, net.img_resolution, own), condition
 
 
 def best_rows(output: 'Output', beam: int) -> 'Output':

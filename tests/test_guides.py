@@ -692,3 +692,19 @@ def test_the_five_line_guide_of_the_docs():
     free, _ = tiny().sample(8)
     asymmetry = [(x - x.flip(3)).square().mean() for x in (images, free)]
     assert asymmetry[0] < 0.7 * asymmetry[1]
+
+
+@pytest.mark.parametrize('beam, finisher_width', [(1, 0), (3, 0), (1, 4)])
+def test_layers_end_with_what_sample_gives(beam, finisher_width):
+    torch.manual_seed(0)
+    net = DDN(8, 1, [8, 8], [2, 2], [5, 4], finisher_width=finisher_width).eval()
+    if net.finisher is not None:
+        torch.nn.init.normal_(net.finisher.leave.weight)
+    guidance = Guidance([guides.l2(uniform(1, 1, 8, 8))], beam=beam)
+    steps = list(guided_sampling.layers(net, guidance, range(3)))
+    assert len(steps) == net.num_layers + bool(finisher_width)
+    images, codes = net.sample(3, guide=guidance)
+    assert torch.equal(steps[-1][0], images) and torch.equal(steps[-1][1], codes)
+    for l, (some, so_far) in enumerate(steps[: net.num_layers]):
+        assert list(some.shape[2:]) == list(net.specs[l].size) and so_far.shape == (3, l + 1)
+        assert beam > 1 or torch.equal(so_far, codes[:, : l + 1])
