@@ -1,6 +1,8 @@
 # make quickstart   the main job on the built-in digits: dataset, training, samples (minutes, no GPU needed)
 # make test         ruff and pytest
-# make install      .venv alone, with what the scripts need; both of the above make it themselves
+# make demo         a web page to try a network on: NETWORK=mnist by default, or a snapshot
+# make test-browser tests of that page in a headless Chromium, which it installs if it can
+# make install      .venv alone, with what the scripts need; all of the above make it themselves
 # make clean        removes .venv and what make quickstart writes by default
 
 PYTHON ?= python3
@@ -8,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := out/quickstart
 DATA := datasets/quickstart
+NETWORK ?= mnist
 
-.PHONY: install test quickstart clean
+.PHONY: install test test-browser demo quickstart clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -25,7 +28,26 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --ignore=tests/browser
+
+$(VENV)/installed-demo: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo]'
+	touch $@
+
+demo: $(VENV)/installed-demo
+	$(BIN)/python demo.py --network=$(NETWORK)
+
+$(VENV)/installed-browser: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[browser]'
+	touch $@
+
+test-browser: $(VENV)/installed-dev
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -yqq chromium; } >/dev/null 2>&1 || true
+	@if command -v chromium >/dev/null; then \
+	    $(MAKE) --no-print-directory $(VENV)/installed-browser && $(BIN)/python -m pytest tests/browser; \
+	else \
+	    echo 'make test-browser: skipped, as Chromium is not installed (apt-get install chromium)'; \
+	fi
 
 quickstart: install
 	@PATH="$(abspath $(BIN)):$$PATH" sh experiments/quickstart.sh $(DATA) $(OUT)

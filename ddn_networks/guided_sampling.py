@@ -207,7 +207,7 @@ def layers(
 
         features = selection.of_images(selection.features)
         output = best_rows(Output(selection.image, selection.codes, [], [], None, features=features), b)
-        yield net.finished(output), output.codes
+        yield net.finished_under(guidance, output), output.codes
 
 
 def _asking(

@@ -257,6 +257,13 @@ class Network(nn.Module):
         noise = code_noise(output.codes, [spec.grid for spec in self.specs], self.img_resolution)
         return self.finisher(output.images, output.features, noise)
 
+    def finished_under(self, guide, output: Output) -> torch.Tensor:
+        """``finished`` for a pass that ``guide`` chose: projected back onto its exact conditions."""
+        if self.finisher is None:
+            return output.images
+        every = guided_sampling.checked(guide, self.num_layers).guides
+        return back_projection.projected(self.finished(output), output.images, every, self.num_layers - 1)
+
     # Three lines of Python.
 
     @torch.no_grad()
@@ -311,11 +318,7 @@ class Network(nn.Module):
             if top_p is not None or cfg != 1:
                 raise ValueError('top_p and cfg are for samples without guides')
             output = guided_sampling.sample(self, guide, seeds, condition, False, temperature, uniform, codes)
-            if finish and self.finisher is not None:
-                every = guided_sampling.checked(guide, self.num_layers).guides
-                finished = back_projection.projected(self.finished(output), output.images, every, self.num_layers - 1)
-                output = output._replace(images=finished)
-            return output.images, output.codes
+            return self.finished_under(guide, output) if finish else output.images, output.codes
         if by_prior:
             wanted = self.sampling.temperatures_of(self.num_layers) if temperature is None else temperature
             temperatures = prior.checked_temperatures(wanted, self.num_layers)

@@ -31,7 +31,7 @@ class Finder:
 
 sys.meta_path.insert(0, Finder())
 sys.path.insert(0, os.getcwd())
-OURS = ('cli', 'experiments', 'benchmarks', 'dnnlib', 'ddn_networks', 'metrics', 'training')
+OURS = ('cli', 'experiments', 'benchmarks', 'dnnlib', 'ddn_networks', 'metrics', 'page', 'training')
 started, found = dict(os.environ), {}
 for name in sys.argv[1:]:
     for loaded in list(sys.modules):

@@ -51,7 +51,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     core = {line.split('>')[0] for line in required if 'extra ==' not in line}
     assert core == {'torch', 'numpy', 'safetensors'}
     extras = {line.split(': ')[1] for line in text.splitlines() if line.startswith('Provides-Extra')}
-    assert extras == {'train', 'codec', 'hub', 'notebook', 'docs', 'clip', 'video', 'tensorboard', 'peers', 'dev'}
+    assert extras == {
+        'train', 'codec', 'demo', 'browser', 'hub', 'notebook', 'docs', 'clip', 'video', 'tensorboard', 'peers', 'dev',
+    }  # fmt: skip
 
 
 def test_wheel_and_source_are_fit_for_an_index(wheel, tmp_path):

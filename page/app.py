@@ -1,0 +1,89 @@
+"""The page as a web application that loads nothing from other hosts and shows nothing of this machine."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from page import guide, sample
+from page.pictures import MAX_FILE
+from page.subject import Subject
+
+MAX_BODY = 4 << 20  # bytes of a request that is not an upload
+LOOPBACK = ('127.0.0.1', 'localhost', '::1')
+POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
+TABS = {'Sample': sample.build, 'Guide': guide.build}
+
+
+def page(subject: Subject) -> gr.Blocks:
+    """The page of a network."""
+    with gr.Blocks(
+        analytics_enabled=False, title='Discrete Distribution Network', delete_cache=(600, 600)
+    ) as blocks:
+        H, W = subject.net.img_resolution
+        gr.Markdown(
+            f'# Discrete Distribution Network\nA network that makes a picture of {W} x {H} pixels by '
+            f'{subject.net.num_codes} choices, one after the other. This one is **{subject.name}**.'
+        )
+        for name, build in TABS.items():
+            with gr.Tab(name):
+                build(subject)
+    blocks.queue(default_concurrency_limit=4, api_open=False)
+    return blocks
+
+
+def application(subject: Subject, host: str) -> FastAPI:
+    """The application that a server serves at ``host``."""
+    folder = tempfile.TemporaryDirectory(prefix='ddn-page-')  # what visitors give; gone when the process ends
+    os.environ.update(GRADIO_TEMP_DIR=folder.name, GRADIO_ANALYTICS_ENABLED='False', HF_HUB_OFFLINE='1')
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.folder = folder
+    app = gr.mount_gradio_app(
+        app, page(subject), path='', server_name=host, footer_links=[], run_history=False, show_error=False,
+        max_file_size=MAX_FILE, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
+        theme=gr.themes.Base(
+            primary_hue='indigo', neutral_hue='slate', font=['system-ui', 'sans-serif'],
+            font_mono=['ui-monospace', 'monospace'], radius_size='md',
+        ),
+        css_paths=Path(__file__).parent / 'style.css',
+    )
+    app.add_middleware(Guarded)
+    if host in LOOPBACK:  # pages of other sites cannot reach it under a name of theirs
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    return app
+
+
+class Guarded:
+    """Refuse requests with large bodies, uploads of files apart, and tell browsers to load from this server alone."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope['type'] != 'http':
+            return await self.app(scope, receive, send)
+        left = (MAX_FILE if scope['path'].endswith('/upload') else 0) + MAX_BODY
+
+        async def bounded() -> dict:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get('body', b''))
+            if left < 0:
+                raise OverflowError('a request is too large')
+            return message
+
+        async def with_policy(message: dict) -> None:
+            if message['type'] == 'http.response.start':
+                message['headers'] = [
+                    *message.get('headers', []),
+                    (b'content-security-policy', POLICY.encode()),
+                    (b'referrer-policy', b'no-referrer'),
+                    (b'x-content-type-options', b'nosniff'),
+                ]
+            await send(message)
+
+        await self.app(scope, bounded, with_policy)

@@ -1,0 +1,159 @@
+"""The page in a headless Chromium: servers as users start them, and pages that must load nothing from elsewhere."""
+
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+import torch
+from visitors import WAIT
+
+from ddn_networks import DDN, Network, snapshots
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = shutil.which('chromium')
+ARGUMENTS = [
+    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+    '--disable-background-networking', '--disable-component-update', '--disable-sync',
+]  # fmt: skip
+DESKTOP, PHONE = (1280, 900), (390, 844)
+LOOPBACK = ('127.0.0.1', 'localhost')
+START_SECONDS = 120
+MACHINE = re.compile(r'/(tmp|root|home|usr|work|var|private)/')  # a path of this machine
+
+
+def pytest_ignore_collect(collection_path):
+    """Nothing here without a browser and the page's packages."""
+    if CHROMIUM is None:
+        return True
+    return True if not all(map(importlib.util.find_spec, ('gradio', 'playwright'))) else None
+
+
+# ---------------------------------------------------------------------------------------------------------- networks
+
+
+def tiny_network() -> Network:
+    """16x16 RGB with cells, a prior, a finisher and classes, of random weights whose choices can be told apart."""
+    torch.manual_seed(0)
+    net = DDN(
+        16, 3, [16, 16, 16], [2, 2, 3], [8, 8, 8], grids=[1, 1, 1, 2, 2, 4, 4], prior_width=16, finisher_width=8,
+        conditions=['class:3'], condition_optional=True,
+    )  # fmt: skip
+    with torch.no_grad():
+        for head in net.prior:
+            torch.nn.init.normal_(head.out.weight, std=0.2)
+            torch.nn.init.normal_(head.out.bias, std=0.5)
+        torch.nn.init.normal_(net.finisher.leave.weight, std=0.05)
+    return net.eval()
+
+
+@pytest.fixture(scope='session')
+def tiny_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('networks') / 'tiny.safetensors'
+    snapshots.save_network(path, tiny_network())
+    return path
+
+
+@pytest.fixture(scope='session')
+def tiny(tiny_file) -> Network:
+    return Network.from_pretrained(str(tiny_file))
+
+
+@pytest.fixture(scope='session')
+def mnist() -> Network:
+    return Network.from_pretrained('mnist')
+
+
+# ----------------------------------------------------------------------------------------------------------- servers
+
+
+def start(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
+    """A server of demo.py in a process of its own, and its address."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / 'demo.py'), '--device=cpu', '--no-browser', f'--port={port}', *options]
+    log = folder / f'{port}.txt'
+    env = {**os.environ, 'TMPDIR': str(folder)}
+    with log.open('w') as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=env)
+    address = f'http://127.0.0.1:{port}/'
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(START_SECONDS * 5):
+        time.sleep(0.2)
+        if process.poll() is not None:
+            raise RuntimeError(log.read_text())
+        try:
+            opener.open(address).close()
+            return process, address
+        except OSError:
+            continue
+    process.kill()
+    raise RuntimeError(f'no server after {START_SECONDS} seconds: {log.read_text()}')
+
+
+@pytest.fixture(scope='session')
+def serve(tmp_path_factory):
+    """options of demo.py -> address of its server; the same for the same options."""
+    running: dict[tuple[str, ...], tuple[subprocess.Popen, str]] = {}
+
+    def address(*options: str) -> str:
+        if options not in running:
+            running[options] = start(tmp_path_factory.mktemp('server'), *options)
+        return running[options][1]
+
+    yield address
+    for process, _ in running.values():
+        process.terminate()
+    for process, _ in running.values():
+        process.wait(30)
+
+
+# ---------------------------------------------------------------------------------------------------------- browsers
+
+
+@pytest.fixture(scope='session')
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """(address, tab, size) -> a page of a visitor of its own. At the end of the test: everything was asked of this
+    machine, no script failed, and no path of the machine is on a page."""
+    contexts, asked, failures = [], [], []
+
+    def page(address: str, tab: str = 'Sample', size: tuple[int, int] = DESKTOP):
+        context = browser.new_context(viewport={'width': size[0], 'height': size[1]})
+        context.set_default_timeout(WAIT)
+        opened = context.new_page()
+        opened.on('request', lambda request: asked.append(request.url))
+        opened.on('pageerror', lambda error: failures.append(str(error)))
+        opened.on('console', lambda message: failures.append(message.text) if message.type == 'error' else None)
+        contexts.append(context)
+        opened.goto(address)
+        opened.get_by_role('tab', name=tab, exact=True).click()
+        return opened
+
+    yield page
+    texts = [opened.locator('body').inner_text() for context in contexts for opened in context.pages]
+    for context in contexts:
+        context.close()
+    elsewhere = [url for url in asked if urlparse(url).scheme not in ('data', 'blob')]
+    elsewhere = [url for url in elsewhere if urlparse(url).hostname not in LOOPBACK]
+    assert asked and not elsewhere
+    assert not failures
+    assert not [text for text in texts if MACHINE.search(text)]
