@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from dnnlib.readers import reason
 from dnnlib.sheets import draw_sheet, in_rows, save_png
 from dnnlib.util import atomic_write, file_sha256, format_time
 from metrics.detectors import load_lpips, weights_path
+from metrics.lpips import MIN_SIZE
 from torch_utils import distributed as dist
 from torch_utils import misc
 from training import prior_fitting, report
@@ -57,9 +58,19 @@ def new_network(source: Network, width: int, dataset: ImageFolderDataset) -> Net
     return net.to(source.device).eval()
 
 
-def perceptual_loss(lpips: str, device: torch.device, say: Callable[[str], None]) -> tuple[Perceptual | None, str]:
-    """LPIPS, and what it was, in words. ValueError or OSError where weights that are named cannot be used."""
+def perceptual_loss(
+    lpips: str, shape: Sequence[int], device: torch.device, say: Callable[[str], None]
+) -> tuple[Perceptual | None, str]:
+    """LPIPS for images of ``shape`` (C, H, W), and what it was, in words. ValueError or OSError where weights that are
+    named cannot be used."""
+    channels, *size = shape
     if lpips == 'none':
+        return None, 'none'
+    if min(size) < MIN_SIZE or channels not in (1, 3):
+        unfit = f'LPIPS needs grey or RGB images of {MIN_SIZE}x{MIN_SIZE} pixels or more'
+        if lpips != 'auto':
+            raise ValueError(f'--lpips={lpips}: {unfit}; leave it out')
+        say(f'Without LPIPS: {unfit}')
         return None, 'none'
     try:
         backbone = None if lpips == 'auto' else lpips
@@ -92,7 +103,7 @@ def fitted(
     kwargs = {'path': o['data'], 'xflip': o['xflip'], 'cache': o['cache']}
     kwargs |= {'use_labels': True} if net.conditions.labels is not None else {}
     data = open_training_data(kwargs, NUM_VALIDATION, o['val_data'], held_out_share=HELD_OUT)
-    perceptual, words = perceptual_loss(o['lpips'], device, say)
+    perceptual, words = perceptual_loss(o['lpips'], (net.img_channels, *net.img_resolution), device, say)
     total = max(o['batch'], int(o['duration'] * 1e6))
     fit = FinisherFit(
         prior_fitting.Fit(net, data, seed), perceptual, o['batch'], o['lr'], total, float(o['ema']) * 1e6
@@ -104,7 +115,8 @@ def fitted(
         json.dump(stored, f, indent=2)
     num = sum(p.numel() for p in net.finisher.parameters())
     say(f'Training a finisher of {num:,} weights for {o["fit_finisher"]}; LPIPS: {words}')
-    facts = {'git_revision': misc.git_revision(), 'finished': o['fit_finisher'], 'lpips': words}
+    made = {'network': o['fit_finisher'], 'lpips': None if perceptual is None else words}
+    facts = {'git_revision': misc.git_revision(), 'finisher': made}
     ticks = 0
 
     def on_tick(stats: dict[str, float], watched: Watched) -> None:
@@ -139,11 +151,9 @@ def tick_line(stats: dict[str, float]) -> str:
 
 def keep(fit: FinisherFit, watched: Watched, run_dir: str, facts: dict[str, Any]) -> None:
     """Write snapshot, sheets and state; of the states the newest ``KEEP`` stay."""
-    net, raw = fit.net, {name: x.detach().clone() for name, x in fit.finisher.state_dict().items()}
-    fit.finisher.load_state_dict(fit.averages)
     path = os.path.join(run_dir, f'network-snapshot-{fit.nimg:09d}.safetensors')
-    snapshots.save_network(path, net, meta={**facts, 'cur_nimg': fit.nimg})
-    fit.finisher.load_state_dict(raw)
+    with fit.averaged_weights():
+        snapshots.save_network(path, fit.net, meta={**facts, 'cur_nimg': fit.nimg})
     n = 2 * COLUMNS
     rows = {
         'samples': (watched.sampled.images.float(), fit.averaged(watched.sampled)),

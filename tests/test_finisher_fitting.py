@@ -8,6 +8,7 @@ import torch
 from conftest import TINY_RUN, invoke
 
 import train
+from cli import finisher_fits
 from ddn_networks import Network, tensor_files
 from training.checkpoint import find_states
 
@@ -34,6 +35,7 @@ def test_it_learns_and_the_layers_stay(plain, tiny_zip, tmp_path):
     codes = before.sample(4)[1]
     assert torch.equal(net.decode(codes, finish=False), before.decode(codes))
     assert (net.decode(codes) - before.decode(codes)).abs().max() > 1e-3
+    assert net.snapshot_meta['finisher'] == {'network': plain, 'lpips': None}
     assert 'LPIPS: none' in out and 'left' in out
     stats = [json.loads(line) for line in (tmp_path / 'stats.jsonl').read_text().splitlines()]
     assert [s['nimg'] for s in stats] == list(range(16, 161, 16))
@@ -59,5 +61,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(plain, tiny_zip, tmp_path, 
 def test_options_that_mean_nothing_here(plain, tiny_zip, tmp_path):
     with pytest.raises(AssertionError, match='--nodes does nothing with --fit-finisher'):
         fit(plain, tiny_zip, tmp_path, '--nodes=4')
-    with pytest.raises(AssertionError, match='no such file'):
+    with pytest.raises(AssertionError, match='LPIPS needs grey or RGB images of 31x31 pixels or more; leave it out'):
         fit(plain, tiny_zip, tmp_path, '--lpips=missing.pth')
+    out = fit(plain, tiny_zip, tmp_path, '--duration=0.000016', '--lpips=auto')
+    assert 'Without LPIPS: LPIPS needs grey or RGB images of 31x31 pixels or more' in out
+    with pytest.raises(OSError, match='missing.pth'):
+        finisher_fits.perceptual_loss('missing.pth', (3, 32, 32), torch.device('cpu'), print)

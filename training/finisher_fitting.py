@@ -12,8 +12,9 @@ The network is slow beside its finisher, so its pictures are made in rounds of N
 round holds is a function of (seed, round), so a run resumes exactly with weights and moments alone.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 
 from ddn_networks import prior, samplers, tensor_files
 from ddn_networks.finisher import Residual, activation, code_noise
+from ddn_networks.network import Output
 from training.checkpoint import new_moments
 from training.ema import EMA
 from training.loader import batch_indices
@@ -50,20 +52,16 @@ class Weights(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What the network draws. images: x_L [N, C, H, W]; features: h_L [N, F, h, w]; noise: z [N, 1, H, W]. In float16:
-    the finisher sees them as they are."""
+    """What the network draws. images: x_L [N, C, H, W]; features: h_L [N, F, h, w], both kept in float16; codes:
+    [N, D]."""
 
     images: torch.Tensor
     features: torch.Tensor
-    noise: torch.Tensor
-
-    @property
-    def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.images, self.features, self.noise
+    codes: torch.Tensor
 
     def rows(self, rows: torch.Tensor) -> 'Pictures':
         """Some of them, in float32."""
-        return Pictures(*(x[rows].float() for x in self.parts))
+        return Pictures(self.images[rows].float(), self.features[rows].float(), self.codes[rows])
 
 
 class Round(NamedTuple):
@@ -176,10 +174,17 @@ class FinisherFit:
         output = self.net(samplers.nearest(images), len(images), condition)
         return self._pictures(output)
 
-    def _pictures(self, output) -> Pictures:
-        grids = [spec.grid for spec in self.net.specs]
-        noise = code_noise(output.codes, grids, self.net.img_resolution)
-        return Pictures(output.images.half(), output.features.half(), noise.half())
+    def _pictures(self, output: Output) -> Pictures:
+        return Pictures(output.images.half(), output.features.half(), output.codes)
+
+    def finished(self, pictures: Pictures) -> torch.Tensor:
+        """y [N, C, H, W] of pictures by the weights as they are."""
+        noise = code_noise(pictures.codes, [spec.grid for spec in self.net.specs], self.net.img_resolution)
+        return self.finisher(pictures.images, pictures.features, noise)
+
+    def finished_samples(self, pictures: Pictures) -> torch.Tensor:
+        """y of samples, as a step learns from them."""
+        return self.finished(pictures)
 
     @torch.no_grad()
     def sampled(self, seeds: Sequence[int], condition: torch.Tensor | None) -> Pictures:
@@ -236,8 +241,7 @@ class FinisherFit:
         rng = torch.Generator().manual_seed((self.seed * 7_368_787 + self.step + 2**62) % 2**63)
         real, drawn, sampled = current.real[rows], current.drawn.rows(rows), current.samples.rows(sample_rows)
         others = current.real[torch.randint(len(current.real), (len(sampled.images),), generator=rng)]
-        made = self.finisher(*drawn.parts)
-        imagined = self.finisher(*sampled.parts)
+        made, imagined = self.finished(drawn), self.finished_samples(sampled)
         scale = self._lr_scale()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -291,8 +295,7 @@ class FinisherFit:
 
     def _lr_scale(self) -> float:
         """Warm-up, then a cosine down to a tenth."""
-        done = min(1.0, self.step / self.total_steps)
-        cosine = torch.tensor(torch.pi * done).cos().item()
+        cosine = torch.tensor(torch.pi * min(1.0, self.progress)).cos().item()
         return min(1.0, (self.step + 1) / WARM_UP) * (0.1 + 0.9 * 0.5 * (1 + cosine))
 
     @property
@@ -301,8 +304,13 @@ class FinisherFit:
         return self.step * self.batch_size
 
     @property
+    def progress(self) -> float:
+        """The share of the run that is done."""
+        return self.step / self.total_steps
+
+    @property
     def done(self) -> bool:
-        return self.step >= self.total_steps
+        return self.progress >= 1
 
     # The state.
 
@@ -351,8 +359,18 @@ class FinisherFit:
     def averaged(self, pictures: Pictures) -> torch.Tensor:
         """y of pictures by the averaged weights, [N, C, H, W]."""
         parts = torch.arange(len(pictures.images)).split(PART)
-        call = torch.func.functional_call
-        return torch.cat([call(self.finisher, self.averages, pictures.rows(p).parts) for p in parts])
+        with self.averaged_weights():
+            return torch.cat([self.finished(pictures.rows(p)) for p in parts])
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The averages take the place of the weights."""
+        own = {name: param.detach().clone() for name, param in self.ema.params.items()}
+        _set(self.ema.params, self.averages)
+        try:
+            yield
+        finally:
+            _set(self.ema.params, own)
 
 
 def _thirds(num: int) -> Iterator[range]:
@@ -362,8 +380,14 @@ def _thirds(num: int) -> Iterator[range]:
     yield range(first, num)
 
 
+@torch.no_grad()
+def _set(params: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    for name, param in params.items():
+        param.copy_(values[name])
+
+
 def _joined(pictures: Sequence[Pictures]) -> Pictures:
-    return Pictures(*(torch.cat(parts) for parts in zip(*(p.parts for p in pictures), strict=True)))
+    return Pictures(*(torch.cat(parts) for parts in zip(*pictures, strict=True)))
 
 
 class Watched:
@@ -373,7 +397,7 @@ class Watched:
         self.of = of
         images, condition = next(of.fit.held_out(NUM_WATCHED))
         self.real = images
-        self.drawn = _joined([of.drawn(images, condition)])
+        self.drawn = of.drawn(images, condition)
         shown = None if condition is None else condition[: min(64, len(condition))]
         self.sampled = of.sampled(range(64 if shown is None or len(shown) == 1 else len(shown)), shown)
 
