@@ -91,8 +91,10 @@ def ways(net: Network) -> dict[str, tuple[bool, dict[str, Any]]]:
 
 def trained_on(net: Network) -> str:
     """The metrics that the finisher of a network was trained on."""
-    made = net.snapshot_meta.get('finisher') or {}
-    return 'LPIPS (AlexNet)' if net.finisher is not None and made.get('lpips') else ''
+    if net.finisher is None:
+        return ''
+    lpips = net.snapshot_meta.get('lpips')  # see cli.finisher_fits
+    return 'not known' if lpips is None else '' if lpips == 'none' else 'LPIPS (AlexNet)'
 
 
 def sampled(model: str, path: str, study: Study) -> Iterator[Case]:

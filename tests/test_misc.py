@@ -69,20 +69,6 @@ def test_host_syncs_without_cuda():
     assert places == []
 
 
-@pytest.mark.gpu
-def test_host_syncs():
-    if not torch.cuda.is_available():
-        pytest.skip('no CUDA device')
-    tensor = torch.ones(1, device='cuda')
-    with misc.host_syncs() as places:
-        tensor.add_(1)
-    assert places == []
-    with misc.host_syncs() as places:
-        tensor.item()
-        tensor.item()
-    assert len(places) == 2 and all('test_misc.py' in p for p in places)
-
-
 def test_memory_format_is_contiguous_for_bf16_on_a_cpu_alone():
     formats = {(d, p): misc.memory_format(torch.device(d), p) for d in ('cpu', 'cuda') for p in ('fp32', 'bf16')}
     assert formats.pop(('cpu', 'bf16')) == torch.contiguous_format
