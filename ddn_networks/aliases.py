@@ -1,5 +1,6 @@
 """Names of earlier revisions: they work, with a DeprecationWarning that gives the new one."""
 
+import functools
 import importlib
 import operator
 import warnings
@@ -69,6 +70,26 @@ def old_names(module: str) -> Callable[[str], Any]:
         return value
 
     return __getattr__
+
+
+def old_arguments(**renamed: str) -> Callable[[Callable], Callable]:
+    """Decorator: keyword arguments ``old='new'`` of earlier revisions work, with a DeprecationWarning."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            for old in renamed.keys() & kwargs.keys():
+                new = renamed[old]
+                if new in kwargs:
+                    raise TypeError(f'{function.__qualname__}: {old} is now {new}: give one of them')
+                message = f'{function.__qualname__}: the argument {old} is now {new}'
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 class OldAttribute:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ddn_networks import samplers
-from ddn_networks.aliases import OldAttribute, old_names
+from ddn_networks.aliases import OldAttribute, old_arguments, old_names
 from ddn_networks.candidates import Candidates
 
 
@@ -40,6 +40,7 @@ class UsageCounter:
     layer_weights = OldAttribute('layer_weights', 'ddl_of_layer')
     uses = OldAttribute('uses', 'ddl_of_layer')
 
+    @old_arguments(layer_weights='ddl_of_layer')
     def __init__(
         self,
         weights: Sequence[torch.Tensor],
@@ -149,6 +150,7 @@ class LossFreeBalancing(UsageCounter):
         ValueError: rate, memory or limit out of range.
     """
 
+    @old_arguments(layer_weights='ddl_of_layer')
     def __init__(
         self,
         weights: Sequence[torch.Tensor],

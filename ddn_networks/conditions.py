@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ddn_networks import pixel_maps
-from ddn_networks.aliases import old_names
+from ddn_networks.aliases import old_arguments, old_names
 
 Size = tuple[int, int]
 Labels = torch.Tensor | Sequence[int] | int
@@ -309,11 +309,12 @@ CONDITIONS: dict[str, type[Condition]] = {
 }
 
 
+@old_arguments(names='name')
 def parse(name: str, img_channels: int, optional: bool = False) -> Condition:
     """The condition of a name such as 'class:10', for images of C channels. Raises ValueError."""
     if not isinstance(name, str):
         new = 'ddn_networks.condition_set.ConditionSet'
-        warnings.warn(f'ddn_networks.conditions.parse of several names is now {new}', DeprecationWarning, stacklevel=2)
+        warnings.warn(f'ddn_networks.conditions.parse of several names is now {new}', DeprecationWarning, stacklevel=3)
         return [parse(one, img_channels, optional) for one in name]
     match = re.fullmatch(r'([^:]*)(?::([1-9]\d{0,8}))?', name)
     kind = CONDITIONS.get(match[1]) if match else None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ddn_networks import shared_prefixes
-from ddn_networks.aliases import OldAttribute
+from ddn_networks.aliases import OldAttribute, old_arguments
 from ddn_networks.candidates import Candidates, pixel_shuffle, pixel_unshuffle
 from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.closed_forms import select
@@ -88,6 +88,7 @@ class DDL(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_nodes, made, features))  # [K, C, F] or [K, C r^2, F]
         nn.init.xavier_uniform_(self.weight.data.view(num_nodes * made, features, 1, 1))
 
+    @old_arguments(tell='next_input')
     def forward(
         self,
         x: torch.Tensor,

@@ -25,7 +25,7 @@ from ddn_networks import (
     shared_prefixes,
     snapshots,
 )
-from ddn_networks.aliases import OldAttribute, old_names
+from ddn_networks.aliases import OldAttribute, old_arguments, old_names
 from ddn_networks.cells import WHOLE, Grid
 from ddn_networks.condition_set import ConditionSet, Images
 from ddn_networks.conditions import Labels
@@ -540,6 +540,7 @@ class Network(nn.Module):
         """Whether the network also works without its condition."""
         return self.conditions.optional
 
+    @old_arguments(chance='draws')
     def make_condition(
         self, labels: Labels | None = None, images: Images | None = None, draws: torch.Tensor | None = None
     ) -> torch.Tensor | None:

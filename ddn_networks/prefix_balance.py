@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ddn_networks.aliases import old_arguments
 from ddn_networks.candidates import Candidates
 from ddn_networks.samplers import Penalty
 from ddn_networks.split_prune import Plan, SplitAndPrune
@@ -50,6 +51,7 @@ class PrefixBalancing(SplitAndPrune):
         ValueError: rate, limit, grid or lr out of range; layers with several cells.
     """
 
+    @old_arguments(layer_weights='ddl_of_layer')
     def __init__(
         self,
         weights: Sequence[torch.Tensor],

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ddn_networks.aliases import old_arguments
 from ddn_networks.candidates import Candidates, area_resize
 
 
@@ -145,6 +146,7 @@ def chain_dropout_codes(
     return torch.where(chance < probability, (value * K).long(), -1)  # [B, D]
 
 
+@old_arguments(codes='by_chance')
 def chain_dropout(sampler: Sampler, by_chance: torch.Tensor) -> Sampler:
     """``sampler``, but the codes ``by_chance`` [B, D] where they are not -1 (see ``chain_dropout_codes``)."""
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from ddn_networks.aliases import old_arguments
 from ddn_networks.balance import UsageCounter
 from ddn_networks.prior import PriorHead
 
@@ -100,6 +101,7 @@ class SplitAndPrune(UsageCounter):
             Infinite in the paper.
     """
 
+    @old_arguments(layer_weights='ddl_of_layer')
     def __init__(
         self,
         weights: Sequence[torch.Tensor],

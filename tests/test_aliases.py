@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ddn_networks
-from ddn_networks import aliases
+from ddn_networks import aliases, conditions, ddl, samplers
 from ddn_networks.samplers import given
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +134,49 @@ def test_attributes_of_an_earlier_revision():
     with pytest.warns(DeprecationWarning, match='DDN.set_conditions_ is now conditions'):
         net.set_conditions_(2, [], True)
     assert net.condition_channels == 2 and net.condition_optional
+
+
+def _balancer(name: str):
+    return lambda **argument: getattr(ddn_networks, name)([torch.ones(3, 1, 2)], **argument).ddl_of_layer
+
+
+def _made(**argument):
+    net = ddn_networks.DDN(4, 3, [8], [1], [3], conditions=['color'])
+    return net.make_condition(images=torch.linspace(-1, 1, 96).view(2, 3, 4, 4), **argument)
+
+
+def _asked(**argument):
+    layer = ddl.DDL(8, 3, 1)
+    x, codes = torch.ones(1, 8, 2, 2), torch.zeros(1, 1, dtype=torch.int64)
+    return layer(x, None, given(codes), 0, **argument).next_input.shape
+
+
+def _dropped(**argument):
+    net = ddn_networks.DDN(4, 1, [8], [2], [3])
+    sampler = samplers.chain_dropout(given(torch.zeros(1, 2, dtype=torch.int64)), **argument)
+    return net(sampler, 1).codes
+
+
+# Keyword arguments of revision 002c5b3 with other names today: function, old name, new name, value, a call.
+ARGUMENTS = [
+    *((f'{name}.__init__', 'layer_weights', 'ddl_of_layer', [0, 0], _balancer(name))
+      for name in ('UsageCounter', 'LossFreeBalancing', 'SplitAndPrune', 'PrefixBalancing')),
+    ('Network.make_condition', 'chance', 'draws', torch.linspace(0, 1, 18).view(2, 9), _made),
+    ('DDL.forward', 'tell', 'next_input', True, _asked),
+    ('chain_dropout', 'codes', 'by_chance', torch.tensor([[-1, 2]]), _dropped),
+    ('parse', 'names', 'name', 'color', lambda **argument: conditions.parse(img_channels=3, **argument).channels),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('function, old, new, value, call', ARGUMENTS, ids=[case[0] for case in ARGUMENTS])
+def test_arguments_of_an_earlier_revision(function, old, new, value, call):
+    with pytest.warns(DeprecationWarning, match=rf'^{function}: the argument {old} is now {new}$') as caught:
+        found = call(**{old: value})
+    assert caught[0].filename == __file__ or function == 'DDL.forward'  # which torch calls
+    expected = call(**{new: value})
+    assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+    with pytest.raises(TypeError, match=f'{old} is now {new}: give one of them'):
+        call(**{old: value, new: value})
 
 
 def test_every_alias_has_a_target_and_is_listed():
