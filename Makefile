@@ -2,6 +2,8 @@
 # make test         ruff and pytest
 # make demo         a web page to try a network on: NETWORK=mnist by default, or a snapshot
 # make test-browser tests of that page in a headless Chromium, which it installs if it can
+# make test-notebook  runs docs/tour.ipynb top to bottom
+# make docs         the guides and the pages of the package as a site, in site/
 # make install      .venv alone, with what the scripts need; all of the above make it themselves
 # make clean        removes .venv and what make quickstart writes by default
 
@@ -12,7 +14,7 @@ OUT := out/quickstart
 DATA := datasets/quickstart
 NETWORK ?= mnist
 
-.PHONY: install test test-browser demo quickstart clean
+.PHONY: install test test-browser test-notebook docs demo quickstart clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -49,8 +51,22 @@ test-browser: $(VENV)/installed-dev
 	    echo 'make test-browser: skipped, as Chromium is not installed (apt-get install chromium)'; \
 	fi
 
+$(VENV)/installed-notebook: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[train,codec,notebook]'
+	touch $@
+
+test-notebook: $(VENV)/installed-notebook
+	$(BIN)/jupyter execute --timeout=600 --log-level=ERROR docs/tour.ipynb
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 quickstart: install
 	@PATH="$(abspath $(BIN)):$$PATH" sh experiments/quickstart.sh $(DATA) $(OUT)
 
 clean:
-	rm -rf $(VENV) out/quickstart datasets/quickstart build *.egg-info
+	rm -rf $(VENV) out/quickstart out/tour site datasets/quickstart build *.egg-info
