@@ -41,7 +41,7 @@ from torch_utils import distributed as dist
     click.option('--port', metavar='INT', type=click.IntRange(1, 65535), default=7860, help='Port to serve'),
     click.option('--browser/--no-browser', default=True, help='Open the page in a browser'),
 )  # fmt: skip
-def main(network, ema, steps, device, codes, classifier, clip, host, port, browser) -> None:
+def main(network, ema, steps, device, finish, codes, classifier, clip, host, port, browser) -> None:
     with one_line_errors(), dist.session(device) as device:
         try:
             import uvicorn
@@ -54,7 +54,7 @@ def main(network, ema, steps, device, codes, classifier, clip, host, port, brows
             ) from error
         import torch
 
-        net = checked(load_network(network, ema, device, steps))
+        net = checked(load_network(network, ema, device, steps, finish))
         table = None if codes is None else net.check_codes(torch.from_numpy(read_code_file(codes).codes))
         name = os.path.basename(os.path.normpath(network)).removesuffix('.safetensors')
         judge = None if classifier is None else Classifier(classifier, net)
