@@ -51,6 +51,7 @@ from torch_utils import persistence
 
 NUM = 50_000  # images of an FID, unless given
 MAX_NUM = 10_000_000
+SLOW = 'Inception on a CPU: an hour for 10,000 images. With --features=DIR, a command that was stopped resumes.'
 
 
 def report(command: str, numbers: evaluate.Scores, notes: list[str], about: dict, path: str | None) -> None:
@@ -130,6 +131,8 @@ def in_session(
             if path:
                 util.require_writable(option, path)
         detector = load_detector(detector, detector_weights, chosen, precision, features)
+        if detector.name == 'inception' and chosen.type == 'cpu' and features is None and dist.get_rank() == 0:
+            click.echo(SLOW, err=True)
         how = {'detector': detector.describe(), 'seed': seed, 'batch': batch, 'device': str(chosen)}
         function(batch=batch, seed=seed, detector=detector, device=chosen, how=how, **options)
 

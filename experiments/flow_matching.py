@@ -132,7 +132,7 @@ def rate(progress: float) -> float:
 @timed.options
 @click.option('--channels', type=Ints(), required=True, metavar='LIST', help='Widths, finest first, in eights')
 @click.option('--patch', type=click.IntRange(min=1), default=1, help='Pixels a side of a pixel of the finest scale')
-@click.option('--evaluations', type=Ints(), default='35,8,1', metavar='LIST', help='Evaluations of a sample')
+@click.option('--evaluations', type=Ints(), default='1,8,35', metavar='LIST', help='Evaluations of a sample')
 def main(data, minutes, batch, num, xflip, seed, outdir, channels, patch, evaluations):
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

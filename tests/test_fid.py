@@ -245,6 +245,16 @@ def test_a_stopped_calculation_resumes_to_the_bit(room, tmp_path, counted):
     assert counted(math.inf, room, *more)[1] == 3  # the first 70 samples are the same
 
 
+def test_slow_detectors_come_with_the_advice_to_keep_features(room, tmp_path, monkeypatch):
+    load = fid.load_detector
+    monkeypatch.setattr(fid, 'load_detector', lambda *args: load(*args)._replace(name='inception'))
+    given = ['ref', '--data', room / 'a.zip', '--num', 40, '--dest', tmp_path / 'x.npz']
+    common = ['--detector', room / 'detector.pth', '--device', 'cpu']
+    for more, said in (([], True), (['--features', tmp_path], False)):
+        result = CliRunner().invoke(fid.main, [*map(str, [*given, *common, *more])])
+        assert result.exit_code == 0 and (fid.SLOW in result.stderr) == said and fid.SLOW not in result.stdout
+
+
 def test_other_networks_images_and_detectors_never_find_old_features(room, tmp_path, counted):
     keep, ref = ['--features', tmp_path / 'kept'], ['--ref', room / 'a.npz', '--batch', 10]
     net = make_net()
