@@ -18,7 +18,7 @@ from metrics.detectors import load_lpips, weights_path
 from metrics.lpips import MIN_SIZE
 from torch_utils import distributed as dist
 from torch_utils import misc
-from training import prior_fitting, report
+from training import finisher_report, prior_fitting, report
 from training.checkpoint import KEEP, find_states, state_path
 from training.dataset import ImageFolderDataset, open_training_data
 from training.finisher_fitting import FinisherFit, Perceptual, Watched, train, warning
@@ -150,7 +150,7 @@ def tick_line(stats: dict[str, float]) -> str:
 
 
 def keep(fit: FinisherFit, watched: Watched, run_dir: str, facts: dict[str, Any]) -> None:
-    """Write snapshot, sheets and state; of the states the newest ``KEEP`` stay."""
+    """Write snapshot, sheets, report and state; of the states the newest ``KEEP`` stay."""
     path = os.path.join(run_dir, f'network-snapshot-{fit.nimg:09d}.safetensors')
     with fit.averaged_weights():
         snapshots.save_network(path, fit.net, meta={**facts, 'cur_nimg': fit.nimg})
@@ -162,6 +162,7 @@ def keep(fit: FinisherFit, watched: Watched, run_dir: str, facts: dict[str, Any]
     for name, kinds in rows.items():
         parts = [part for some in zip(*(in_rows(k, COLUMNS) for k in kinds), strict=True) for part in (*some, ())]
         save_png(draw_sheet(parts[:-1]), os.path.join(run_dir, f'{name}-{fit.nimg:09d}.png'))
+    finisher_report.write_report(run_dir)
     fit.save_state(state_path(run_dir, fit.nimg))
     for old in find_states(run_dir)[KEEP:]:
         os.remove(old)

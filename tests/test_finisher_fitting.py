@@ -10,6 +10,7 @@ from conftest import TINY_RUN, invoke
 import train
 from cli import finisher_fits
 from ddn_networks import Network, tensor_files
+from training import finisher_fitting
 from training.checkpoint import find_states
 
 
@@ -42,11 +43,12 @@ def test_it_learns_and_the_layers_stay(plain, tiny_zip, tmp_path):
     assert stats[-1]['psnr_before'] == stats[0]['psnr_before'] != stats[-1]['psnr_after']
     assert {'samples-000000160.png', 'reconstructions-000000160.png'} <= set(os.listdir(tmp_path))
     assert len(find_states(str(tmp_path))) == 2
+    page = (tmp_path / 'report.html').read_text()
+    assert page.count('data:image/png;base64') == 2 and 'samples-000000160.png, after 160 images' in page
+    assert f'{stats[-1]["psnr_after"]:.2f} dB' in page and '--fit-finisher' in page
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(plain, tiny_zip, tmp_path, monkeypatch):
-    from training import finisher_fitting
-
     monkeypatch.setattr(finisher_fitting, 'ROUND', 16)  # 8 steps a round: the stop is within the second
     a, middle = tmp_path / 'a', tmp_path / 'b'
     for folder in (a, middle):
@@ -56,6 +58,13 @@ def test_a_resumed_run_equals_one_that_never_stopped(plain, tiny_zip, tmp_path, 
     assert 'Resuming at 144 images' in out
     whole, resumed = (tensor_files.load_tensors(find_states(str(f))[0])[0] for f in (a, middle))
     assert whole.keys() == resumed.keys() and all(torch.equal(x, resumed[name]) for name, x in whole.items())
+
+
+def test_collapse_is_noticed():
+    good = {'gap': 0.5, 'detail_after': 0.9}
+    assert finisher_fitting.warning(good) is None
+    assert 'the discriminator is certain which images are real' in finisher_fitting.warning({**good, 'gap': 9.0})
+    assert '2.0 times the high-frequency energy' in finisher_fitting.warning({**good, 'detail_after': 2.0})
 
 
 def test_options_that_mean_nothing_here(plain, tiny_zip, tmp_path):

@@ -76,16 +76,22 @@ def write_report(run_dir: str) -> None:
     """Write ``report.html`` from what lies in the run folder: stats.jsonl, training_options.json and pictures. What is
     missing or cannot be read is left out. OSError where the report cannot be written."""
     ticks, num_bad = parse_stats(run_dir)
-    options = _read_options(run_dir)
+    options = read_options(run_dir)
     name = os.path.basename(os.path.abspath(run_dir))
-    sheets = _find_sheets(run_dir)
+    sheets = find_sheets(run_dir)
     parts = [f'<h1>{_text(name)}</h1>', _where(options), _summary(ticks, options)]
     parts += _newest_pictures(run_dir, sheets) + _earlier_samples(run_dir, sheets.get('samples', []))
     if num_bad:
         parts.append(f'<p><small>{num_bad} lines of stats.jsonl could not be read and are left out.</small></p>')
     if ticks:
         parts += _training_charts(ticks) + _layer_charts(ticks, options)
-    parts += _about(options)
+    parts += about(options)
+    write_page(run_dir, parts)
+
+
+def write_page(run_dir: str, parts: Sequence[str]) -> None:
+    """Write ``report.html`` of these parts, HTML each."""
+    name = os.path.basename(os.path.abspath(run_dir))
     with atomic_write(os.path.join(run_dir, 'report.html'), 'w', sync=False) as f:
         f.write(
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -100,7 +106,7 @@ def _text(value: Any) -> str:
     return html.escape(str(value).encode('utf-8', 'backslashreplace').decode())
 
 
-def _read_options(run_dir: str) -> dict[str, Any]:
+def read_options(run_dir: str) -> dict[str, Any]:
     try:
         options = read_json(os.path.join(run_dir, 'training_options.json'))
     except ValueError:
@@ -149,8 +155,13 @@ def _summary(ticks: Sequence[dict[str, Any]], options: dict[str, Any]) -> str:
                              ('parameters', 'parameters', '{:,}')):  # fmt: skip
         if (value := _part(network, key, kind=(int, float))) is not None:
             facts.append((form.format(value), words))
+    return fact_boxes(facts) if facts else '<p>Nothing is measured yet.</p>'
+
+
+def fact_boxes(facts: Sequence[tuple[str, str]]) -> str:
+    """(value, what it is) in boxes."""
     cells = ''.join(f'<div><b>{_text(value)}</b><small>{_text(words)}</small></div>' for value, words in facts)
-    return f'<div class="facts">{cells}</div>' if facts else '<p>Nothing is measured yet.</p>'
+    return f'<div class="facts">{cells}</div>'
 
 
 def _training_charts(ticks: Sequence[dict[str, Any]]) -> list[str]:
@@ -256,7 +267,7 @@ def _scales(options: dict[str, Any], num_layers: int) -> list[charts.Scale]:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def _find_sheets(run_dir: str) -> dict[str, list[tuple[int, str]]]:
+def find_sheets(run_dir: str) -> dict[str, list[tuple[int, str]]]:
     """(images seen, file name) of the sheets of each kind, oldest first."""
     found: dict[str, list[tuple[int, str]]] = {}
     for name in os.listdir(run_dir):
@@ -269,7 +280,7 @@ def _newest_pictures(run_dir: str, sheets: dict[str, list[tuple[int, str]]]) -> 
     parts = []
     for kind, (title, good) in NEWEST.items():
         for nimg, name in reversed(sheets.get(kind, [])):  # the newest that can be read
-            if figure := _picture(run_dir, name, LARGE, f'after {nimg:,} images'):
+            if figure := picture(run_dir, name, LARGE, f'after {nimg:,} images'):
                 parts.append(f'<section class="{kind}"><h2>{title}</h2><p>{good}</p>{figure}</section>')
                 break
     return ['<div class="pictures">', *parts, '</div>'] if parts else []
@@ -277,13 +288,13 @@ def _newest_pictures(run_dir: str, sheets: dict[str, list[tuple[int, str]]]) -> 
 
 def _earlier_samples(run_dir: str, sheets: list[tuple[int, str]]) -> list[str]:
     earlier = [sheets[:-1][i] for i in charts.thinned(len(sheets) - 1, EARLIER)] if len(sheets) > 1 else []
-    figures = [_picture(run_dir, name, SMALL, f'{nimg:,} images') for nimg, name in reversed(earlier)]
+    figures = [picture(run_dir, name, SMALL, f'{nimg:,} images') for nimg, name in reversed(earlier)]
     words = '<p>The same random choices at earlier moments, newest first. Good: better from right to left.</p>'
     found = [figure for figure in figures if figure]
     return ['<h2>Earlier samples</h2>', words, '<div class="row">', *found, '</div>'] if found else []
 
 
-def _picture(run_dir: str, name: str, longest: int, words: str) -> str:
+def picture(run_dir: str, name: str, longest: int, words: str) -> str:
     """A figure with the picture, made smaller where it is larger than ``longest`` pixels and many bytes, and linked to
     its file; nothing if it cannot be read."""
     try:
@@ -307,7 +318,7 @@ def _picture(run_dir: str, name: str, longest: int, words: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- options
 
 
-def _about(options: dict[str, Any]) -> list[str]:
+def about(options: dict[str, Any]) -> list[str]:
     """The command, data, network and code of the run, and its options, those that differ from the defaults first."""
     if not options:
         return []
