@@ -2,9 +2,9 @@
 
     python -m experiments.zscg_cifar_classes --network=NET --data=datasets/cifar10-test.zip
 
-NET: a snapshot of train.py --preset=cifar10-cpu. docs/metrics.md says where the classifiers are looked for. The table
-also shows what is lost where the guide is asked less often (--guide-every, --guide-layers of generate.py): the share of
-images that the judge classifies as wanted, against the number of candidates that the guide judges.
+NET: a snapshot of train.py --preset=cifar10-whole-cpu. docs/metrics.md says where the classifiers are looked for. The
+table also shows what is lost where the guide is asked less often (--guide-every, --guide-layers of generate.py): the
+share of images that the judge classifies as wanted, against the number of candidates that the guide judges.
 """
 
 import time

@@ -2,9 +2,9 @@
 
     python -m experiments.zscg_faces --network=NET --data=datasets/faces64-test.zip
 
-NET: a snapshot of train.py --preset=faces64-cpu. Figures are of --num faces of --data; the sheets show --portraits,
-which may be published. Figs 15 and 16 guide by CLIP: name a model by --clip (extra: clip); without it, two conditions
-on pixels take its place. Guiding by a text: docs/guiding.md.
+NET: a snapshot of train.py --preset=faces64-whole-cpu. Figures are of --num faces of --data; the sheets show
+--portraits, which may be published. Figs 15 and 16 guide by CLIP: name a model by --clip (extra: clip); without it, two
+conditions on pixels take its place. Guiding by a text: docs/guiding.md.
 
     python -m experiments.zscg_faces --network=NET --data=datasets/faces64-test.zip --clip=ViT-B-32,openai
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -10,6 +11,9 @@ from PIL import Image
 
 import train as train_script
 from cli.presets import PRESETS
+from cli.training_arguments import network_options
+from cli.training_options import parsed
+from ddn_networks.snapshots import WithoutWeights, rebuild
 from experiments import preset_runs
 
 
@@ -55,8 +59,28 @@ def test_what_is_no_run_is_named(tmp_path):
     assert outcome.exit_code == 1 and f'{tmp_path} is not a run folder' in outcome.output
 
 
-def test_every_preset_is_in_the_table_with_how_long_it_trains():
+def table() -> dict[str, list[str]]:
+    """The rows of docs/presets.md by preset."""
     text = (Path(__file__).resolve().parents[1] / 'docs' / 'presets.md').read_text()
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('| `')]
-    images = {cells[0].strip('`'): int(cells[5].replace(',', '')) for cells in rows}
+    return {cells[0].strip('`'): cells for cells in rows}
+
+
+def test_every_preset_is_in_the_table_with_how_long_it_trains():
+    images = {name: int(cells[5].replace(',', '')) for name, cells in table().items()}
     assert images == {name: round(preset.options['duration'] * 1e6) for name, preset in PRESETS.items()}
+
+
+@pytest.mark.parametrize('name', [name for name in PRESETS if name.endswith(('-cpu', '-gpu'))])
+def test_its_layers_and_parameters_are_in_the_table(name):
+    preset, cells = PRESETS[name], table()[name]
+    size, channels = int(cells[1].split('x')[0]), 1 if 'grey' in cells[1] else 3
+    plain = {k: v for k, v in preset.options.items() if k != 'condition'}
+    data = SimpleNamespace(resolution=(size, size), num_channels=channels)
+    spec = network_options(parsed({}).params | plain, data)
+    with WithoutWeights():
+        net = rebuild({'class_name': spec['network_class'], 'kwargs': spec['network_kwargs']})
+    parameters = sum(p.numel() for p in net.parameters())
+    assert (net.num_layers, f'{parameters:,}') == (int(cells[3]), cells[4])
+    assert list(dict.fromkeys(net.num_nodes))[0] == int(cells[2].split(';')[0].split(',')[0])
+    assert parameters <= 25e6
