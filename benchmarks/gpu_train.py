@@ -24,14 +24,14 @@ from cli.presets import PRESETS
 from cli.tables import markdown, write_json, write_results
 from cli.training_runs import train
 from ddn_networks import snapshots
+from dnnlib.archives import ImageArchive
 from dnnlib.sheets import draw_sheet, in_rows, save_png
 from dnnlib.util import atomic_write, file_sha256
 from experiments import ablation
-from experiments.common import read_record
+from experiments.common import read_record, reference
 from metrics import evaluate
 from metrics.detectors import Detector, load_detector
-from metrics.image_sets import Files, Samples
-from metrics.reference import load_statistics, save_statistics
+from metrics.image_sets import Samples
 from training import checkpoint
 from training.report import read_stats
 
@@ -83,15 +83,14 @@ def stored(network: str, seen: int, path: Path, preset: str) -> Path:
 
 def scored(path: Path, data: str, folder: Path, detector: Detector, num: int, device: torch.device) -> dict[str, float]:
     """FID, KID, precision and recall of samples of a network against its training images."""
-    place = folder / f'reference-{detector.name}.npz'
-    if not place.is_file():
-        save_statistics(place, evaluate.statistics(Files(data), detector, BATCH, title='training images'))
+    real = reference(data, detector, folder)
 
     def measure() -> dict[str, float]:
         made = evaluate.statistics(Samples(load_network(path, device=device), num), detector, BATCH, title='samples')
-        return evaluate.compare(load_statistics(place), made)[0]
+        return evaluate.compare(real, made)[0]
 
     key = {'network': file_sha256(path), 'detector': detector.digest, 'precision': detector.precision, 'num': num}
+    key['data'] = ImageArchive(data).digest()
     return ablation.kept(folder / f'score-{detector.name}.json', key, measure)
 
 

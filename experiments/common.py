@@ -1,7 +1,8 @@
-"""What the experiments share: pictures of an archive as a network takes them, snapshots of a run."""
+"""What the experiments share: pictures of an archive as a network takes them, records, reference statistics."""
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from dnnlib.archives import ImageArchive
 from dnnlib.images import to_float, to_uint8
 from dnnlib.labels import read_labels
 from dnnlib.readers import printable, read_json
+from metrics import evaluate
+from metrics.detectors import Detector
+from metrics.image_sets import Files
+from metrics.reference import Statistics, load_statistics, save_statistics
 
 PORTRAITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'assets', 'faces')
 
@@ -58,6 +63,18 @@ def portraits(path: str, net: Network) -> torch.Tensor:
 def as_saved(images: torch.Tensor) -> torch.Tensor:
     """Images in [-1, 1], rounded to 8 bits as a PNG would hold them."""
     return to_float(to_uint8(images))
+
+
+def reference(data: str, detector: Detector, folder: Path, num: int | None = None) -> Statistics:
+    """Statistics of the features of training images (``num`` of them), kept in ``folder`` and computed once for each
+    zip and detector; of a folder of images, whose files may change, each time."""
+    archive = ImageArchive(data)
+    name = f'reference-{archive.digest()[:12]}-{detector.digest[:12]}-{detector.precision}-{num or "all"}.npz'
+    if archive.is_zip and (folder / name).is_file():
+        return load_statistics(folder / name)
+    made = evaluate.statistics(Files(data, num), detector, title='training images')
+    save_statistics(folder / name, made._replace(meta={'detector': detector.describe()}))
+    return made
 
 
 def read_record(path: str | os.PathLike, *keys: str) -> dict[str, Any]:

@@ -30,11 +30,11 @@ from dnnlib.images import to_float
 from dnnlib.sheets import Tile, draw_sheet, in_rows, save_png
 from dnnlib.util import file_sha256
 from experiments import ablation, classifier, comparison, digits, timed
-from experiments.common import pictures, read_record
+from experiments.common import pictures, read_record, reference
 from metrics import evaluate
 from metrics.detectors import Detector, load_detector
 from metrics.image_sets import Files, Samples, read
-from metrics.reference import Statistics, load_statistics, save_statistics
+from metrics.reference import Statistics
 from torch_utils import persistence
 
 DETECTORS = {'digits': 'lenet', 'fashion': None, 'cifar10': 'alex', 'faces64': 'alex'}  # None: trained here
@@ -65,6 +65,10 @@ class Study(NamedTuple):
     num: int
     num_reconstructed: int
     device: torch.device
+
+    def digests(self) -> dict[str, str]:
+        """What tells these images from others, for the keys of numbers that are kept."""
+        return {'data': ImageArchive(self.data).digest(), 'held_out': ImageArchive(self.held_out).digest()}
 
 
 # ------------------------------------------------------------------------------------------------------------- samples
@@ -135,21 +139,18 @@ def others(model: str, path: str) -> Case:
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 
-def reference(study: Study, detector: Detector, num: int | None) -> Statistics:
-    """Statistics of the training images (``num`` of them), computed once."""
-    path = study.folder / f'reference-{Path(study.data).stem}-{detector.digest[:8]}-{num or "all"}.npz'
-    if not path.is_file():
-        made = evaluate.statistics(Files(study.data, num), detector, BATCH, title='training images')
-        save_statistics(path, made._replace(meta={'detector': detector.describe()}))
-    return load_statistics(path)
-
-
 def of_samples(path: Path, num: int, real: Statistics, detector: Detector) -> dict[str, float]:
-    """Distance to the training images, precision and recall of so many samples."""
+    """Distance to the training images, KID, precision and recall of so many samples."""
     made = evaluate.statistics(Files(path, num), detector, BATCH, title=path.stem)
     numbers, _ = evaluate.compare(real, made)
-    names = {'FD': 'FID', 'precision': 'precision', 'recall': 'recall'}
-    return {name: ablation.starting(numbers, start) for name, start in names.items()}
+    return {name: ablation.starting(numbers, name) for name in ('FID', 'KID', 'precision', 'recall')}
+
+
+def by_proxy(path: Path, num: int, real: Statistics, detector: Detector) -> dict[str, float]:
+    """The columns of ``of_samples`` by the fast detector, and, if that is a LeNet, how many samples it classifies."""
+    found = of_samples(path, num, real, detector)
+    columns = {'FD': found['FID'], 'precision': found['precision'], 'recall': found['recall']}
+    return columns | (classified(path, num, detector) if detector.name == 'lenet' else {})
 
 
 def nearest(case: Case, study: Study, detector: Detector) -> dict[str, float]:
@@ -180,12 +181,9 @@ def of_case(case: Case, study: Study, detector: Detector, real: Statistics) -> d
     num = min(study.num, len(ImageArchive(case.path)))
 
     def measure() -> dict[str, float]:
-        found = of_samples(case.path, num, real, detector)
-        if detector.name == 'lenet':
-            found |= classified(case.path, num, detector)
-        return found | nearest(case, study, detector)
+        return by_proxy(case.path, num, real, detector) | nearest(case, study, detector)
 
-    key = {'samples': file_sha256(case.path), 'detector': detector.digest, 'num': num, 'data': Path(study.data).name}
+    key = {'samples': file_sha256(case.path), 'detector': detector.digest, 'num': num, **study.digests()}
     numbers = ablation.kept(study.folder / f'{case.path.stem}-numbers.json', key, measure)
     row = {'model': case.model, 'sampled': case.way, 'samples': num, **numbers}
     return row | case.facts | {'trained on': case.trained_on or '-'}
@@ -195,11 +193,9 @@ def of_real(study: Study, detector: Detector, real: Statistics) -> dict[str, flo
     """Numbers of the held-out images themselves."""
 
     def measure() -> dict[str, float]:
-        found = of_samples(Path(study.held_out), study.num_reconstructed, real, detector)
-        lenet = detector.name == 'lenet'
-        return found | (classified(Path(study.held_out), study.num_reconstructed, detector) if lenet else {})
+        return by_proxy(Path(study.held_out), study.num_reconstructed, real, detector)
 
-    key = {'detector': detector.digest, 'num': study.num_reconstructed, 'data': Path(study.data).name}
+    key = {'detector': detector.digest, 'num': study.num_reconstructed, **study.digests()}
     return ablation.kept(study.folder / f'held-out-{detector.name}.json', key, measure)
 
 
@@ -217,6 +213,7 @@ def of_network(model: str, path: str, study: Study, detector: Detector) -> Itera
     source = Files(study.held_out, study.num_reconstructed)
     lpips, _ = evaluate.find_lpips([source], study.device)
     key = {'network': file_sha256(persistence.network_path(path)), 'detector': detector.digest, 'num': source.num}
+    key |= study.digests()
     for finish in (False, True):
         net = loaded(path, finish, study.device)
         if finish and net.finisher is None:
@@ -244,13 +241,14 @@ def add_fids(
     study: Study, cases: list[Case], rows: list[dict], networks: dict[str, str], again: list[dict], wide: Detector,
     num: int, num_real: int | None,
 ) -> Iterator[None]:  # fmt: skip
-    """Add FID to the rows of samples and rFID to those of reconstructions, row by row."""
-    real = reference(study, wide, num_real)
+    """Add FID and KID to the rows of samples and rFID to those of reconstructions, row by row."""
+    real = reference(study.data, wide, study.folder, num_real)
     for case, row in zip(cases, rows, strict=True):
         some = min(num, row['samples'])
         key = {'samples': file_sha256(case.path), 'detector': wide.digest, 'num': some, 'real': real.num}
         place = study.folder / f'{case.path.stem}-fid.json'
-        row['FID'] = ablation.kept(place, key, lambda: of_samples(case.path, some, real, wide))['FD']  # noqa: B023
+        found = ablation.kept(place, key | study.digests(), lambda: of_samples(case.path, some, real, wide))  # noqa: B023
+        row |= {'FID': found['FID'], 'KID': found['KID']}
         yield
     for model, path in networks.items():
         for row in of_network(model, path, study, wide):
@@ -335,7 +333,7 @@ def main(
     study = Study(data, held_out, folder, num, min(num_reconstructed, len(ImageArchive(held_out))), device)
     weights = DETECTORS[name] or classifier.detector_file(data, held_out, folder / 'lenet.pth')
     detector = load_detector(weights, device=device, folder=folder / 'features')
-    real = reference(study, detector, None)
+    real = reference(data, detector, folder)
     about = words(study, detector, of_real(study, detector, real))
     cases, rows, again = [], [], []
     for model, path in networks.items():
@@ -354,7 +352,8 @@ def main(
         save_png(draw_sheet(shown, 16), str(into / f'{name}-{ablation.slug(f"{case.model} {case.way}")}.png'))
     if inception:
         wide = load_detector('inception', device=device, folder=folder / 'features')
-        about += f' FID: of {inception:,} samples against {num_real or len(ImageArchive(data)):,} training images.'
+        real_size = num_real or len(ImageArchive(data))
+        about += f' FID, KID: by Inception, of {inception:,} samples against {real_size:,} training images.'
         for _ in add_fids(study, cases, rows, networks, again, wide, inception, num_real):
             written(name, about, rows, again, into)
         click.echo(written(name, about, rows, again, into))

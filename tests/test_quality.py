@@ -2,6 +2,7 @@
 
 import json
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ddn_networks import snapshots
 from ddn_networks.sampling import Sampling
 from dnnlib.archives import ImageArchive
 from experiments import classifier, flow_matching, quality, timed
+from experiments.common import reference
 from metrics.detectors import load_detector
 from metrics.lenet import LeNet
 
@@ -156,6 +158,43 @@ def test_the_table_has_a_row_for_each_way_and_is_kept(tmp_path, measured):
     other = small(tmp_path, 1)  # another network by the same name
     again, features, sampled = measured(f'--network=new={other}')
     assert features > 0 and sampled == 3 and 'finisher' in again and '| new | with |' not in again
+
+
+def test_inception_adds_fids_and_calibrates_the_proxy(tmp_path, measured, monkeypatch):
+    load = quality.load_detector
+    torch.manual_seed(2)
+    torch.save(LeNet().state_dict(), tmp_path / 'inception.pth')
+
+    def load_wide(name, **how):
+        path = str(tmp_path / 'inception.pth') if name == 'inception' else name
+        return load(path, **how)._replace(name='inception' if name == 'inception' else 'lenet')
+
+    monkeypatch.setattr(quality, 'load_detector', load_wide)
+    options = [f'--network=new={small(tmp_path)}', '--inception=20', '--reference=30']
+    text, features, _ = measured(*options)
+    assert 'of 20 samples against 30 training images' in text and 'over 3 rows: Spearman' in text
+    facts = json.loads((tmp_path / 'out' / 'digits' / 'digits.json').read_text())
+    assert all(row['FID'] > 0 and row['KID'] is not None for row in facts['samples'])
+    assert all(row['rFID'] > 0 and row['rFD'] > 0 for row in facts['reconstructions'])
+    assert features > 0 and measured(*options) == (text, 0, 0)
+
+
+def test_a_reference_is_of_its_images_and_detector(tmp_path):
+    torch.manual_seed(1)
+    torch.save(LeNet().state_dict(), tmp_path / 'lenet.pth')
+    detector = load_detector(str(tmp_path / 'lenet.pth'))
+    path = write_zip(tmp_path / 'a.zip', 40, (1, 8, 8))
+    first = reference(path, detector, tmp_path)
+    assert (reference(path, detector._replace(net=None), tmp_path).mu == first.mu).all()  # kept
+    write_zip(tmp_path / 'a.zip', 40, (1, 8, 8), seed=3)  # another dataset by the same name
+    assert not (reference(path, detector, tmp_path).mu == first.mu).all()
+    with pytest.raises(AttributeError):  # another detector computes
+        reference(path, detector._replace(net=None, digest='other'), tmp_path)
+    with zipfile.ZipFile(path) as file:
+        file.extractall(tmp_path / 'folder')
+    with pytest.raises(AttributeError):  # files in a folder may change
+        for _ in range(2):
+            reference(str(tmp_path / 'folder'), detector._replace(net=None), tmp_path)
 
 
 def test_samples_of_another_model_are_a_row(tmp_path, measured):
