@@ -22,7 +22,8 @@ API = {
                               'published.from_published', 'published.published_config', 'pictures.show']),
     'guides': ('Guides', ['guides', 'black_boxes', 'guided_sampling']),
     'samplers': ('Samplers and priors', ['samplers', 'sampling', 'prior', 'code_priors', 'generate', 'search']),
-    'layers': ('Layers and training', ['ddl', 'candidates', 'cells', 'split_prune', 'balance', 'prefix_balance']),
+    'layers': ('Layers and training', ['ddl', 'candidates', 'cells', 'finisher', 'split_prune', 'balance',
+                                        'prefix_balance']),
     'files': ('Files', ['snapshots', 'hub', 'pictures', 'codec', 'codes']),
 }  # fmt: skip
 
