@@ -51,6 +51,7 @@ def new_network(source: Network, o: dict[str, Any], dataset: ImageFolderDataset)
     net.load_state_dict({**net.state_dict(), **own})
     if any(part.takes == 'pair' for part in net.conditions):
         raise ValueError('--fit-prior is not for networks whose condition is a pair of the image')
+    net.snapshot_meta = {key: value for key, value in source.snapshot_meta.items() if key == 'finisher'}
     return net.to(source.device).eval()
 
 

@@ -128,7 +128,7 @@ def _fit_prior(o: dict[str, Any], given: set[str], device: torch.device) -> str 
         net, num = prior_fits.fitted(o, seed, device, click.echo)
         path = os.path.join(run_dir, f'network-snapshot-{num:09d}.safetensors')
         facts = {'git_revision': misc.git_revision(), 'fitted_to': redacted(o['fit_prior']), 'cur_nimg': num}
-        snapshots.save_network(path, net, meta=facts)
+        snapshots.save_network(path, net, meta={**net.snapshot_meta, **facts})
         click.echo(f'Network with its prior: {path}')
     return run_dir
 

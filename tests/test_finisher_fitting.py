@@ -60,6 +60,18 @@ def test_a_resumed_run_equals_one_that_never_stopped(plain, tiny_zip, tmp_path, 
     assert whole.keys() == resumed.keys() and all(torch.equal(x, resumed[name]) for name, x in whole.items())
 
 
+def test_a_prior_fitted_later_leaves_it(plain, tiny_zip, tmp_path):
+    fit(plain, tiny_zip, tmp_path / 'finisher', '--duration=0.000080')
+    path = str(tmp_path / 'finisher')
+    common = [f'--data={tiny_zip}', f'--outdir={tmp_path / "prior"}', '--nosubdir', '--device=cpu', '--seed=0']
+    invoke(train.main, f'--fit-prior={path}', '--prior=counts', '--duration=0.00004', *common)
+    before, net = Network.from_pretrained(path), Network.from_pretrained(tmp_path / 'prior')
+    assert len(net.prior) == 1 and net.snapshot_meta['finisher'] == before.snapshot_meta['finisher']
+    codes = before.sample(2)[1]
+    assert torch.equal(net.decode(codes), before.decode(codes))
+    assert not torch.equal(net.decode(codes), net.decode(codes, finish=False))
+
+
 def test_collapse_is_noticed():
     good = {'gap': 0.5, 'detail_after': 0.9}
     assert finisher_fitting.warning(good) is None
