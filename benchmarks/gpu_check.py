@@ -32,7 +32,7 @@ from training.ema import EMA
 from training.loss import layer_losses, prior_loss, total_loss
 from training.training_loop import BALANCERS
 
-SHAPES = 'mnist-cpu:32:256,cifar10-cells-cpu:32:256,faces64-cells-cpu:64:128,cifar10:32:256,faces64:64:64'
+SHAPES = 'mnist-cpu:32:256,cifar10-gpu:32:256,faces64-gpu:64:128,cifar10:32:256,faces64:64:64'
 WARMUP, SECONDS = 3, 2.0  # steps before the clock runs; seconds that the steps of a row fill
 
 

@@ -1,7 +1,7 @@
 """Train a preset in the minutes for which a GPU is lent: network, prior, finisher, FID, and what to take along.
 
 \b
-  bash benchmarks/gpu.sh train cifar10-cells-cpu datasets/cifar10.zip
+  bash benchmarks/gpu.sh train cifar10-gpu datasets/cifar10.zip
   python -m benchmarks.gpu_train --preset=mnist-cpu --data=digits.zip --seconds=20 --device=cpu --detector=lenet
 
 Trains the network with a prior beside it, then a finisher; how many images fit into a phase's share of --seconds

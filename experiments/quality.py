@@ -165,7 +165,8 @@ def nearest(case: Case, study: Study, detector: Detector) -> dict[str, float]:
     save_png(draw_sheet(rows), str(case.path.with_name(f'{case.path.stem}-nearest.png')))
     medians = [value for name, value in numbers.items() if 'median' in name or 'the same' in name]
     copies = next(value for name, value in numbers.items() if 'closer than 99 %' in name)
-    return {'nearest / held-out': medians[0] / medians[1], 'copies': copies}
+    ratio = medians[0] / medians[1] if medians[1] else None  # held-out images that are training images
+    return {'nearest / held-out': ratio, 'copies': copies}
 
 
 def classified(path: Path, num: int, detector: Detector) -> dict[str, float]:
@@ -286,9 +287,12 @@ def written(name: str, about: str, rows: list[dict[str, Any]], again: list[dict[
     return text
 
 
-def words(study: Study, detector: Detector, real: dict[str, float]) -> str:
-    """What the columns are, and the numbers of held-out images."""
-    proxy = {'lenet': 'a LeNet', 'alex': 'pooled AlexNet features'}[detector.name]
+def words(study: Study, detector: Detector, real: dict[str, float], trained: bool) -> str:
+    """What the columns are, and the numbers of held-out images. ``trained``: the detector was trained here."""
+    proxy = {'lenet': 'the features of a LeNet', 'alex': 'pooled AlexNet features'}[detector.name]
+    if trained:
+        right = classifier.accuracy(detector.net, study.held_out)
+        proxy += f', trained on the training images, that classifies {right:.1%} of the held-out images right,'
     held = ', '.join(f'{name} {value:.4g}' for name, value in real.items())
     return ' '.join(
         f"""FD: Frechet distance of {proxy} to the training images; precision and recall by the same features. p >= 0.9:
@@ -331,10 +335,10 @@ def main(
         place.mkdir(parents=True, exist_ok=True)
     data, held_out = ablation.images_or_digits(data, held_out, ablation.Study(folder, into, device, {}))
     study = Study(data, held_out, folder, num, min(num_reconstructed, len(ImageArchive(held_out))), device)
-    weights = DETECTORS[name] or classifier.detector_file(data, held_out, folder / 'lenet.pth')
+    weights = DETECTORS[name] or classifier.detector_file(data, folder / f'lenet-{study.digests()["data"][:12]}.pth')
     detector = load_detector(weights, device=device, folder=folder / 'features')
     real = reference(data, detector, folder)
-    about = words(study, detector, of_real(study, detector, real))
+    about = words(study, detector, of_real(study, detector, real), trained=DETECTORS[name] is None)
     cases, rows, again = [], [], []
     for model, path in networks.items():
         for row in of_network(model, path, study, detector):

@@ -102,10 +102,11 @@ def test_the_trained_classifier_knows_its_classes(tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, 'labelled', lambda path: (images, classes))
     monkeypatch.setattr(classifier, 'BATCH', 32)
     monkeypatch.setattr(classifier, 'EPOCHS', 12)
-    detector = load_detector(classifier.detector_file('', '', tmp_path / 'lenet.pth'))
-    assert (detector.net.logits(images).argmax(1) == classes).double().mean() > 0.95
+    detector = load_detector(classifier.detector_file('', tmp_path / 'lenet.pth'))
+    right = (detector.net.logits(images).argmax(1) == classes).double().mean()
+    assert right > 0.95 and classifier.accuracy(detector.net, '') == right
     monkeypatch.setattr(classifier, 'trained', None)
-    assert load_detector(classifier.detector_file('', '', tmp_path / 'lenet.pth')).digest == detector.digest
+    assert load_detector(classifier.detector_file('', tmp_path / 'lenet.pth')).digest == detector.digest
 
 
 def small(tmp_path, seed=0, **kwargs):
@@ -158,6 +159,14 @@ def test_the_table_has_a_row_for_each_way_and_is_kept(tmp_path, measured):
     other = small(tmp_path, 1)  # another network by the same name
     again, features, sampled = measured(f'--network=new={other}')
     assert features > 0 and sampled == 3 and 'finisher' in again and '| new | with |' not in again
+
+
+def test_the_detector_of_fashion_is_trained_on_it(tmp_path, tiny_zip, monkeypatch):
+    monkeypatch.setattr(classifier, 'BATCH', 8)
+    options = [f'--data={tiny_zip}', f'--held-out={tiny_zip}', '--num=24', f'--network=new={small(tmp_path)}']
+    text = invoke(quality.main, 'fashion', *options, f'--outdir={tmp_path / "out"}')
+    assert 'that classifies' in text and '% of the held-out images right' in text
+    assert '| new | prior, T 1 | 24 |' in unpadded(text)
 
 
 def test_inception_adds_fids_and_calibrates_the_proxy(tmp_path, measured, monkeypatch):
