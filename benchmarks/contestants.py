@@ -109,7 +109,7 @@ class Backbone(nn.Module):
         """The features of the last block, [B, C_L, H, W]."""
         x = self.start.repeat(batch_size, 1, 1, 1)  # [B, C_0, h, w]
         for spec, block in zip(self.specs, self.blocks, strict=True):
-            x = block(x, spec.size)
+            x = block(x, spec.feature_size)
         return x
 
 

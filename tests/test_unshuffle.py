@@ -208,6 +208,19 @@ def test_passes_with_shared_prefixes_and_checkpoints_are_the_same():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_blocks_choose_among_float32_pictures(layout):
+    net = network().float().to(memory_format=layout).train()
+    images = torch.rand(2, 3, 16, 24, generator=gen()) * 2 - 1
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        out = net(samplers.nearest(images), 2, keep=True)
+    out.images.square().sum().backward()
+    assert all(selected.dtype == torch.float32 for selected in out.selected)
+    assert all(ddl.weight.grad.isfinite().all() and ddl.weight.grad.any() for ddl in net.ddls)
+    error = F.adaptive_avg_pool2d((out.images - images).square().mean(1), net.specs[-1].grid).flatten(1)
+    torch.testing.assert_close(out.distances[-1].amin(1), error, rtol=1e-4, atol=1e-5)
+
+
 def test_a_snapshot_keeps_it(tmp_path):
     net = network().float()
     path = tmp_path / 'network-snapshot-000000001.safetensors'
