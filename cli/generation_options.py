@@ -1,5 +1,6 @@
 """Which options of generate.py go together."""
 
+import re
 from collections.abc import Sequence
 
 import click
@@ -7,6 +8,7 @@ import click
 # Mean nothing without --guide.
 GUIDING = ('top_k', 'beam', 'combine', 'guide_every', 'guide_layers', 'proposals', 'sweeps', 'prior_weight')
 KEEPING = ('keep_layers', 'keep_region', 'redraw_region')  # nor these without --keep
+_KEEPS_CODES = re.compile(r'seed:.*|.+\.(npz|npy|txt)(:[\d,-]+)?', re.DOTALL)  # what --keep names is not a picture
 PRIOR = ('temperature', 'top_p', 'uniform', 'cfg')
 
 
@@ -26,8 +28,8 @@ def check_options(ctx: click.Context) -> None:
         raise click.ClickException('--codes, --reconstruct and --guide exclude each other: give one')
     if o['keep'] and (o['codes'] or o['reconstruct']):
         raise click.ClickException('--keep names codes or pictures itself: leave out --codes and --reconstruct')
-    encodes = o['reconstruct'] or o['keep']
-    if o['max_images'] and not encodes:
+    encodes = o['reconstruct'] or o['keep'] and not _KEEPS_CODES.fullmatch(o['keep'])
+    if o['max_images'] and not (o['reconstruct'] or o['keep']):
         raise click.ClickException('--max-images needs --reconstruct or --keep; for fewer samples give fewer --seeds')
     if o['refine'] and not encodes:
         raise click.ClickException('--refine needs --reconstruct or --keep=PICTURE: it is for encoding')

@@ -179,6 +179,8 @@ def test_a_conditional_network_encodes_and_draws_by_one_condition(folder):
     (['--keep-layers=0'], '--keep-layers needs --keep, which names the latents'),
     (['--redraw-region=0,0,8,8'], '--redraw-region needs --keep'),
     (['--keep=seed:1', '--codes=CODES'], '--keep names codes or pictures itself: leave out --codes'),
+    (['--keep=seed:1', '--keep-layers=0', '--refine=1'], '--refine needs --reconstruct or --keep=PICTURE'),
+    (['--keep=CODES:1', '--keep-layers=0', '--beam=2'], '--beam needs --guide'),
     (['--refine=1'], '--refine needs --reconstruct or --keep=PICTURE'),
     (['--max-images=1'], '--max-images needs --reconstruct or --keep'),
 ])  # fmt: skip
