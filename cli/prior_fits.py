@@ -25,15 +25,23 @@ FOREIGN = (
     'resume', 'preset', 'arch', 'nodes', 'blocks', 'channels', 'cbase', 'cres', 'max_k', 'max_blocks', 'grids', 'steps',
     'base_width', 'balance', 'transfer', 'prior_gradient', 'augment', 'ema', 'compile', 'fp16', 'precision',
 )  # fmt: skip
+# Further options of training that fitting does not read, always or for a kind of prior.
+UNREAD = (
+    'unshuffle', 'repeat_blocks', 'learning_residual', 'leak_choice', 'dropout', 'fit_finisher', 'finisher_width',
+    'lpips', 'val_pairs', 'lr_ramp', 'lr_decay', 'beta2', 'on_nan', 'batch_gpu', 'ls', 'grad_checkpoint',
+    'share_prefixes', 'bench', 'tick', 'snap', 'dump', 'tensorboard',
+)  # fmt: skip
+UNREAD_BY = {'counts': ('lr', 'prior_width', 'prior_clean', 'prior_soft', 'chain_dropout')}
 REPEATS = 4  # steps of a transformer per batch of images
 
 
 def options(o: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """The options with the defaults of fitting. ValueError for one that means nothing here."""
-    for name in FOREIGN:
-        if name in given:
-            raise ValueError(f'--{name.replace("_", "-")} does nothing with --fit-prior: leave it out')
     kind = o['prior'] if o['prior'] != 'none' else 'head'
+    for name in (*FOREIGN, *UNREAD, *UNREAD_BY.get(kind, ())):
+        if name in given:
+            by = f' --prior={kind}' if name not in (*FOREIGN, *UNREAD) else ''
+            raise ValueError(f'--{name.replace("_", "-")} does nothing with --fit-prior{by}: leave it out')
     defaults = {name: value for name, value in DEFAULTS[kind].items() if name not in given}
     return {**o, **defaults, 'prior': kind}
 

@@ -13,7 +13,7 @@ from ddn_networks import Network, sampling, snapshots
 from ddn_networks.sampling import Sampling
 from dnnlib.readers import reason
 from metrics import distances, evaluate
-from metrics.detectors import Detector, load_detector
+from metrics.detectors import NETWORKS, Detector, load_detector
 from metrics.image_sets import Samples
 from metrics.reference import Statistics
 from torch_utils import distributed as dist
@@ -84,6 +84,13 @@ def choose_temperatures(
     words = f'{len(held_out):,} held-out images, {NUM_SAMPLES:,} seeds from {FIRST_SEED:,} on'
     say(f'Default temperatures: {best} ({detector.name}, {words})')
     return options[best]
+
+
+def check_detector(name: str) -> None:
+    """ValueError or OSError, before any work, for a detector that is neither a known name nor a file of weights. A
+    known one whose weights are missing is not an error: ``measured`` then keeps temperature 1."""
+    if name not in NETWORKS:
+        load_detector(name)
 
 
 def measured(fit: Fit, temperature_from: str | None, say: Callable[[str], None]) -> Sampling:

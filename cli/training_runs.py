@@ -71,6 +71,9 @@ def _run(o: dict[str, Any], given: set[str]) -> str | None:
     if not (o['outdir'] or run_dir or o['dry_run']):
         raise ValueError('--outdir is missing: give a folder for the run folder')
 
+    if 'temperature_from' in given:
+        sampling_defaults.check_detector(o['temperature_from'])
+
     with dist.session(o['device']) as device:
         o = lasting(o)
         if o['fit_prior'] is not None:

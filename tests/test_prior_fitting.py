@@ -86,6 +86,11 @@ def test_heads_of_a_condition_for_a_network_without(plain, tiny_zip, tmp_path):
     (['--condition=class'], 'add --condition-to=heads'),
     (['--data=assets/faces'], 'the images are'),
     (['--fit-prior=nothing'], 'no such file: nothing'),
+    (['--fit-finisher=mnist'], '--fit-finisher does nothing with --fit-prior: leave it out'),
+    (['--tick=1'], '--tick does nothing with --fit-prior: leave it out'),
+    (['--prior=counts', '--prior-width=8'], '--prior-width does nothing with --fit-prior --prior=counts: leave it out'),
+    (['--temperature-from=nothing'], 'no such file or folder: nothing'),
+    (['--temperature-from=assets/faces/hopper.png'], 'hopper.png'),
 ])  # fmt: skip
 def test_what_cannot_be_fitted_is_one_line(plain, tiny_zip, tmp_path, args, says):
     common = [f'--fit-prior={plain}', f'--data={tiny_zip}', f'--outdir={tmp_path / "run"}', '--device=cpu']
@@ -189,10 +194,11 @@ def test_training_ends_with_the_defaults_of_sampling(tmp_path, lenet, monkeypatc
     assert 'Default temperatures' not in again and Network.from_pretrained(tmp_path / 'run').sampling == net.sampling
 
 
-def test_without_weights_the_default_is_one_and_the_log_says_so(tiny_zip, tmp_path):
+def test_without_weights_the_default_is_one_and_the_log_says_so(tiny_zip, tmp_path, monkeypatch):
+    monkeypatch.setenv('DDN_LENET', str(tmp_path / 'none.pt'))
     run = [f'--data={tiny_zip}', *TINY_RUN, '--prior=head', '--prior-width=8', '--nosubdir', '--duration=0.000016']
-    out = invoke(train.main, *run, f'--outdir={tmp_path}', f'--temperature-from={tmp_path / "none.pt"}')
-    assert f'Default temperature: 1 (--temperature-from={tmp_path / "none.pt"}: ' in out
+    out = invoke(train.main, *run, f'--outdir={tmp_path}', '--temperature-from=lenet')
+    assert 'Default temperature: 1 (--temperature-from=lenet: ' in out
     assert Network.from_pretrained(tmp_path).sampling.temperatures == ()
 
 
