@@ -302,6 +302,8 @@ class Network(nn.Module):
         if seeds is None:
             if num is None:
                 num = max((len(rows) for rows in (condition, codes) if rows is not None), default=1)
+            if num < 0:
+                raise ValueError(f'num is the number of images, not {num}')
             seeds = range(seed, seed + num)
         elif num is not None:
             raise ValueError(f'give num or seeds, not both: num={num} and {len(seeds)} seeds')
@@ -514,7 +516,8 @@ class Network(nn.Module):
         codes = torch.as_tensor(codes)
         slices = self.code_slices
         lengths = [0, *(columns.stop for columns in slices)] if prefix else [self.num_codes]
-        if codes.ndim != 2 or codes.shape[1] not in lengths or codes.is_floating_point():
+        is_integer = not codes.is_floating_point() and not codes.is_complex()
+        if codes.ndim != 2 or codes.shape[1] not in lengths or not is_integer:
             wanted = f'{self.num_codes} or fewer, of whole layers' if prefix else self.num_codes
             raise ValueError(f'codes of this network are integers [B, {wanted}], not {list(codes.shape)} {codes.dtype}')
         codes = codes.long()  # before anything is compared: torch compares no uint16

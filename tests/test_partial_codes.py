@@ -153,3 +153,12 @@ def test_decoding_gives_free_codes_the_likeliest_choice():
     assert torch.equal(net.decode(torch.tensor([[0, -1]])), net.decode(likeliest))
     with pytest.raises(ValueError, match=r'code -2 of image 0, layer 1, is outside 0..2, or -1$'):
         net.decode(torch.tensor([[0, -2]]))
+
+
+def test_numbers_that_name_no_images():
+    net = DDN(4, 1, [8], [2], [3])
+    with pytest.raises(ValueError, match='num is the number of images, not -1'):
+        net.sample(-1)
+    assert len(net.sample(0)[0]) == 0
+    with pytest.raises(ValueError, match='codes of this network are integers'):
+        net.decode(torch.zeros(1, 2, dtype=torch.complex64))
