@@ -7,7 +7,8 @@
 Trains the network with a prior beside it, then a finisher; how many images fit into a phase's share of --seconds
 follows from a trial of a few batches. A phase that is finished is not done again, and one that was stopped resumes: the
 same command continues, on the same machine. It leaves in --out the averaged network in half precision, in parts of at
-most 15 MiB (join them with cat), the scores of that file, and 64 samples.
+most 15 MiB (join them with cat), 64 samples, and the scores of that file. Where there are no weights of the detector it
+says so; fid.py calc scores the joined file elsewhere.
 """
 
 import tempfile
@@ -25,6 +26,7 @@ from cli.tables import markdown, write_json, write_results
 from cli.training_runs import train
 from ddn_networks import snapshots
 from dnnlib.archives import ImageArchive
+from dnnlib.readers import reason
 from dnnlib.sheets import draw_sheet, in_rows, save_png
 from dnnlib.util import atomic_write, file_sha256
 from experiments import ablation
@@ -128,18 +130,23 @@ def main(preset, data, seconds, run, out, precision, workers, detector, num, dev
     finishing = {**FINISHING, **shared, 'fit_finisher': network, 'xflip': own.get('xflip')}
     finished = trained(folder / 'finisher', finishing, FINISHER * seconds, device)
     path = stored(finished, seen, folder / f'{preset}.safetensors', preset)
-    half = 'float16' if detector == 'inception' and device.type == 'cuda' else 'float32'
-    chosen = load_detector(detector, device=device, precision=half, folder=folder / 'features')
-    numbers = scored(path, data, folder, chosen, num, device)
+    made = parts(path, out)
     net = load_network(path, device=device)
     save_png(draw_sheet(in_rows(net.sample(64)[0], 16), 16), str(out / 'samples.png'))
-    made = parts(path, out)
-    rows = [{'number': name, 'value': value} for name, value in numbers.items()]
+    half = 'float16' if detector == 'inception' and device.type == 'cuda' else 'float32'
+    numbers: dict[str, float] = {}
+    try:
+        chosen = load_detector(detector, device=device, precision=half, folder=folder / 'features')
+        numbers, judged = scored(path, data, folder, chosen, num, device), f'{chosen.name} in {half}'
+    except OSError as error:  # no weights here: score the file elsewhere
+        judged = f'not scored: {reason(error)}'
     facts = common.machine(device.type)
     words = f'{preset}: {seen:,} images, {ablation.shape(net)["parameters"]:,} parameters, {net.num_bits:,.0f} bits; '
-    words += f'{chosen.name} in {half}. {common.in_words(facts)}'
+    words += f'{judged}. {common.in_words(facts)}'
     about = {'preset': preset, 'images': seen, 'sha256': file_sha256(path), 'parts': [part.name for part in made]}
-    text = '\n\n'.join([f'# {preset}, trained in {seconds:g} seconds', words, markdown(rows, '.5g')])
+    rows = [{'number': name, 'value': value} for name, value in numbers.items()]
+    parts_of_text = [f'# {preset}, trained in {seconds:g} seconds', words, markdown(rows, '.5g') if rows else '']
+    text = '\n\n'.join(filter(None, parts_of_text))
     write_results(out / preset, text, {**about, 'machine': facts, 'numbers': numbers})
     click.echo(f'{text}\n\nTo take along: {out}')
 

@@ -177,3 +177,8 @@ def test_training_for_minutes_leaves_a_network_and_resumes(tiny_training, tmp_pa
     assert (tmp_path / 'out' / 'samples.png').is_file()
     again, phases = tiny_training()
     assert again.exit_code == 0 and phases == []
+    (tmp_path / 'lenet.pth').unlink()
+    shutil.rmtree(tmp_path / 'out')
+    unscored, phases = tiny_training()
+    assert unscored.exit_code == 0 and phases == [] and 'not scored: no such file' in unscored.output
+    assert b''.join(part.read_bytes() for part in sorted((tmp_path / 'out').glob('*.part-*'))) == kept
