@@ -15,6 +15,7 @@ from conftest import TINY_RUN, final, write_zip
 from training.report import read_stats
 
 ROOT = Path(__file__).resolve().parents[1]
+HALF = [*TINY_RUN, '--unshuffle=2']
 
 # A run that a signal to rank 1 stops in its third step.
 STOPPED = """
@@ -57,11 +58,11 @@ def run_ranks(folders: list[Path], *args, code: int = 0) -> list[str]:
 
 @pytest.fixture(scope='module')
 def folder(tiny_zip, tmp_path_factory) -> Path:
-    """20 steps on one rank; on two with accumulation; the same, stopped after 10 and resumed. 10 steps with conditions
-    and heads on one rank; on two, stopped after 5 and resumed."""
+    """20 steps on one rank, the last scale at half its size; on two with accumulation; the same, stopped after 10 and
+    resumed. 10 steps with conditions and heads on one rank; on two, stopped after 5 and resumed."""
     folder = tmp_path_factory.mktemp('runs')
     colours = write_zip(folder / 'colours.zip', 40, (3, 8, 8))
-    plain = [f'--data={tiny_zip}', *TINY_RUN, '--nodes=24', '--lr=0.003', '--nosubdir', '--tick=0.08']
+    plain = [f'--data={tiny_zip}', *HALF, '--nodes=24', '--lr=0.003', '--nosubdir', '--tick=0.08']
     told = [f'--data={colours}', *TINY_RUN, '--channels=16,16,16,16', '--nodes=24', '--lr=0.003', '--nosubdir',
             '--tick=0.08', '--condition=class,color,mask', '--condition-dropout=0.3', '--grids=1,1,2,2', '--prior=head',
             '--prior-width=4']  # fmt: skip
@@ -82,7 +83,7 @@ def test_two_ranks_are_one(folder, tiny_zip):
     """Through torchrun, as users start it on two machines: a rendezvous, one rank each."""
     rendezvous = ['--rdzv-backend=c10d', f'--rdzv-endpoint=127.0.0.1:{free_port()}', '--rdzv-id=test', '--nnodes=2']
     command = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', *rendezvous, '--nproc_per_node=1']
-    args = [f'--data={tiny_zip}', *TINY_RUN, '--nodes=24', '--lr=0.003', '--nosubdir', '--tick=0.08', '--batch-gpu=4']
+    args = [f'--data={tiny_zip}', *HALF, '--nodes=24', '--lr=0.003', '--nosubdir', '--tick=0.08', '--batch-gpu=4']
     command += ['--local-addr=127.0.0.1', 'train.py', f'--outdir={folder / "rounds"}', *args, '--duration=0.000320']
     gone = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
     env = {k: v for k, v in os.environ.items() if k not in gone} | {'OMP_NUM_THREADS': '1'}
