@@ -4,7 +4,7 @@ Legend: B pictures, T tiles of a picture, L layers, K nodes, n cells of a layer,
 
 A file begins with two bytes: magic, and a version with the entropy model and the kind of file. One picture goes on with
 the first 4 bytes of the network's digest and a checksum of the codes (2 bytes), 8 bytes in all, then the coded stream:
-number of layers, how the rest is filled in, and the codes, layer by layer. Archives keep the whole digest once. The
+number of codes, how the rest is filled in, and the codes, layer by layer. Archives keep the whole digest once. The
 digest covers what decoding depends on: weights without the finisher; the prior or the counts if they are the entropy
 model. The checksum is of codes, since the last bits of pixels differ between machines.
 """
@@ -13,6 +13,7 @@ import binascii
 import copy
 import functools
 import hashlib
+import inspect
 import json
 import struct
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ ROWS = 64  # tiles in a pass at once
 class Picture(NamedTuple):
     """The codes of one picture.
 
-    codes: [T, D] int64, -1 where a code is free.
+    codes: [T, D] int64, -1 where a code is free: those after the first d, which are the same in all tiles.
     size: (H, W) of a picture of another size than the network's, cut into tiles (``tiles``); None for one tile.
     enlarged: show the image of the last layer that has codes, enlarged; otherwise free codes are the likeliest.
     """
@@ -87,25 +88,25 @@ class Codec:
     def write(self, pictures: Sequence[Picture], condition: torch.Tensor | None = None) -> list[bytes]:
         """The coded streams of pictures; ``condition``: [1 or all tiles, c, h, w]."""
         writers = [entropy.Writer() for _ in pictures]
-        layers = [self.num_layers(picture) for picture in pictures]
-        for writer, picture, kept in zip(writers, pictures, layers, strict=True):
+        nums = [num_kept(picture) for picture in pictures]
+        for writer, picture, num in zip(writers, pictures, nums, strict=True):
             for side in picture.size or ():
                 writer.put(np.array(divmod(side - 1, 128)), np.ones(128))
-            writer.put(np.array([kept]), np.ones(self.net.num_layers + 1))
+            writer.put(np.array([num]), np.ones(self.net.num_codes + 1))
             writer.put(np.array([picture.enlarged]), np.ones(2))
         owner = [i for i, picture in enumerate(pictures) for _ in range(len(picture.codes))]
         codes = torch.cat([picture.codes for picture in pictures]).cpu()
 
         def code(row: int, layer: int, log_p: np.ndarray | None) -> np.ndarray | None:
-            writer, columns = writers[owner[row]], slice(*self.starts[layer : layer + 2])
-            if layer >= layers[owner[row]]:
+            writer, own = writers[owner[row]], self.columns(layer, nums[owner[row]])
+            if not own:
                 return None
             if log_p is not None:
                 found = entropy.rounded(log_p)
                 entropy.put_listed(writer, found)
-            own = codes[row, columns].numpy()
-            writer.put(own, self.frequencies[layer] if log_p is None else found.frequencies)
-            return own
+            frequencies = self.frequencies[layer] if log_p is None else found.frequencies
+            writer.put(codes[row, own].numpy(), frequencies[: len(own)] if frequencies.ndim == 2 else frequencies)
+            return codes[row, self.columns(layer)].clamp(min=0).numpy()
 
         self._each_code(code, len(owner), condition)
         return [writer.finish() for writer in writers]
@@ -126,16 +127,14 @@ class Codec:
         codes = torch.full((len(owner), self.net.num_codes), -1)
 
         def decode(row: int, layer: int, log_p: np.ndarray | None) -> np.ndarray | None:
-            reader, columns = readers[owner[row]], slice(*self.starts[layer : layer + 2])
-            num = columns.stop - columns.start
-            if layer >= heads[owner[row]][2]:
+            reader, own = readers[owner[row]], self.columns(layer, heads[owner[row]][2])
+            found = None if log_p is None or not own else entropy.get_listed(reader, entropy.rounded(log_p))
+            if not own or log_p is not None and found is None:
                 return None
-            found = None if log_p is None else entropy.get_listed(reader, entropy.rounded(log_p))
-            if log_p is not None and found is None:
-                return None
-            own = reader.get(self.frequencies[layer] if log_p is None else found.frequencies, num)
-            codes[row, columns.start : columns.start + len(own)] = torch.from_numpy(own)
-            return own if len(own) == num else None
+            frequencies = self.frequencies[layer] if log_p is None else found.frequencies
+            got = reader.get(frequencies[: len(own)] if frequencies.ndim == 2 else frequencies, len(own))
+            codes[row, own[: len(got)]] = torch.from_numpy(got)
+            return codes[row, self.columns(layer)].clamp(min=0).numpy() if len(got) == len(own) else None
 
         self._each_code(decode, len(owner), condition)
         for reader in () if partial else readers:
@@ -147,7 +146,7 @@ class Codec:
     def _head(
         self, reader: entropy.CheckedReader | entropy.PrefixReader, stream: bytes, sized: bool
     ) -> tuple[int, tuple[int, int] | None, int, bool]:
-        """Number of tiles, size, number of layers and ``enlarged`` of a stream."""
+        """Number of tiles, size, number of codes and ``enlarged`` of a stream."""
         size = None
         if sized:
             digits = reader.get(np.ones(128), 4)
@@ -156,9 +155,9 @@ class Codec:
             size = (int(digits[:2] @ (128, 1)) + 1, int(digits[2:] @ (128, 1)) + 1)
             if size[0] * size[1] > PIXELS_PER_BYTE * len(stream):
                 raise ValueError(f'it is damaged: {len(stream)} bytes claim a picture of {size[1]}x{size[0]} pixels')
-        layers, enlarged = reader.get(np.ones(self.net.num_layers + 1), 1), reader.get(np.ones(2), 1)
+        kept, enlarged = reader.get(np.ones(self.net.num_codes + 1), 1), reader.get(np.ones(2), 1)
         num = 1 if size is None else len(tiles.places(size, self.net.img_resolution))
-        return num, size, int(layers.sum()), bool(enlarged.any())
+        return num, size, int(kept.sum()), bool(enlarged.any())
 
     def _each_code(
         self, ask: Callable[[int, int, np.ndarray | None], np.ndarray | None], rows: int,
@@ -186,7 +185,7 @@ class Codec:
         condition = None if condition is None else condition.double()
         with torch.no_grad():
             walks = [
-                self.exact.walk(functools.partial(sampler, part=part), len(part), _rows(condition, part))
+                self.exact.walk(functools.partial(sampler, part=part), len(part), rows_of(condition, part))
                 for part in parts
             ]
             for _ in range(self.net.num_layers):
@@ -212,13 +211,10 @@ class Codec:
             found.append(own + 1)
         return found
 
-    def num_layers(self, picture: Picture) -> int:
-        """How many layers of a picture have codes. ValueError where a layer has them in part."""
-        given = picture.codes >= 0
-        kept = sum(given[:, columns].any().item() for columns in self.net.code_slices)
-        if given[:, : self.starts[kept]].all() and not given[:, self.starts[kept] :].any():
-            return kept
-        raise ValueError('free codes of a file are all those of the last layers')
+    def columns(self, layer: int, num: int | None = None) -> range:
+        """The columns of a layer's codes; of the first ``num`` codes of the latent."""
+        first, end = self.starts[layer : layer + 2]
+        return range(first, end if num is None else max(first, min(end, num)))
 
     def checksum(self, picture: Picture) -> int:
         """Of the codes, the size and how the rest is filled in: 16 bits."""
@@ -234,12 +230,11 @@ class Codec:
         enlarged = torch.tensor([p.enlarged for p in pictures for _ in range(len(p.codes))]).to(self.net.device)
         drawn = []
         for part in torch.arange(len(codes)).split(ROWS):
-            some, given = codes[part], _rows(condition, part.tolist())
-            images = self.net.decode(some, given, **how)
+            some, given = codes[part], rows_of(condition, part.tolist())
             if enlarged[part].any():
-                coarse = completed(self.net, some, enlarged[part], given)
-                images = torch.where(enlarged[part][:, None, None, None], coarse, images)
-            drawn.append(images)
+                drawn.append(completed(self.net, some, enlarged[part], given, **how))
+            else:
+                drawn.append(self.net.decode(some, given, **how))
         parts = torch.cat(drawn).split([len(picture.codes) for picture in pictures])
         return [
             part[0] if picture.size is None else tiles.join(part, picture.size)
@@ -270,6 +265,15 @@ class Codec:
         if not self.digest.startswith(header.digest):
             own = self.digest[: len(header.digest)].hex()
             raise ValueError(f'it was made with another network: that of digest {header.digest.hex()}, not {own}')
+
+
+def num_kept(picture: Picture) -> int:
+    """d, how many codes a picture has. ValueError where they are not the first ones of all tiles."""
+    given = picture.codes >= 0
+    num = int(given.sum(1).max())
+    if given[:, :num].all() and not given[:, num:].any():
+        return num
+    raise ValueError('the codes of a file are the first ones of each tile: others after a free one are not possible')
 
 
 class Header(NamedTuple):
@@ -307,7 +311,12 @@ def network_digest(net: Network, model: str) -> bytes:
     model; without its finisher."""
     spec = snapshots.init_spec(net)
     left_out = ('finisher',) if model == 'prior' else ('finisher', 'prior_')
-    kwargs = {k: v for k, v in spec['kwargs'].items() if not k.startswith(left_out)}
+    # Arguments of their default value are left out: later revisions may have more of them.
+    defaults = {k: p.default for k, p in inspect.signature(type(net)).parameters.items()}
+    kwargs = {
+        k: v for k, v in spec['kwargs'].items()
+        if not k.startswith(left_out) and snapshots.plain(v) != snapshots.plain(defaults[k])
+    }  # fmt: skip
     facts = {'class_name': spec['class_name'], 'kwargs': kwargs, 'steps': net.num_layers}
     if model == 'counts':
         facts['counts'] = [list(row) for row in net.sampling.counts]
@@ -321,22 +330,32 @@ def network_digest(net: Network, model: str) -> bytes:
 
 
 def completed(
-    net: Network, codes: torch.Tensor, enlarged: torch.Tensor, condition: torch.Tensor | None = None
+    net: Network, codes: torch.Tensor, enlarged: torch.Tensor, condition: torch.Tensor | None = None, **how
 ) -> torch.Tensor:
-    """The images [B, C, H, W] of codes [B, D] that are free (-1) from some place on: the image of the last layer with
-    codes, enlarged (bicubic), where ``enlarged`` [B] says so, else with the likeliest codes."""
+    """The images [B, C, H, W] of codes [B, D] that are free (-1) from some place on. Where ``enlarged`` [B] says so,
+    that of the last layer with codes, enlarged (bicubic), its free cells changed as little as possible; else with the
+    likeliest codes, drawn ``how`` (``Network.decode``)."""
     last = torch.stack([(codes[:, columns] >= 0).any(1) for columns in net.code_slices], 1).sum(1) - 1  # [B]
-    shown = None
-    sampler = samplers.keeping(search.likeliest(net), codes)
-    for layer, selection in enumerate(net.walk(sampler, len(codes), condition)):
-        image = selection.image
-        done = layer == net.num_layers - 1
-        if not done:
-            image = pixel_maps.enlarge(image, net.img_resolution)
-        here = (enlarged & (last == layer)) | (torch.full_like(enlarged, done) & ~(enlarged & (last >= 0)))
-        shown = image if shown is None else torch.where(here[:, None, None, None], image, shown)
-    return shown
+    enlarged = enlarged & (last >= 0)
+    large = codes.new_zeros(len(codes), net.img_channels, *net.img_resolution, dtype=torch.float32)
+    likely = search.likeliest(net)
+
+    def sampler(candidates: Candidates, layer: int, so_far: torch.Tensor) -> Choice:
+        chosen = likely(candidates, layer, so_far).codes
+        cut = (enlarged & (last == layer)).view(-1, *[1] * (chosen.ndim - 1))
+        if cut.any():
+            chosen = torch.where(cut, search.least_change(candidates), chosen)
+        return Choice(chosen)
+
+    for layer, selection in enumerate(net.walk(samplers.keeping(sampler, codes), len(codes), condition)):
+        here = enlarged & (last == layer)
+        if here.any():
+            large[here] = pixel_maps.enlarge(selection.image[here], net.img_resolution)
+    if not enlarged.all():
+        large[~enlarged] = net.decode(selection.codes, condition, **how)[~enlarged]
+    return large
 
 
-def _rows(condition: torch.Tensor | None, rows: Sequence[int]) -> torch.Tensor | None:
+def rows_of(condition: torch.Tensor | None, rows: Sequence[int]) -> torch.Tensor | None:
+    """A condition [1 or B, c, h, w] of some of the images."""
     return condition if condition is None or len(condition) == 1 else condition[list(rows)]

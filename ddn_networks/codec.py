@@ -21,7 +21,8 @@ from typing import BinaryIO, NamedTuple
 import torch
 
 from ddn_networks import tiles
-from ddn_networks.code_streams import ARCHIVE, MAGIC, MODELS, VERSION, Codec, Picture, read_header
+from ddn_networks.code_rates import Rate, choose
+from ddn_networks.code_streams import ARCHIVE, MAGIC, MODELS, ROWS, VERSION, Codec, Picture, read_header, rows_of
 from ddn_networks.network import Network
 
 MOST_NAME, MOST_STREAM = 2**12, 2**26  # bytes
@@ -29,7 +30,7 @@ MOST_NAME, MOST_STREAM = 2**12, 2**26  # bytes
 
 def encode(
     net: Network, images: torch.Tensor, condition: torch.Tensor | None = None, model: str | None = None,
-    beam: int = 1, refine: int = 0,
+    rate: Rate = Rate(), refine: int = 0,  # noqa: B008  # it cannot be changed
 ) -> bytes:  # fmt: skip
     """The file of images [B, C, H, W] in [-1, 1]; an archive for B other than 1.
 
@@ -38,20 +39,22 @@ def encode(
         images: of any size: others than the network's are cut into tiles.
         condition: [1 or B, c, H, W] of a conditional network; decoding needs it again.
         model: entropy model, 'uniform', 'counts' or 'prior'; None for the best that the network has.
-        beam, refine: see ``Network.reconstruct``.
+        rate: how many bits, and the beam; by default the nearest codes of all layers.
+        refine: see ``Network.reconstruct``; for the default rate only.
 
     Raises:
         ValueError: images of another number of channels; a model that the network does not have.
         ModuleNotFoundError: ``constriction`` is not installed.
     """
     codec = Codec(net, model)
-    pictures = [encoded(codec, image, condition_of(condition, i), beam, refine) for i, image in enumerate(images)]
     if len(images) == 1:
-        return codec.file(pictures[0], condition)
+        return codec.file(encoded(codec, images, condition, rate, refine)[0], condition)
     file = io.BytesIO()
     archive = ArchiveWriter(file, codec)
-    for i, picture in enumerate(pictures):
-        archive.add([picture], condition=condition_of(condition, i))
+    for at in range(0, len(images), ROWS):
+        rows = range(at, min(at + ROWS, len(images)))
+        given = rows_of(condition, rows)
+        archive.add(encoded(codec, images[at : at + ROWS], given, rate, refine), condition=given)
     archive.close()
     return file.getvalue()
 
@@ -81,26 +84,33 @@ def decode(
         raise ValueError('partial decoding is for files of one picture; --recover reads the start of an archive')
     drawn = []
     for i, (picture, _) in enumerate(read_archive(io.BytesIO(data), codec, condition)):
-        drawn += codec.draw([picture], condition_of(condition, i), **how)
+        drawn += codec.draw([picture], rows_of(condition, [i]), **how)
     if len({image.shape for image in drawn}) > 1:
         raise ValueError('this archive holds pictures of different sizes: decode them one by one (codec.py decode)')
     return torch.stack(drawn) if drawn else torch.zeros(0, net.img_channels, *net.img_resolution)
 
 
 def encoded(
-    codec: Codec, image: torch.Tensor, condition: torch.Tensor | None = None, beam: int = 1, refine: int = 0
-) -> Picture:
-    """The codes of an image [C, H, W] of any size."""
-    net = codec.net
-    size = None if tuple(image.shape[1:]) == net.img_resolution else tuple(image.shape[1:])
-    parts = image[None] if size is None else tiles.cut(image, net.img_resolution)
-    codes = [net.encode(part, condition, beam, refine=refine).cpu() for part in parts.split(64)]
-    return Picture(torch.cat(codes), size)
-
-
-def condition_of(condition: torch.Tensor | None, index: int) -> torch.Tensor | None:
-    """That of one of several pictures, [1, c, H, W]."""
-    return condition if condition is None or len(condition) == 1 else condition[index : index + 1]
+    codec: Codec, images: torch.Tensor, condition: torch.Tensor | None = None,
+    rate: Rate = Rate(), refine: int = 0,  # noqa: B008
+) -> list[Picture]:  # fmt: skip
+    """The codes of images [B, C, H, W] of any size; arguments and errors as for ``encode``."""
+    net, size = codec.net, tuple(images.shape[2:])
+    if refine and rate.asks:
+        raise ValueError('refine is for the nearest codes of all layers: leave it out, or layers, bits, psnr, tradeoff')
+    if size == net.img_resolution and rate.asks:
+        return choose(codec, images, rate, condition)
+    if size == net.img_resolution:
+        return [Picture(row[None]) for row in net.encode(images, condition, rate.beam, refine=refine).cpu()]
+    if rate.bits is not None or rate.psnr is not None:
+        raise ValueError('bits and psnr are for pictures of the size of the network: give layers or a tradeoff')
+    pictures = []
+    for i, image in enumerate(images):
+        parts, given = tiles.cut(image, net.img_resolution), rows_of(condition, [i])
+        found = [p for some in parts.split(ROWS) for p in encoded(codec, some, given, rate, refine)]
+        enlarged = sum(p.enlarged for p in found) > len(found) / 2
+        pictures.append(Picture(torch.cat([p.codes for p in found]), size, enlarged))
+    return pictures
 
 
 # ------------------------------------------------------------------------------------------------------------- archives
@@ -201,7 +211,7 @@ def read_archive(
     codec.check(reader.header)
     for i, record in enumerate(reader):
         try:
-            (picture,) = codec.read([record.stream], [record.sized], condition_of(condition, i))
+            (picture,) = codec.read([record.stream], [record.sized], rows_of(condition, [i]))
             name = record.name.encode('utf-8', 'surrogateescape')
             if binascii.crc_hqx(name, codec.checksum(picture)) != record.checksum:
                 raise ValueError('the codes do not have their checksum')

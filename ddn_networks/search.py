@@ -54,11 +54,16 @@ def likeliest(net: 'Network') -> samplers.Sampler:
             counts = net.sampling.counts[min(layer, len(net.sampling.counts) - 1)]
             shape = (candidates.shape[0], *[candidates.num_cells] * (candidates.num_cells > 1))
             return samplers.Choice(torch.full(shape, counts.index(max(counts)), device=candidates.device))
-        base = candidates.base
-        base = torch.zeros(candidates.shape, device=candidates.device) if base is None else base
-        return samplers.Choice(candidates.distances(base).argmin(1))
+        return samplers.Choice(least_change(candidates))
 
     return sampler
+
+
+def least_change(candidates: Candidates) -> torch.Tensor:
+    """The codes [B] or [B, n] whose candidates are nearest to the image of the layer before."""
+    base = candidates.base
+    base = torch.zeros(candidates.shape, device=candidates.device) if base is None else base
+    return candidates.distances(base).argmin(1)
 
 
 def beam_search(net: 'Network', images: torch.Tensor, beam: int) -> samplers.Sampler:

@@ -56,16 +56,17 @@ def persistent_class(cls: type) -> type:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         construct(self, *args, **kwargs)
-        self.init_kwargs = {name: _plain(value) for name, value in list(bound.arguments.items())[1:]}
+        self.init_kwargs = {name: plain(value) for name, value in list(bound.arguments.items())[1:]}
 
     cls.__init__ = init
     return cls
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A constructor argument as JSON has it: lists for arrays and tuples."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def init_spec(obj: Any) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""The files of codec.py: pictures to encode, and what is read back."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from cli.pictures import Pictures
+from ddn_networks.code_streams import HEADER, Codec, Header, Picture, read_header
+from ddn_networks.codec import MOST_STREAM, ArchiveReader, read_archive
+from dnnlib.images import png_names
+from dnnlib.readers import open_regular, printable, read_bytes
+from dnnlib.util import format_bytes
+
+
+class Originals:
+    """The pictures of files, folders and zips, one batch at a time. ValueError where there are none, or two have one
+    name."""
+
+    def __init__(self, paths: Sequence[str], channels: int, most: int | None = None):
+        self._sources, self._channels = [Pictures(path) for path in paths], channels
+        places = [(source, i) for source in self._sources for i in range(len(source))]
+        self._places = places[:most]
+        names = [source.names[i] for source, i in self._places]
+        self.names = [os.path.splitext(name)[0] for name in png_names(names)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def batches(self, size: int) -> Iterator[tuple[list[str], torch.Tensor]]:
+        """(names, images [n, C, H, W] in [-1, 1]) of at most ``size`` pictures of the same size in a row."""
+        names: list[str] = []
+        images: list[torch.Tensor] = []
+        for name, (source, i) in zip(self.names, self._places, strict=True):
+            (image,) = source.read([i], self._channels)
+            if images and (len(images) == size or image.shape != images[0].shape):
+                yield names, torch.stack(images)
+                names, images = [], []
+            names.append(name)
+            images.append(image)
+        yield names, torch.stack(images)
+
+
+def header(path: str) -> Header:
+    """The header of a file. ValueError in one line with its name."""
+    with named(path), open_regular(path) as file:
+        return read_header(file.read(34))
+
+
+def pictures(path: str, codec: Codec, partial: bool = False) -> Iterator[tuple[str, Picture]]:
+    """The pictures of a file and their names without ending, one by one. ValueError where it is damaged; what was
+    yielded is whole."""
+    if not header(path).archive:
+        yield os.path.splitext(os.path.basename(path))[0], codec.picture(read_bytes(path, MOST_STREAM), None, partial)
+        return
+    if partial:
+        raise ValueError('--partial is for files of one picture; of an archive --recover writes the whole pictures')
+    with open_regular(path) as file:
+        for i, (picture, name) in enumerate(read_archive(file, codec)):
+            yield name or f'{i:06d}', picture
+
+
+@contextlib.contextmanager
+def named(path: str, recover: bool = False) -> Iterator[list[str]]:
+    """Errors in the block with the name of the file. ``recover``: they end the block, and are in the list."""
+    damage: list[str] = []
+    try:
+        yield damage
+    except ValueError as error:
+        text = str(error) if path in str(error) else f'{printable(path)}: {error}'
+        if not recover:
+            raise ValueError(text) from error
+        damage.append(text)
+
+
+def description(path: str) -> list[str]:
+    """What a file says of itself, in lines. ValueError where it is damaged."""
+    about, length = header(path), os.path.getsize(path)
+    lines = [f'entropy model  {about.model}', f'network        {about.digest.hex()}']
+    if not about.archive:
+        kind = 'one picture, in tiles' if about.sized else 'one picture'
+        return [f'kind           {kind}', *lines, f'bytes          {length}, {HEADER.size} of them header']
+    num = coded = 0
+    with open_regular(path) as file:
+        for record in ArchiveReader(file):
+            num, coded = num + 1, coded + len(record.stream)
+    each = f', {coded / num:.1f} each' if num else ''
+    return ['kind           archive', *lines, f'pictures       {num:,}',
+            f'bytes          {length:,} ({format_bytes(length)}), {coded:,} of them codes{each}']  # fmt: skip

@@ -1,0 +1,117 @@
+"""How many bits a picture gets: the choices against a slow search, and files that fit what was asked for."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from test_codec import images, network
+
+from ddn_networks import codec, samplers
+from ddn_networks.code_rates import LAMBDAS, Rate, choose, trial
+from ddn_networks.code_streams import Codec
+
+pytest.importorskip('constriction')
+
+
+def error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a.clamp(-1, 1) - b).square().mean().item()
+
+
+@pytest.mark.parametrize('model', ['uniform', 'counts', 'prior'])
+def test_a_choice_costs_its_error_and_its_bits(model):
+    """Each cell of each layer against all K rendered candidates."""
+    net, x, tradeoff = network('head'), images(2), 0.3
+    made = Codec(net, model)
+    for b, found in enumerate(trial(made, x, tradeoff)):
+        codes = found.codes[-1][None]
+        given = samplers.with_log_prior(samplers.given(codes))
+        output = net(given, 1, keep=True)
+        for layer, columns in enumerate(net.code_slices):
+            spec = net.specs[layer]
+            prefix, target = codes.clone(), samplers.area_resize(x[b : b + 1], spec.size)
+            for cell, d in enumerate(range(columns.start, columns.stop)):
+                costs, bits = [], []
+                for k in range(5):
+                    prefix[:, d] = k
+                    shown = net(samplers.given(prefix), 1, keep=True).selected[layer]
+                    error = (shown - target).square().sum().item() * x[0].numel() / target.numel()
+                    counts = net.sampling.counts[layer]
+                    by_counts = (counts[k] + 1) / (sum(counts) + 5)
+                    own = output.log_prior[layer].view(5, -1)[k, cell].exp().item()
+                    p = {'uniform': 1 / 5, 'counts': by_counts, 'prior': own}[model]
+                    bits.append(-math.log2(p))
+                    costs.append(error + tradeoff * bits[-1])
+                prefix[:, d] = codes[:, d]
+                assert min(costs) == costs[codes[0, d]]
+                assert found.bits[-1][d].item() == pytest.approx(bits[codes[0, d]], rel=1e-4)
+
+
+def test_lambda_zero_is_the_nearest_code_and_a_larger_one_makes_shorter_streams():
+    net, x = network('head'), images(4)
+    made = Codec(net)
+    assert torch.equal(torch.stack([found.codes[-1] for found in trial(made, x, 0.0)]), net.encode(x))
+    lengths = [sum(found.bits[-1].sum() for found in trial(made, x, t)) for t in (0, 0.1, 1, 100)]
+    assert lengths == sorted(lengths, reverse=True) and lengths[-1] < lengths[0]
+
+
+def test_a_beam_that_holds_everything_finds_the_least_cost():
+    net, x, tradeoff = network('head', grids=(1, 1)), images(2), 0.2
+    made = Codec(net)
+    every = torch.tensor(list(itertools.product(range(5), repeat=3)))
+    drawn, bits = net.decode(every), -net.log_prob(every) / math.log(2)
+    for b, best in enumerate(trial(made, x, tradeoff, beam=125)):
+        costs = (drawn - x[b]).square().sum((1, 2, 3)) + tradeoff * bits
+        found = (every == best.codes[-1]).all(1).nonzero().item()
+        assert costs[found] == pytest.approx(costs.min().item(), rel=1e-5)
+        assert best.bits[-1].sum().item() == pytest.approx(bits[found].item(), rel=1e-4)
+
+
+def test_one_beam_of_a_beam_search_is_the_greedy_choice_where_it_is_best():
+    net, x = network('head'), images(3)
+    made = Codec(net)
+    greedy, beam = (trial(made, x, 0.0, beam=b) for b in (1, 6))
+    for one, several in zip(greedy, beam, strict=True):
+        assert several.errors[-1] <= one.errors[-1] * 1.05
+
+
+@pytest.mark.parametrize('model', ['uniform', 'counts', 'prior'])
+@pytest.mark.parametrize('bits', [80, 88, 200])
+def test_a_file_has_no_more_bits_than_asked_for(bits, model):
+    net, x = network('head'), images(1 + (model != 'prior'))
+    for image in x[:, None]:
+        data = codec.encode(net, image, model=model, rate=Rate(bits=bits))
+        assert 8 * len(data) <= bits
+        plain = [codec.encode(net, image, model=model, rate=Rate(layers=n)) for n in range(4)]
+        shorter = [error(codec.decode(net, d), image) for d in plain if 8 * len(d) <= bits - 8]
+        assert error(codec.decode(net, data), image) <= min(shorter, default=4) + 1e-6
+
+
+def test_a_file_has_the_psnr_asked_for_in_fewer_bits_where_that_is_possible():
+    net, x = network('head'), images(4)
+    full = codec.encode(net, x[:1])
+    best = -10 * math.log10(error(codec.decode(net, full), x[:1]) / 4)
+    data = codec.encode(net, x[:1], rate=Rate(psnr=best - 1.0))
+    assert -10 * math.log10(error(codec.decode(net, data), x[:1]) / 4) >= best - 1.0 and len(data) < len(full)
+    data = codec.encode(net, x[:1], rate=Rate(psnr=100.0))
+    assert error(codec.decode(net, data), x[:1]) <= error(codec.decode(net, full), x[:1]) + 1e-6
+
+
+def test_layers_keep_a_prefix():
+    net, x = network('head'), images(1)
+    for layers in range(4):
+        got = Codec(net).picture(codec.encode(net, x, rate=Rate(layers=layers))).codes
+        num = net.code_slices[layers - 1].stop if layers else 0
+        assert torch.equal(got[:, :num], net.encode(x)[:, :num]) and (got[:, num:] == -1).all()
+
+
+@pytest.mark.parametrize('rate, words', [
+    (Rate(layers=4), '3 layers'), (Rate(bits=79), 'at least 80'), (Rate(bits=100, psnr=20), 'one of'),
+])  # fmt: skip
+def test_rates_that_no_file_has_are_refused(rate, words):
+    with pytest.raises(ValueError, match=words):
+        choose(Codec(network('head')), images(1), rate)
+
+
+def test_lambdas_are_tried_in_order():
+    assert list(LAMBDAS) == sorted(LAMBDAS) and LAMBDAS[0] == 0

@@ -1,0 +1,94 @@
+"""codec.py: encode, decode, info, verify, count; files that are damaged."""
+
+import pytest
+from conftest import invoke, write_zip
+from mutations import mutations, outcome
+from test_codec import images, network
+
+import codec as script
+from cli import codec_files
+from ddn_networks import Network, codec, snapshots
+from ddn_networks.code_streams import Codec
+
+pytest.importorskip('constriction')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A network with a prior, one without, five pictures."""
+    folder = tmp_path_factory.mktemp('codec')
+    snapshots.save_network(folder / 'net.safetensors', network('head'))
+    snapshots.save_network(folder / 'other.safetensors', network('head', seed=1))
+    bare = network('none')
+    bare.sampling = type(bare.sampling)()
+    snapshots.save_network(folder / 'bare.safetensors', bare)
+    write_zip(folder / 'five.zip', 5, (1, 8, 8))
+    return folder
+
+
+def run(*args, expect: int = 0) -> str:
+    return invoke(script.main, *args, expect=expect)
+
+
+def test_an_archive_is_written_described_verified_and_read(folder, tmp_path):
+    net, dest = f'--network={folder}/net.safetensors', tmp_path / 'a.ddn'
+    assert '5 images' in run('encode', folder / 'five.zip', net, f'--dest={dest}')
+    assert 'archive' in (text := run('info', dest)) and 'prior' in text and '5' in text
+    assert 'whole: 5 images' in run('verify', dest, net)
+    run('decode', dest, net, f'--outdir={tmp_path}/out')
+    assert len(list((tmp_path / 'out').rglob('*.png'))) == 5
+    assert 'another network' in run('verify', dest, f'--network={folder}/other.safetensors', expect=1)
+    cut = tmp_path / 'cut.ddn'
+    cut.write_bytes(dest.read_bytes()[:-30])
+    assert str(cut) in run('decode', cut, net, f'--outdir={tmp_path}/none', expect=1)
+    assert 'before are written' in run('decode', cut, net, f'--outdir={tmp_path}/some', '--recover', expect=1)
+    assert 0 < len(list((tmp_path / 'some').rglob('*.png'))) < 5
+
+
+def test_one_picture_is_a_file_whose_start_is_a_picture(folder, tmp_path):
+    net, dest = f'--network={folder}/net.safetensors', tmp_path / 'one.ddn'
+    run('decode', _archive(folder, tmp_path), net, f'--outdir={tmp_path}/pngs')
+    picture = next((tmp_path / 'pngs').rglob('*.png'))
+    run('encode', picture, net, f'--dest={dest}', '--bits=96')
+    assert dest.stat().st_size <= 12
+    cut = tmp_path / 'cut.ddn'
+    cut.write_bytes(dest.read_bytes()[:9])
+    run('decode', cut, net, f'--outdir={tmp_path}/out', '--partial')
+    assert (tmp_path / 'out' / 'cut.png').exists()
+    assert 'damaged' in run('decode', cut, net, f'--outdir={tmp_path}/out', expect=1)
+
+
+def _archive(folder, tmp_path):
+    dest = tmp_path / 'a.ddn'
+    run('encode', folder / 'five.zip', f'--network={folder}/net.safetensors', f'--dest={dest}')
+    return dest
+
+
+def test_counts_are_added_to_a_network_that_has_none(folder, tmp_path):
+    dest = tmp_path / 'counted.safetensors'
+    bare, counted = f'--network={folder}/bare.safetensors', f'--network={dest}'
+    assert 'codec.py count' in run('encode', folder / 'five.zip', bare, f'--dest={tmp_path}/a.ddn', '--model=counts',
+                                   expect=1)  # fmt: skip
+    run('count', bare, f'--data={folder}/five.zip', f'--dest={dest}')
+    net = Network.from_pretrained(dest)
+    assert [sum(row) for row in net.sampling.counts] == [5 * spec.num_cells for spec in net.specs]
+    assert 'counts probabilities' in run('encode', folder / 'five.zip', counted, f'--dest={tmp_path}/b.ddn')
+
+
+@pytest.mark.parametrize('num', [1, 4])
+@pytest.mark.parametrize('model', ['counts', 'prior'])
+def test_damaged_files_are_one_line(num, model, tmp_path):
+    """A sixteenth of the 1,000 files of benchmarks/codec_damage.py."""
+    net, path = network('head'), tmp_path / 'file.ddn'
+    made, data = Codec(net, model), codec.encode(net, images(num), model=model)
+    for wrong in mutations(data, 16, seed=num):
+        path.write_bytes(wrong)
+        found = outcome(lambda: list(codec_files.pictures(str(path), made)))
+        assert wrong == data or isinstance(found, ValueError), 'damage that nobody noticed'
+
+
+def test_a_picture_that_is_not_of_the_networks_size_is_not_counted(folder, tmp_path):
+    write_zip(tmp_path / 'large.zip', 2, (1, 16, 16))
+    text = run('count', f'--network={folder}/bare.safetensors', f'--data={tmp_path}/large.zip',
+               f'--dest={tmp_path}/n.safetensors', expect=1)  # fmt: skip
+    assert '16x16' in text and not (tmp_path / 'n.safetensors').exists()
