@@ -502,6 +502,11 @@ class Network(nn.Module):
         ``prefixes`` [B, l], 0 <= l < ``num_whole_layers``. The image of a node is one of its parent's branches."""
         return search.branches(self, self.check_codes(prefixes, prefix=True), condition)
 
+    def next_log_prior(self, prefixes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        """How likely the answers of the layer after the codes ``prefixes`` [B, d] of whole layers are: log p by the
+        network's own prior, uniform without one; [B, K], or [B, K, n] of a layer with n cells."""
+        return search.next_log_prior(self, self.check_codes(prefixes, prefix=True), condition)
+
     def cell_branches(
         self, codes: torch.Tensor, layer: int, cell: int, condition: torch.Tensor | None = None
     ) -> torch.Tensor:

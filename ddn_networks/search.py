@@ -210,6 +210,17 @@ def branches(net: 'Network', prefixes: torch.Tensor, condition: torch.Tensor | N
 
 
 @torch.no_grad()
+def next_log_prior(net: 'Network', prefixes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    """log p of all answers of the layer after the codes ``prefixes`` [B, d]; see ``Network.next_log_prior``."""
+    d = prefixes.shape[1]
+    if d == net.num_codes:
+        raise ValueError(f'codes of all {net.num_layers} layers are given: no layer is left')
+    layer = next(l for l, columns in enumerate(net.code_slices) if columns.start == d)
+    codes = F.pad(prefixes, (0, net.num_codes - d))
+    return _at_layer(net, codes, layer, condition, lambda candidates, own: candidates.log_prior())
+
+
+@torch.no_grad()
 def cell_branches(
     net: 'Network', codes: torch.Tensor, layer: int, cell: int, condition: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -7,16 +7,17 @@ from pathlib import Path
 import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from page import guide, sample
+from page import compress, guide, sample, tree
 from page.pictures import MAX_FILE
 from page.subject import Subject
 
 MAX_BODY = 4 << 20  # bytes of a request that is not an upload
 LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
-TABS = {'Sample': sample.build, 'Guide': guide.build}
+TABS = {'Sample': sample.build, 'Guide': guide.build, 'Tree': tree.build, 'Compress': compress.build}
 
 
 def page(subject: Subject) -> gr.Blocks:
@@ -67,13 +68,16 @@ class Guarded:
         if scope['type'] != 'http':
             return await self.app(scope, receive, send)
         left = (MAX_FILE if scope['path'].endswith('/upload') else 0) + MAX_BODY
+        claimed = dict(scope['headers']).get(b'content-length', b'0')
+        if not claimed.isdigit() or int(claimed) > left:
+            return await PlainTextResponse('This request is too large.', 413)(scope, receive, send)
 
         async def bounded() -> dict:
             nonlocal left
             message = await receive()
             left -= len(message.get('body', b''))
             if left < 0:
-                raise OverflowError('a request is too large')
+                raise OverflowError('a request is too large')  # one that does not say its length
             return message
 
         async def with_policy(message: dict) -> None:

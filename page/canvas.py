@@ -3,7 +3,6 @@
 Legend: C image channels, H x W pixels of the network.
 """
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,7 +15,7 @@ from page import pictures
 SIDE = 320  # of the canvas, pixels of the screen
 
 
-def canvas(net: Network, colours: bool = True, **more: Any) -> gr.HTML:
+def canvas(net: Network, colours: bool = True, drop: str = '', **more: Any) -> gr.HTML:
     """The canvas; its value holds data URIs of PNGs of H x W pixels, or None: photo, strokes, hidden.
 
     A mouse, a finger or the keyboard paints: arrow keys move the brush, space paints. The event ``painted`` says that a
@@ -25,17 +24,19 @@ def canvas(net: Network, colours: bool = True, **more: Any) -> gr.HTML:
     Args:
         net: whose pictures it holds.
         colours: whether it takes colour strokes, not only a hidden part.
+        drop: elem_id of an upload button that files dropped here go to.
     """
     return gr.HTML(
         value=showing(None),
         html_template='<div class="ddn-canvas"></div>',
-        js_on_load=(Path(__file__).parent / 'canvas.js').read_text(),
+        js_on_load=pictures.script('drop.js', 'canvas.js'),
         apply_default_css=False,
         rows=net.img_resolution[0],
         columns=net.img_resolution[1],
         side=SIDE,
         grey=net.img_channels == 1,
         colours=colours,
+        drop=drop,
         **more,
     )
 

@@ -117,7 +117,7 @@ def chosen_by(painted: Painted, tasks: Sequence[str], grey: bool) -> list[str]:
     if painted.strokes is not None and not {'Whole canvas', 'Strokes', 'Outline'} & set(found):
         found.append('Whole canvas' if grey and painted.photo is None else 'Strokes')
     if painted.hidden is not None and painted.photo is not None and 'Fill in' not in found:
-        found.append('Fill in')
+        found = [task for task in found if task != 'Whole canvas'] + ['Fill in']  # it would show what is hidden
     return found
 
 
@@ -125,8 +125,9 @@ def stream(
     subject: Subject, found: Sequence[Guide], seed: int, label: str | None
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The four results while they are made: the number of layers done, and images [4, C, h, w]."""
-    seeds = range(seed, seed + RESULTS)
-    steps = guided_sampling.layers(subject.net, list(found), seeds, subject.condition(label))
+    net, seeds = subject.net, range(seed, seed + RESULTS)
+    uniform = not net.sampling.residuals  # which weigh a prior against guides
+    steps = guided_sampling.layers(net, list(found), seeds, subject.condition(label), uniform=uniform)
     for layer, (images, _) in enumerate(steps):
         yield layer + 1, images.cpu()
 
@@ -138,9 +139,9 @@ def build(subject: Subject) -> None:
     smallest = max(net.img_resolution)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            painting = canvas(net, elem_id='canvas')
+            painting = canvas(net, drop='guide-upload', elem_id='canvas')
             with gr.Row():
-                example = gr.Button('Example picture', size='sm', min_width=120)
+                example = gr.Button('Example picture', size='sm', min_width=120, elem_id='guide-example')
                 upload = gr.UploadButton(
                     'Your picture …', size='sm', type='binary', min_width=120, elem_id='guide-upload'
                 )
@@ -160,13 +161,25 @@ def build(subject: Subject) -> None:
                 info='0: the picture is noisy already. 0.5: hard to see through.',
             )
             labels = subject.classifier.names if subject.classifier is not None else []
-            wanted = gr.Dropdown(labels, value=(labels or [None])[0], label='Class to follow', visible=False)
+            wanted = gr.Dropdown(
+                labels, value=(labels or [None])[0], label='Class to follow', visible=False,
+                elem_id='wanted',
+            )
             text = gr.Textbox(
                 '', label='Text to follow', visible=False, info='A few words, then Enter: a smiling woman'
             )
+            if net.prior and not net.sampling.residuals:
+                gr.Markdown(
+                    'How to weigh what this network finds likely against a task was not measured: results follow the '
+                    'tasks alone.', elem_classes='ddn-explained'
+                )
             with gr.Accordion('Weights', open=False, visible=False) as heavier:
                 weights = {
-                    task: gr.Slider(0.1, HEAVIEST, 1, step=0.1, label=task, visible=False) for task in there
+                    task: gr.Slider(
+                        0.1, HEAVIEST, 1, step=0.1, label=task, visible=False,
+                        elem_id=f'weight-{task}'.replace(' ', '-'),
+                    )
+                    for task in there
                 }
         with gr.Column(scale=3, min_width=320):
             say = gr.Markdown('', elem_id='guide-say')
@@ -182,6 +195,7 @@ def build(subject: Subject) -> None:
                 seed = gr.Number(
                     0, label='Seed', info='Other seeds make other results.', precision=0, minimum=0,
                     maximum=SEEDS - RESULTS, scale=1,
+                    elem_id='guide-seed',
                 )
                 others = gr.Button('Four others', scale=1)
             given = picture_grid('', side=96, clickable=False, elem_id='given')
@@ -253,7 +267,7 @@ def build(subject: Subject) -> None:
     tasks.change(show_options, tasks, **options)
     tasks.input(run, inputs, **made)
     for slider in (side, noise, *weights.values()):
-        slider.release(run, inputs, **made)
+        slider.input(run, inputs, **made)
     for control in (wanted, label):
         control.input(run, inputs, **made)
     for control in (text, seed):

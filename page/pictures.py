@@ -85,7 +85,14 @@ def items(
     return {'items': found}
 
 
-def picture_grid(empty: str, side: int = 96, clickable: bool = True, four: bool = False, **more: Any) -> gr.HTML:
+def script(*names: str) -> str:
+    """Files of JavaScript of this folder as the script of one component."""
+    return '\n'.join((Path(__file__).parent / name).read_text() for name in names)
+
+
+def picture_grid(
+    empty: str, side: int = 96, clickable: bool = True, four: bool = False, drop: str = '', **more: Any
+) -> gr.HTML:
     """A grid of pictures, whose value is that of ``items``. Pictures are buttons: the event ``select`` has the
     ``index`` of the one that was chosen.
 
@@ -94,15 +101,17 @@ def picture_grid(empty: str, side: int = 96, clickable: bool = True, four: bool 
         side: width of a picture in pixels of the screen.
         clickable: whether pictures can be chosen.
         four: four in a row, two on a phone, of whatever width.
+        drop: elem_id of an upload button that files dropped here go to.
     """
     return gr.HTML(
         value={'items': []},
         html_template='<div class="ddn-pictures"></div>',
-        js_on_load=(Path(__file__).parent / 'pictures.js').read_text(),
+        js_on_load=script('drop.js', 'pictures.js'),
         apply_default_css=False,
         empty=empty,
         side=side,
         clickable=clickable,
         four=four,
+        drop=drop,
         **more,
     )

@@ -58,6 +58,21 @@ def test_the_probabilities_of_all_codes_sum_to_one(name):
 
 
 @pytest.mark.parametrize('name', networks())
+def test_the_prior_after_a_prefix_adds_up_to_the_likelihood(name):
+    net = networks()[name]
+    codes = every_code(net)[::7]
+    total = torch.zeros(len(codes), dtype=torch.float64)
+    for spec, columns in zip(net.specs, net.code_slices, strict=True):
+        log_p = net.next_log_prior(codes[:, : columns.start])
+        assert list(log_p.shape) == [len(codes), spec.num_nodes, *[spec.num_cells] * (spec.num_cells > 1)]
+        log_p = log_p.view(len(codes), spec.num_nodes, spec.num_cells)
+        total += log_p.gather(1, codes[:, None, columns]).double().sum((1, 2))
+    torch.testing.assert_close(total, net.log_prob(codes), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match='no layer is left'):
+        net.next_log_prior(codes)
+
+
+@pytest.mark.parametrize('name', networks())
 def test_sampling_has_these_frequencies(name):
     net = networks()[name]
     every = every_code(net)

@@ -17,6 +17,7 @@ import torch
 from visitors import WAIT
 
 from ddn_networks import DDN, Network, snapshots
+from ddn_networks.sampling import Sampling, measured_residuals
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which('chromium')
@@ -28,6 +29,11 @@ DESKTOP, PHONE = (1280, 900), (390, 844)
 LOOPBACK = ('127.0.0.1', 'localhost')
 START_SECONDS = 120
 MACHINE = re.compile(r'/(tmp|root|home|usr|work|var|private)/')  # a path of this machine
+
+
+def pytest_addoption(parser):
+    parser.addoption('--screenshots', help='folder for pictures of the page')
+    parser.addoption('--network', default='mnist', help='network of these pictures')
 
 
 def pytest_ignore_collect(collection_path):
@@ -52,7 +58,10 @@ def tiny_network() -> Network:
             torch.nn.init.normal_(head.out.weight, std=0.2)
             torch.nn.init.normal_(head.out.bias, std=0.5)
         torch.nn.init.normal_(net.finisher.leave.weight, std=0.05)
-    return net.eval()
+    net.eval()
+    images = torch.rand(8, 3, 16, 16) * 2 - 1
+    net.sampling = Sampling(residuals=measured_residuals(net, [(images, None)]))
+    return net
 
 
 @pytest.fixture(scope='session')
@@ -130,28 +139,38 @@ def browser():
         running.close()
 
 
-@pytest.fixture
-def visit(browser):
-    """(address, tab, size) -> a page of a visitor of its own. At the end of the test: everything was asked of this
-    machine, no script failed, and no path of the machine is on a page."""
-    contexts, asked, failures = [], [], []
+@pytest.fixture(scope='session')
+def shared(browser):
+    """A browser's memory that most visits share, so that scripts are read once."""
+    context = browser.new_context()
+    yield context
+    context.close()
 
-    def page(address: str, tab: str = 'Sample', size: tuple[int, int] = DESKTOP):
-        context = browser.new_context(viewport={'width': size[0], 'height': size[1]})
-        context.set_default_timeout(WAIT)
-        opened = context.new_page()
+
+@pytest.fixture
+def visit(browser, shared):
+    """(address, tab, size) -> a page of a visitor, with a browser's memory of its own if ``apart``. At the end of the
+    test: everything was asked of this machine, no script failed, and no path of the machine is on a page."""
+    contexts, pages, asked, failures = [], [], [], []
+
+    def page(address: str, tab: str = 'Sample', size: tuple[int, int] = DESKTOP, apart: bool = False):
+        if apart:
+            contexts.append(browser.new_context())
+        opened = contexts[-1].new_page() if apart else shared.new_page()
+        pages.append(opened)
+        opened.set_viewport_size({'width': size[0], 'height': size[1]})
+        opened.set_default_timeout(WAIT)
         opened.on('request', lambda request: asked.append(request.url))
         opened.on('pageerror', lambda error: failures.append(str(error)))
         opened.on('console', lambda message: failures.append(message.text) if message.type == 'error' else None)
-        contexts.append(context)
         opened.goto(address)
         opened.get_by_role('tab', name=tab, exact=True).click()
         return opened
 
     yield page
-    texts = [opened.locator('body').inner_text() for context in contexts for opened in context.pages]
-    for context in contexts:
-        context.close()
+    texts = [opened.locator('body').inner_text() for opened in pages]
+    for opened in [*pages, *contexts]:
+        opened.close()
     elsewhere = [url for url in asked if urlparse(url).scheme not in ('data', 'blob')]
     elsewhere = [url for url in elsewhere if urlparse(url).hostname not in LOOPBACK]
     assert asked and not elsewhere

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 from visitors import disc, fill, press, settled, shown, stroke, wait_for
 
@@ -114,16 +113,16 @@ def test_redraw_a_part(serve, visit, tiny, tiny_file, mnist):
     settled(page, 'variations', mnist.sample(seeds=range(1, 9), guide=guides.inpaint(image, known))[0])
 
 
-@pytest.mark.parametrize('seed', ['-1', '', '1e30', 'words'])
-def test_a_wrong_seed_leaves_the_page_usable(serve, visit, mnist, seed):
+def test_a_wrong_seed_leaves_the_page_usable(serve, visit, mnist):
     page = visit(serve('--network=mnist'))
     field = page.locator('#seed input[type=number]')
-    field.focus()
-    field.press('ControlOrMeta+a')
-    page.keyboard.press('Delete')
-    page.keyboard.type(seed)
-    press(page, 'Make pictures')
-    page.wait_for_timeout(500)
+    for seed in ('-1', '', '1e30', 'words'):
+        field.focus()
+        field.press('ControlOrMeta+a')
+        page.keyboard.press('Delete')
+        page.keyboard.type(seed)
+        press(page, 'Make pictures')
+        page.wait_for_timeout(200)
     fill(page, 'seed', 3)
     press(page, 'Make pictures')
     settled(page, 'samples', mnist.sample(16, seed=3)[0])
@@ -161,7 +160,7 @@ def test_the_keyboard_alone(serve, visit, mnist):
 
 def test_visitors_get_their_own(serve, visit, mnist):
     address = serve('--network=mnist')
-    pages = [visit(address) for _ in range(3)]
+    pages = [visit(address, apart=True) for _ in range(3)]
     for i, page in enumerate(pages):
         fill(page, 'seed', 100 * i)
         fill(page, 'count', 32)

@@ -29,7 +29,7 @@ def wait_for(page, grid: str, num: int) -> np.ndarray:
     page.wait_for_function(
         '([grid, num]) => document.querySelectorAll(`#${grid} img`).length === num', arg=[grid, num]
     )
-    return shown(page, grid)
+    return shown(page, grid) if num else np.empty(0)
 
 
 def settled(page, grid: str, expected: torch.Tensor) -> None:
