@@ -34,7 +34,8 @@ PASSES = 4  # how often a round is used
 PENALTY_EVERY = 8  # steps; the penalty is that many times as strong
 WARM_UP = 50  # steps
 FIRST_SEED = 2 * 10**9  # of samples to learn from; figures use seeds from 0 on, temperatures those from 10^9 on
-TOP = 16  # places a side at which the discriminator begins, at least
+ENLARGED = 4.0  # what the discriminator sees of small differences
+TOP = 32  # places a side at which the discriminator begins, at least
 PART = 64  # images in a pass of the network
 NUM_WATCHED = 128  # held-out images of every report
 SATURATED = 8.0  # gap of real and fake logits that leaves the generator without a gradient
@@ -73,14 +74,18 @@ class Round(NamedTuple):
 
 
 class Discriminator(nn.Module):
-    """Two logits of pairs (image, the network's picture): one for reconstructions, and one for samples, whose second
-    picture is zero. Convolutions without normalisation on folded images (``pixel_unshuffle``), from 16x16 down to 4x4
-    places.
+    """Two logits of pairs (image, the network's picture): one for reconstructions, one for samples, which are judged
+    alone. Convolutions without normalisation, from 32x32 places (of larger images folded by ``pixel_unshuffle``) down
+    to 4x4, with residual blocks at the coarsest two sizes.
+
+    What a finisher adds has no mean and is small against the picture, so convolutions of the picture alone hardly
+    notice it (on faces, logits stayed within 0.02 of each other for 6,000 images). The discriminator also sees the
+    difference from the network's picture, zero for samples, and the image's ``detail``, both enlarged.
 
     Args:
         img_channels: C.
         img_resolution: (H, W).
-        width: channels at 16x16; twice as many at 8x8, three times at 4x4.
+        width: channels at first; twice and three times as many at the coarser sizes.
     """
 
     def __init__(self, img_channels: int, img_resolution: Sequence[int], width: int):
@@ -92,8 +97,10 @@ class Discriminator(nn.Module):
         while side > 4:
             side, levels = side // 2, levels + 1
         widths = [width * min(i + 1, 3) for i in range(levels)]
-        self.enter = nn.Conv2d(2 * img_channels * self.fold**2, width, 3, padding=1)
-        self.blocks = nn.ModuleList(Residual(w) for w in widths[1:])
+        self.enter = nn.Conv2d(3 * img_channels * self.fold**2, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            Residual(w) if levels - i <= 2 else nn.Identity() for i, w in enumerate(widths) if i > 0
+        )
         self.shrink = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
         )
@@ -101,17 +108,23 @@ class Discriminator(nn.Module):
 
     def forward(self, images: torch.Tensor, drawn: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [B], higher for real, of images [B, C, H, W]; ``drawn``: x_L, or None for samples."""
-        pair = torch.cat([images, torch.zeros_like(images) if drawn is None else drawn], 1)
-        x = self.enter(F.pixel_unshuffle(pair, self.fold))
+        added = torch.zeros_like(images) if drawn is None else images - drawn
+        seen = torch.cat([images, ENLARGED * added, ENLARGED * detail(images)], 1)
+        x = self.enter(F.pixel_unshuffle(seen, self.fold))
         for shrink, block in zip(self.shrink, self.blocks, strict=True):
             x = block(shrink(activation(x)))
         return self.leave(F.adaptive_avg_pool2d(activation(x), 4).flatten(1))[:, 0 if drawn is not None else 1]
 
 
-def high_frequencies(images: torch.Tensor) -> torch.Tensor:
-    """Mean square of what averaging over 2x2 pixels loses."""
+def detail(images: torch.Tensor) -> torch.Tensor:
+    """What averaging over 2x2 pixels loses, [B, C, H, W]."""
     coarse = F.interpolate(F.avg_pool2d(images, 2), images.shape[2:], mode='bilinear', align_corners=False)
-    return (images - coarse).square().mean()
+    return images - coarse
+
+
+def high_frequencies(images: torch.Tensor) -> torch.Tensor:
+    """Mean square of ``detail``."""
+    return detail(images).square().mean()
 
 
 def shifted(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
