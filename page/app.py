@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from page import compress, guide, sample, tree
-from page.pictures import MAX_FILE
+from page.pictures import MAX_UPLOAD
 from page.subject import Subject
 
 MAX_BODY = 4 << 20  # bytes of a request that is not an upload
@@ -45,7 +45,7 @@ def application(subject: Subject, host: str) -> FastAPI:
     app.state.folder = folder
     app = gr.mount_gradio_app(
         app, page(subject), path='', server_name=host, footer_links=[], run_history=False, show_error=False,
-        max_file_size=MAX_FILE, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
+        max_file_size=MAX_UPLOAD, ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False,
         theme=gr.themes.Base(
             primary_hue='indigo', neutral_hue='slate', font=['system-ui', 'sans-serif'],
             font_mono=['ui-monospace', 'monospace'], radius_size='md',
@@ -67,7 +67,7 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope['type'] != 'http':
             return await self.app(scope, receive, send)
-        left = (MAX_FILE if scope['path'].endswith('/upload') else 0) + MAX_BODY
+        left = (MAX_UPLOAD if scope['path'].endswith('/upload') else 0) + MAX_BODY
         claimed = dict(scope['headers']).get(b'content-length', b'0')
         if not claimed.isdigit() or int(claimed) > left:
             return await PlainTextResponse('This request is too large.', 413)(scope, receive, send)

@@ -124,7 +124,7 @@ def build(subject: Subject) -> None:
 
     @sentences
     def take(data: bytes | None, label):
-        if not data or data[0] != MAGIC:
+        if not data or data[0] != MAGIC or len(data) > pictures.MAX_FILE:
             return encoded(pictures.read_file(data, net), label)
         try:
             header = read_header(data)

@@ -17,7 +17,8 @@ from cli.pictures import crop
 from ddn_networks import Network, pixel_maps
 from dnnlib.images import BadImageError, decode_image, read_header, to_float, to_image, to_uint8
 
-MAX_FILE = 16 << 20  # bytes of a file that a visitor gives
+MAX_FILE = 16 << 20  # bytes of a picture that a visitor gives
+MAX_UPLOAD = 64 << 20  # bytes that reach the server, which says in a sentence that a file is too large
 MAX_PIXELS = 50_000_000  # of a picture that a visitor gives
 MAX_URI = 1 << 20  # characters of a picture that the page sends back, which has the network's size
 START = 'data:image/png;base64,'
@@ -51,6 +52,8 @@ def read_file(data: bytes | None, net: Network) -> torch.Tensor:
     """
     if not data:
         raise ValueError('This file is empty: choose a PNG, JPEG or WebP picture.')
+    if len(data) > MAX_FILE:
+        raise ValueError(f'This file has more than {MAX_FILE >> 20} MB: make the picture smaller first.')
     try:
         header = read_header(data, 'This file')
         if header.width * header.height > MAX_PIXELS:
