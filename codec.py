@@ -21,7 +21,7 @@
   python codec.py count --network=mnist --data=datasets/mnist.zip --dest=mnist-counts.safetensors
 
 Each command has a --help. NET is a network-snapshot-*.safetensors, as a path or URL, or a run folder. The same network
-decodes what it encoded. docs/codec.md says how it works and how files compare with JPEG, WebP and AVIF.
+decodes what it encoded. docs/codec.md says how it works.
 """
 
 import cli.environment  # noqa: F401  # before torch is loaded
