@@ -1,6 +1,8 @@
 """Damaged files of the codec: each must be refused in one line, at once, or be the undamaged file.
 
     python -m benchmarks.codec_damage --network=mnist --num=1000
+
+Half of the files hold one picture, half an archive.
 """
 
 import io
