@@ -46,7 +46,7 @@ Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # images [B, 
 class Weights(NamedTuple):
     """Weights of the losses; ``gamma`` is that of the penalty, summed over pixels."""
 
-    adversarial: float = 0.1
+    adversarial: float = 0.03
     perceptual: float = 1.0
     squared: float = 3.0
     gamma: float = 0.05
