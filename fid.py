@@ -82,7 +82,7 @@ def report(command: str, numbers: evaluate.Scores, notes: list[str], about: dict
             json.dump(result, file, indent=2)
 
 
-def load(path: str, ema: str | None, device: torch.device, finish: bool) -> tuple[Network, dict]:
+def load(path: str, ema: str | None, device: torch.device, finish: bool = True) -> tuple[Network, dict]:
     """A network, with or without its finisher, and the facts about it for the result."""
     file = persistence.network_path(path)
     net = load_network(file, ema, device, finish=finish)
