@@ -4,6 +4,7 @@ lists of numbers."""
 import ast
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import click
 
 from dnnlib.downloads import error_line
 from dnnlib.readers import printable, reason
-from dnnlib.util import redacted
+from dnnlib.util import discard_output, redacted
 
 MAX_LIST = 1_000_000  # numbers of one option
 
@@ -83,6 +84,10 @@ def one_line_errors(*more: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:
         raise  # the reader of the output has gone: click ends quietly
     except (ValueError, OSError, *more) as error:
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):  # the output itself failed: what it still holds would change the exit code
+            discard_output(sys.stdout)
         raise click.ClickException(printable(error_line(error))) from error
     except click.ClickException as error:
         error.message = redacted(error.message)

@@ -115,7 +115,7 @@ class _Tee:
             pass  # a slow reader of a non-blocking pipe misses this text
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self._gone = True
-            _discard_output(self._stream)
+            discard_output(self._stream)
             self._logger._log(f'{self._name} is given up ({_reason(error)}); the output continues in this file\n', True)
 
 
@@ -125,13 +125,12 @@ def _encodable(text: str, stream: TextIO) -> str:
     return text.encode(encoding, 'backslashreplace').decode(encoding)
 
 
-def _discard_output(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """Let what the stream still buffers go nowhere, so that Python's flush at exit cannot fail."""
     with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(nowhere, stream.fileno())
-        finally:
+        number, nowhere = stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+        if nowhere != number:  # where the stream's number was closed, it is free and the new file may get it
+            os.dup2(nowhere, number)
             os.close(nowhere)
 
 
