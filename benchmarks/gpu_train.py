@@ -78,7 +78,7 @@ def stored(network: str, seen: int, path: Path, preset: str) -> Path:
     """Write the averaged weights of a snapshot in half precision: from then on the network is the rounded one."""
     if not path.is_file():
         net = load_network(network)
-        facts = {key: net.snapshot_meta.get(key) for key in ('dataset', 'git_revision', 'lpips')}
+        facts = {key: net.snapshot_meta.get(key) for key in ('dataset', 'git_revision', 'finisher')}
         snapshots.save_network(path, net.half(), meta={**facts, 'preset': preset, 'cur_nimg': seen})
     return path
 

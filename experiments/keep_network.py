@@ -51,7 +51,7 @@ def keep(run: str, path: str, ema: str | None, dtype: torch.dtype, preset: str |
         raise ValueError(f'{run} has no preset that exists now: name the nearest one with --preset')
     net = load_network(newest, ema=ema)
     meta = {k: net.snapshot_meta.get(k) for k in ('dataset', 'git_revision', 'cur_nimg')} | {'preset': preset}
-    meta |= {'lpips': net.snapshot_meta['lpips']} if 'lpips' in net.snapshot_meta else {}  # a finisher's loss
+    meta |= {'finisher': net.snapshot_meta['finisher']} if 'finisher' in net.snapshot_meta else {}
     kept = ema or next(iter(net.snapshot_meta['emas']), 'none')
     snapshots.save_network(path, net.to(dtype), meta={**meta, 'averaged_over_mimg': kept})
     loop = {k: v for k, v in stored['loop'].items() if k not in ('dataset_kwargs', 'val_data', 'num_workers')}

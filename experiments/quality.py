@@ -74,14 +74,6 @@ class Study(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------- samples
 
 
-def loaded(path: str, finish: bool, device: torch.device) -> Network:
-    """A network with its finisher, or without."""
-    net = load_network(path, device=device)
-    if not finish:
-        net.finisher = None
-    return net
-
-
 def ways(net: Network) -> dict[str, tuple[bool, dict[str, Any]]]:
     """The ways to sample a network, by name: whether with the finisher, and arguments of ``Samples``."""
     found = {'uniform': {'uniform': True}}
@@ -97,19 +89,20 @@ def trained_on(net: Network) -> str:
     """The metrics that the finisher of a network was trained on."""
     if net.finisher is None:
         return ''
-    lpips = net.snapshot_meta.get('lpips')  # see cli.finisher_fits
-    return 'not known' if lpips is None else '' if lpips == 'none' else 'LPIPS (AlexNet)'
+    made = net.snapshot_meta.get('finisher')  # see cli.finisher_fits
+    return 'not known' if made is None else 'LPIPS (AlexNet)' if made['lpips'] else ''
 
 
 def sampled(model: str, path: str, study: Study) -> Iterator[Case]:
     """Samples of a network in all ways, each kept as a zip with its CPU seconds."""
-    net, digest = load_network(path), file_sha256(persistence.network_path(path))
-    for way, (finish, how) in ways(net).items():
+    nets = {finish: load_network(path, device=study.device, finish=finish) for finish in (False, True)}
+    digest = file_sha256(persistence.network_path(path))
+    for way, (finish, how) in ways(nets[True]).items():
         name = f'{ablation.slug(f"{model} {way}")}-{study.num}'
         place = study.folder / f'{name}.zip'
 
         def make(place: Path = place, finish: bool = finish, how: dict[str, Any] = how) -> dict[str, float]:
-            source = Samples(loaded(path, finish, study.device), study.num, **how)
+            source = Samples(nets[finish], study.num, **how)
             started = time.process_time()
             parts = [images for _, images in source.batches(range(study.num), BATCH)]
             seconds = (time.process_time() - started) / study.num
@@ -118,7 +111,7 @@ def sampled(model: str, path: str, study: Study) -> Iterator[Case]:
 
         key = {'network': digest, 'num': study.num, 'way': way}
         facts = {'s / image': ablation.kept(place.with_suffix('.json'), key, make)['seconds']}
-        used = loaded(path, finish, study.device)
+        used = nets[finish]
         facts |= {'parameters': ablation.shape(used)['parameters'], 'training s': training_seconds(path)}
         yield Case(model, way, place, facts, trained_on(used))
 
@@ -216,7 +209,7 @@ def of_network(model: str, path: str, study: Study, detector: Detector) -> Itera
     key = {'network': file_sha256(persistence.network_path(path)), 'detector': detector.digest, 'num': source.num}
     key |= study.digests()
     for finish in (False, True):
-        net = loaded(path, finish, study.device)
+        net = load_network(path, device=study.device, finish=finish)
         if finish and net.finisher is None:
             return
         row = {'model': model, 'finisher': 'with' if finish else 'without'}

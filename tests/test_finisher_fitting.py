@@ -10,6 +10,7 @@ from conftest import TINY_RUN, invoke
 import train
 from cli import finisher_fits
 from ddn_networks import Network, tensor_files
+from experiments import quality
 from training import finisher_fitting
 from training.checkpoint import find_states
 
@@ -37,6 +38,9 @@ def test_it_learns_and_the_layers_stay(plain, tiny_zip, tmp_path):
     assert torch.equal(net.decode(codes, finish=False), before.decode(codes))
     assert (net.decode(codes) - before.decode(codes)).abs().max() > 1e-3
     assert net.snapshot_meta['finisher'] == {'network': plain, 'lpips': None}
+    assert quality.trained_on(net) == '' and quality.trained_on(before) == ''
+    net.snapshot_meta['finisher']['lpips'] = 'alex.pth, sha256 0'
+    assert quality.trained_on(net) == 'LPIPS (AlexNet)'
     assert 'LPIPS: none' in out and 'left' in out
     stats = [json.loads(line) for line in (tmp_path / 'stats.jsonl').read_text().splitlines()]
     assert [s['nimg'] for s in stats] == list(range(16, 161, 16))
