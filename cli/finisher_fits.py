@@ -9,7 +9,6 @@ import torch
 
 from cli import prior_fits
 from cli.networks import load_network
-from cli.training_arguments import HELD_OUT
 from ddn_networks import Network, snapshots
 from dnnlib.readers import reason
 from dnnlib.sheets import draw_sheet, in_rows, save_png
@@ -18,12 +17,11 @@ from metrics.detectors import load_lpips, weights_path
 from metrics.lpips import MIN_SIZE
 from torch_utils import distributed as dist
 from torch_utils import misc
-from training import finisher_report, prior_fitting, report
-from training.checkpoint import KEEP, find_states, state_path
-from training.dataset import ImageFolderDataset, open_training_data
+from training import finisher_report, report
+from training.checkpoint import remove_old_states, state_path
+from training.dataset import ImageFolderDataset
 from training.finisher_fitting import FinisherFit, Perceptual, Watched, train, warning
 from training.interrupt import StopRequest
-from training.training_loop import NUM_VALIDATION
 
 # Options that training and fitting have in common, and other defaults here: minutes of one core.
 DEFAULTS = {'duration': 0.03, 'batch': 32, 'lr': 8e-4, 'ema': '0.002', 'tick': 2.0, 'snap': 2, 'finisher_width': 24}
@@ -45,17 +43,9 @@ def options(o: dict[str, Any], given: set[str], resumed: bool) -> dict[str, Any]
 
 def new_network(source: Network, width: int, dataset: ImageFolderDataset) -> Network:
     """The network of ``source`` with a new finisher. ValueError where the images do not fit it."""
-    shape = (source.img_channels, *source.img_resolution)
-    if tuple(dataset.image_shape) != shape:
-        raise ValueError(
-            f'{dataset.name}: the images are {list(dataset.image_shape)}, those of the network {list(shape)}'
-        )
-    spec = snapshots.init_spec(source)
-    net = snapshots.rebuild({**spec, 'kwargs': {**spec['kwargs'], 'finisher_width': width}})
-    own = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith('finisher.')}
-    net.load_state_dict({**net.state_dict(), **own})
+    net = prior_fits.with_new(source, 'finisher', {'finisher_width': width}, dataset)
     net.sampling = source.sampling
-    return net.to(source.device).eval()
+    return net
 
 
 def perceptual_loss(
@@ -100,13 +90,10 @@ def fitted(
     source = load_network(o['fit_finisher'], device=device)
     torch.manual_seed(seed)
     net = new_network(source, o['finisher_width'], ImageFolderDataset(o['data']))
-    kwargs = {'path': o['data'], 'xflip': o['xflip'], 'cache': o['cache']}
-    kwargs |= {'use_labels': True} if net.conditions.labels is not None else {}
-    data = open_training_data(kwargs, NUM_VALIDATION, o['val_data'], held_out_share=HELD_OUT)
     perceptual, words = perceptual_loss(o['lpips'], (net.img_channels, *net.img_resolution), device, say)
     total = max(o['batch'], int(o['duration'] * 1e6))
     fit = FinisherFit(
-        prior_fitting.Fit(net, data, seed), perceptual, o['batch'], o['lr'], total, float(o['ema']) * 1e6
+        prior_fits.fit_of(net, o, seed), perceptual, o['batch'], o['lr'], total, float(o['ema']) * 1e6
     )
     if state is not None:
         fit.load_state(state)
@@ -150,7 +137,7 @@ def tick_line(stats: dict[str, float]) -> str:
 
 
 def keep(fit: FinisherFit, watched: Watched, run_dir: str, facts: dict[str, Any]) -> None:
-    """Write snapshot, sheets, report and state; of the states the newest ``KEEP`` stay."""
+    """Write snapshot, sheets, report and state; of the states the newest ones stay."""
     path = os.path.join(run_dir, f'network-snapshot-{fit.nimg:09d}.safetensors')
     with fit.averaged_weights():
         snapshots.save_network(path, fit.net, meta={**facts, 'cur_nimg': fit.nimg})
@@ -164,5 +151,4 @@ def keep(fit: FinisherFit, watched: Watched, run_dir: str, facts: dict[str, Any]
         save_png(draw_sheet(parts[:-1]), os.path.join(run_dir, f'{name}-{fit.nimg:09d}.png'))
     finisher_report.write_report(run_dir)
     fit.save_state(state_path(run_dir, fit.nimg))
-    for old in find_states(run_dir)[KEEP:]:
-        os.remove(old)
+    remove_old_states(run_dir)

@@ -46,21 +46,28 @@ def options(o: dict[str, Any], given: set[str]) -> dict[str, Any]:
     return {**o, **defaults, 'prior': kind}
 
 
-def new_network(source: Network, o: dict[str, Any], dataset: ImageFolderDataset) -> Network:
-    """The network of ``source`` with a prior that knows nothing yet. ValueError where the images do not fit it."""
+def with_new(source: Network, part: str, changes: dict[str, Any], dataset: ImageFolderDataset) -> Network:
+    """The network of ``source`` built with ``changes``, whose ``part`` ('prior' or 'finisher') is new. ValueError where
+    the images do not fit it."""
     shape = (source.img_channels, *source.img_resolution)
     if tuple(dataset.image_shape) != shape:
-        raise ValueError(f'{o["data"]}: the images are {list(dataset.image_shape)}, those of the network {list(shape)}')
-    changes = {'prior_kind': o['prior'], 'prior_width': o['prior_width'], 'prior_gradient': 0.0}
-    changes |= conditions_of_heads(source, o, dataset)
+        path = dataset.archive.path
+        raise ValueError(f'{path}: the images are {list(dataset.image_shape)}, those of the network {list(shape)}')
     spec = snapshots.init_spec(source)
     net = snapshots.rebuild({**spec, 'kwargs': {**spec['kwargs'], **changes}})
-    own = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith('prior.')}
+    if any(condition.takes == 'pair' for condition in net.conditions):
+        raise ValueError(f'--fit-{part} is not for networks whose condition is a pair of the image')
+    own = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith(f'{part}.')}
     net.load_state_dict({**net.state_dict(), **own})
-    if any(part.takes == 'pair' for part in net.conditions):
-        raise ValueError('--fit-prior is not for networks whose condition is a pair of the image')
-    net.snapshot_meta = {key: value for key, value in source.snapshot_meta.items() if key == 'finisher'}
     return net.to(source.device).eval()
+
+
+def fit_of(net: Network, o: dict[str, Any], seed: int) -> prior_fitting.Fit:
+    """The network with the images of the options."""
+    kwargs = {'path': o['data'], 'xflip': o['xflip'], 'cache': o['cache']}
+    kwargs |= {'use_labels': True} if net.conditions.labels is not None else {}
+    data = open_training_data(kwargs, NUM_VALIDATION, o['val_data'], held_out_share=HELD_OUT)
+    return prior_fitting.Fit(net, data, seed, o['condition_dropout'])
 
 
 def conditions_of_heads(source: Network, o: dict[str, Any], dataset: ImageFolderDataset) -> dict[str, Any]:
@@ -81,12 +88,12 @@ def fitted(o: dict[str, Any], seed: int, device: torch.device, say: Callable[[st
     if dist.get_world_size() > 1:
         raise ValueError('--fit-prior runs in one process: start it by python, not torchrun')
     torch.manual_seed(seed)
-    source = load_network(o['fit_prior'], device=device)
-    net = new_network(source, o, ImageFolderDataset(o['data']))
-    kwargs = {'path': o['data'], 'xflip': o['xflip'], 'cache': o['cache']}
-    kwargs |= {'use_labels': True} if net.conditions.labels is not None else {}
-    data = open_training_data(kwargs, NUM_VALIDATION, o['val_data'], held_out_share=HELD_OUT)
-    fit = prior_fitting.Fit(net, data, seed, o['condition_dropout'])
+    source, dataset = load_network(o['fit_prior'], device=device), ImageFolderDataset(o['data'])
+    changes = {'prior_kind': o['prior'], 'prior_width': o['prior_width'], 'prior_gradient': 0.0}
+    net = with_new(source, 'prior', changes | conditions_of_heads(source, o, dataset), dataset)
+    net.snapshot_meta = {key: value for key, value in source.snapshot_meta.items() if key == 'finisher'}
+    fit = fit_of(net, o, seed)
+    data = fit.data
     total = max(1, int(o['duration'] * 1e6))
     say(f'Fitting a prior to {o["fit_prior"]}: {o["prior"]}, {len(data.loaded):,} images of {data.images.name}')
     if o['prior'] == 'counts':

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from typing import NamedTuple
 
 import gradio as gr
@@ -15,6 +14,7 @@ from page import pictures
 from page.pictures import picture_grid
 from page.subject import Subject
 from page.words import number, sentences
+from torch_utils import misc
 
 QUALITIES = {'WebP': range(0, 101, 4), 'JPEG': range(1, 96, 4)}
 MOST_BITS = 16_384  # that are shown as text
@@ -58,8 +58,7 @@ def other_format(image: torch.Tensor, name: str, size: int) -> tuple[int, torch.
 
 
 def likeness(image: torch.Tensor, original: torch.Tensor) -> str:
-    error = (image.clamp(-1, 1) - original).square().mean().item() / 4
-    return f'{-10 * math.log10(max(error, 1e-10)):.1f} dB'
+    return f'{misc.psnr((image.clamp(-1, 1) - original).square().mean().item()):.1f} dB'
 
 
 def build(subject: Subject) -> None:

@@ -66,7 +66,12 @@ def save_state(path: str, net, ema: EMA, optimizer: torch.optim.Adam, balance, m
     or counters are not finite: then nothing is written or removed."""
     tensors = _tensors(net, ema, dict(optimizer.state), balance)
     tensor_files.save_tensors(path, tensors, {**meta, 'kind': 'training-state'})
-    for old in find_states(os.path.dirname(path))[KEEP:]:
+    remove_old_states(os.path.dirname(path))
+
+
+def remove_old_states(run_dir: str) -> None:
+    """Remove all but the newest ``KEEP`` states of a folder."""
+    for old in find_states(run_dir)[KEEP:]:
         os.remove(old)
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from ddn_networks import prior, samplers, tensor_files
 from ddn_networks.finisher import Residual, activation, code_noise
 from ddn_networks.network import Output
+from torch_utils import misc
 from training.checkpoint import new_moments
 from training.ema import EMA
 from training.loader import batch_indices
@@ -421,7 +422,7 @@ class Watched:
         for name, images in (('before', self.drawn.images.float()), ('after', self.of.averaged(self.drawn))):
             images = images.clamp(-1, 1)
             error = (images - self.real).square().mean((1, 2, 3)).mean()
-            found[f'psnr_{name}'] = float(10 * torch.log10(4 / error))
+            found[f'psnr_{name}'] = float(misc.psnr(error))
             found[f'detail_{name}'] = float(high_frequencies(images) / high_frequencies(self.real))
             if self.of.perceptual is not None:
                 parts = zip(images.split(PART), self.real.split(PART), strict=True)
