@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ddn_networks import guided_sampling, pixel_maps, samplers, search
+from ddn_networks import pixel_maps, samplers, search
 from ddn_networks.candidates import Candidates
 from ddn_networks.code_streams import HEADER, Codec, Picture, num_kept, rows_of
 from ddn_networks.samplers import Choice
@@ -135,12 +135,7 @@ class Chooser:
         else:
             sums, answers = search.k_best(costs, beam)  # [B b, k], [B b, k, n]
             sums = sums + self.tradeoff * self.bits.sum(1, keepdim=True)
-            spare = guided_sampling.copies_of_first(codes.unflatten(0, (-1, beam)))  # [B, b]
-            sums = sums.unflatten(0, (-1, beam)).masked_fill(spare[..., None], math.inf)
-            scores, best = sums.flatten(1).sort(dim=1, stable=True)
-            best = torch.where(scores < math.inf, best, best[:, :1])[:, :beam]  # [B, b], the best first
-            at = (best + answers.shape[1] * torch.arange(0, B, beam, device=best.device)[:, None]).flatten()
-            chosen, rows = answers.flatten(0, 1)[at], at.div(answers.shape[1], rounding_mode='floor')
+            chosen, rows = search.kept_in_beam(sums, answers, codes, beam)
             parents = rows
         own = bits.expand(B, -1, -1)[rows].gather(1, chosen[:, None])  # [B b, 1, n]
         self.bits = torch.cat([self.bits[rows], own[:, 0]], 1)

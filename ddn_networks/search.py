@@ -80,16 +80,25 @@ def beam_search(net: 'Network', images: torch.Tensor, beam: int) -> samplers.Sam
             return whole(candidates, layer, codes)
         distances = candidates.distances(target(candidates.shape[2:]).repeat_interleave(beam, 0))  # [B b, K, n]
         sums, answers = k_best(distances, beam)  # [B b, k], [B b, k, n]
-        spare = guided_sampling.copies_of_first(codes.unflatten(0, (-1, beam)))  # [B, b]
-        sums = sums.unflatten(0, (-1, beam)).masked_fill(spare[..., None], math.inf)
-        scores, best = sums.flatten(1).sort(dim=1, stable=True)
-        best = torch.where(scores < math.inf, best, best[:, :1])[:, :beam]  # [B, b], the best first
-        rows = best + len(answers[0]) * torch.arange(0, len(codes), beam, device=best.device)[:, None]
-        rows = rows.flatten()  # of [B b k, n]
-        parents = rows.div(len(answers[0]), rounding_mode='floor')
-        return samplers.Choice(answers.flatten(0, 1)[rows], distances, None, parents)
+        answers, parents = kept_in_beam(sums, answers, codes, beam)
+        return samplers.Choice(answers, distances, None, parents)
 
     return sampler
+
+
+def kept_in_beam(
+    sums: torch.Tensor, answers: torch.Tensor, codes: torch.Tensor, beam: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The b partial images of least sums of each image, the best first: of sums [B b, k], answers [B b, k, n] and codes
+    so far [B b, d], the answers [B b, n] and the rows [B b] that they continue. Spare copies come last."""
+    spare = guided_sampling.copies_of_first(codes.unflatten(0, (-1, beam)))  # [B, b]
+    sums = sums.unflatten(0, (-1, beam)).masked_fill(spare[..., None], math.inf)
+    scores, best = sums.flatten(1).sort(dim=1, stable=True)
+    best = torch.where(scores < math.inf, best, best[:, :1])[:, :beam]  # [B, b]
+    k = answers.shape[1]
+    rows = best + k * torch.arange(0, len(codes), beam, device=best.device)[:, None]
+    rows = rows.flatten()  # of [B b k, n]
+    return answers.flatten(0, 1)[rows], rows.div(k, rounding_mode='floor')
 
 
 def k_best(distances: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
