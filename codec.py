@@ -31,12 +31,13 @@ import os
 from collections.abc import Iterator
 
 import click
+import torch
 from tqdm import tqdm
 
 from cli import codec_files
 from cli.latent_options import one_line
 from cli.networks import load_network
-from cli.options import BATCH, BEAM, REFINE, Group, GroupedCommand, network_options, option_group, script_help
+from cli.options import BATCH, BEAM, REFINE, command_group, network_options, option_group
 from ddn_networks import Network, sampling, snapshots
 from ddn_networks.code_rates import Rate
 from ddn_networks.code_streams import MODELS, Codec, default_model
@@ -47,17 +48,7 @@ from dnnlib.util import atomic_write, require_writable
 from torch_utils import distributed as dist
 from torch_utils import misc
 
-
-@click.group(cls=Group, help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
-def main() -> None:
-    pass
-
-
-def command(name: str):
-    """A command whose help is the docstring of the function NAME_command."""
-    return main.command(name, cls=GroupedCommand, help=script_help(__file__, f'{name}_command'))
-
-
+main, command = command_group(__file__)
 FILE = click.argument('file', metavar='FILE', type=click.Path(exists=True, dir_okay=False))
 
 
@@ -118,10 +109,9 @@ def encode_command(
                     archive.add(found, names)
                 else:
                     file.write(codec.file(found[0]))
-                for picture, original in zip(found, originals, strict=True):
-                    drawn = codec.draw([picture], finish=False)[0].cpu().clamp(-1, 1)
-                    error += (drawn - original).double().square().sum().item()
-                    values += original.numel()
+                drawn = torch.stack(codec.draw(found, finish=False)).cpu().clamp(-1, 1)
+                error += (drawn - originals).double().square().sum().item()
+                values += originals.numel()
                 total += len(found)
                 bar.update(len(found))
         if archive:
@@ -195,7 +185,7 @@ def count_command(network, ema, steps, device, finish, data, dest, max_images, b
     """Count how often each node is the nearest, and keep the counts in a snapshot: the entropy model of a network
     without a prior. Training with a prior ends with it."""
     if not finish:
-        raise ValueError('--no-finish does nothing here: the snapshot keeps its finisher')
+        raise ValueError('--finish=0 does nothing here: the snapshot keeps its finisher; leave it out')
     net = load_network(network, ema, dist.device_for_rank(device), steps)
     originals = codec_files.Originals([data], net.img_channels, max_images)
     counts = sampling.measured_counts(net, sized(net, originals, batch))

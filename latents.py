@@ -32,7 +32,7 @@ import cli.environment  # noqa: F401  # before torch is loaded
 # isort: split
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import click
 import numpy as np
@@ -52,7 +52,7 @@ from cli.latent_options import (
     rows_of,
     write_sheet,
 )
-from cli.options import BATCH, Group, GroupedCommand, Ints, option_group, script_help, search_options
+from cli.options import BATCH, Ints, command_group, option_group, search_options
 from cli.originals import Originals, RowConditions
 from cli.regions import inside
 from ddn_networks import Network, codes, generate
@@ -88,14 +88,7 @@ def bits_by_prior(net: Network, table: torch.Tensor, condition: Condition, most:
     return -nats.mean().item() / math.log(2)
 
 
-@click.group(cls=Group, help=script_help(__file__), context_settings={'show_default': True, 'max_content_width': 110})
-def main() -> None:
-    pass
-
-
-def command(name: str) -> Callable:
-    """A command whose help is the docstring of the function NAME_command."""
-    return main.command(name, cls=GroupedCommand, help=script_help(__file__, f'{name}_command'))
+main, command = command_group(__file__)
 
 
 # ----------------------------------------------------------------------------------------------------- codes and images

@@ -63,6 +63,18 @@ class GroupedCommand(Command):
                 formatter.write_dl(records)
 
 
+def command_group(file: str) -> tuple[Group, Callable[[str], Callable]]:
+    """The group of commands of a script, whose help is the docstring of ``file``, and their decorator: command(NAME),
+    whose help is the docstring of the function NAME_command."""
+    settings = {'show_default': True, 'max_content_width': 110}
+    group = Group(Path(file).stem, help=script_help(file), context_settings=settings)
+
+    def command(name: str) -> Callable:
+        return group.command(name, cls=GroupedCommand, help=script_help(file, f'{name}_command'))
+
+    return group, command
+
+
 def option_group(heading: str, *options: Callable) -> Callable:
     """Decorator: the given ``click.option`` decorators, under one heading in the --help of a ``GroupedCommand``."""
 
