@@ -29,11 +29,10 @@ from ddn_networks import Network, snapshots
 from dnnlib.archives import ImageArchive
 from dnnlib.util import file_sha256, format_time
 from experiments import digits
-from experiments.common import read_record
+from experiments.common import on_rank_0, read_record, reference
 from metrics import evaluate
-from metrics.detectors import Detector, load_detector
+from metrics.detectors import load_detector
 from metrics.image_sets import Files, Samples
-from metrics.reference import Statistics, load_statistics, save_statistics
 from torch_utils import distributed as dist
 from training.report import mean_or_none, read_stats
 
@@ -109,11 +108,6 @@ class Progress(io.TextIOBase):
         self.out.flush()
 
 
-def on_rank_0(make: Callable[[], Any]) -> Any:
-    """What ``make`` returns on rank 0, on all ranks; it runs there only."""
-    return dist.all_gather_object(make() if dist.get_rank() == 0 else None)[0]
-
-
 def train(options: dict[str, Any], run_dir: Path, title: str, device: torch.device) -> bool:
     """Train a network in ``run_dir``, or resume it. False if it is finished already.
 
@@ -177,19 +171,6 @@ def shape(net: Network) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- scoring
 
 
-def reference(scoring: Scoring, folder: Path, detector: Detector) -> Statistics:
-    """Statistics of the training images, computed once and kept in ``folder``."""
-    path = folder / f'reference-{Path(scoring.data).stem}-{Path(scoring.detector).stem}.npz'
-    if not on_rank_0(path.is_file):
-        made = evaluate.statistics(Files(scoring.data), detector, keep=0, title='reference')
-        if dist.get_rank() == 0:
-            save_statistics(path, made._replace(meta={'detector': detector.describe()}))
-        return made
-    made = load_statistics(path)
-    evaluate.require_same_detector(made, str(path), detector)
-    return made
-
-
 def kept(path: Path, key: dict[str, Any], make: Callable[[], dict[str, float]]) -> dict[str, float]:
     """The numbers that ``make`` returns, kept in the file ``path`` and computed once for each ``key``."""
     record = on_rank_0(lambda: read_record(path, 'key', 'numbers') if path.is_file() else {})
@@ -218,7 +199,7 @@ def score(
 
     def of_samples() -> dict[str, float]:
         made = evaluate.statistics(Samples(net, scoring.num), detector, keep=0, title='samples')
-        return evaluate.compare(reference(scoring, folder, detector), made)[0]
+        return evaluate.compare(reference(scoring.data, detector, folder, keep=0), made)[0]
 
     def of_reconstructions(path: str) -> dict[str, float]:
         return evaluate.reconstruction(net, Files(path, scoring.num_reconstructed), detector, title='images')[0]

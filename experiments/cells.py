@@ -29,6 +29,7 @@ from dnnlib.sheets import draw_sheet, in_rows, save_png
 from dnnlib.util import file_sha256
 from experiments import ablation, digits
 from experiments.ablation import Row, Scoring
+from experiments.common import reference
 from metrics import evaluate
 from metrics.detectors import Detector, load_detector
 from metrics.image_sets import Files, Samples, read, rounded
@@ -167,7 +168,7 @@ def evaluated(row: Row, run_dir: Path, net: Network, scoring: Scoring, folder: P
 
     def measure() -> dict[str, Any]:
         detector = load_detector(scoring.detector, device=net.device)
-        real = ablation.reference(scoring, folder, detector)
+        real = reference(scoring.data, detector, folder, keep=0)
         held_out = Files(scoring.held_out, scoring.num_reconstructed)
         found = {'bits': net.num_bits, **of_held_out(net, real, detector, held_out)}
         found |= of_samples(net, real, detector, scoring.num)

@@ -1,7 +1,7 @@
 """What the experiments share: pictures of an archive as a network takes them, records, reference statistics."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from metrics import evaluate
 from metrics.detectors import Detector
 from metrics.image_sets import Files
 from metrics.reference import Statistics, load_statistics, save_statistics
+from torch_utils import distributed as dist
 
 PORTRAITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'assets', 'faces')
 
@@ -65,15 +66,25 @@ def as_saved(images: torch.Tensor) -> torch.Tensor:
     return to_float(to_uint8(images))
 
 
-def reference(data: str, detector: Detector, folder: Path, num: int | None = None) -> Statistics:
+def on_rank_0(make: Callable[[], Any]) -> Any:
+    """What ``make`` returns on rank 0, on all ranks; it runs there only."""
+    return dist.all_gather_object(make() if dist.get_rank() == 0 else None)[0]
+
+
+def reference(
+    data: str, detector: Detector, folder: Path, num: int | None = None, keep: int = evaluate.KEEP
+) -> Statistics:
     """Statistics of the features of training images (``num`` of them), kept in ``folder`` and computed once for each
-    zip and detector; of a folder of images, whose files may change, each time."""
+    zip and detector; of a folder of images, whose files may change, each time. All ranks call it. ``keep``: see
+    ``evaluate.statistics``."""
     archive = ImageArchive(data)
-    name = f'reference-{archive.digest()[:12]}-{detector.digest[:12]}-{detector.precision}-{num or "all"}.npz'
-    if archive.is_zip and (folder / name).is_file():
-        return load_statistics(folder / name)
-    made = evaluate.statistics(Files(data, num), detector, title='training images')
-    save_statistics(folder / name, made._replace(meta={'detector': detector.describe()}))
+    of = f'{archive.digest()[:12]}-{detector.digest[:12]}-{detector.precision}-{num or "all"}'
+    path = folder / f'reference-{of}{"" if keep else "-moments"}.npz'
+    if archive.is_zip and on_rank_0(path.is_file):
+        return load_statistics(path)
+    made = evaluate.statistics(Files(data, num), detector, keep=keep, title='training images')
+    if dist.get_rank() == 0:
+        save_statistics(path, made._replace(meta={'detector': detector.describe()}))
     return made
 
 

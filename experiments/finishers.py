@@ -31,7 +31,7 @@ from dnnlib.sheets import draw_sheet, in_rows, save_png
 from dnnlib.util import file_sha256
 from experiments import ablation, digits
 from experiments.ablation import Scoring
-from experiments.common import as_saved, pictures
+from experiments.common import as_saved, pictures, reference
 from metrics import evaluate
 from metrics.detectors import Detector, load_detector
 from metrics.image_sets import Files
@@ -209,7 +209,7 @@ def measured(row: Row | None, setting: Setting, held_out: torch.Tensor, folder: 
     """The numbers of a row (None: of the picture before), and its sheets."""
     scoring, name = setting.scoring, ablation.slug(row.name if row else 'before')
     detector = load_detector(scoring.detector)
-    real = ablation.reference(scoring, folder, detector)
+    real = reference(scoring.data, detector, folder, keep=0)
     lpips, _ = evaluate.find_lpips([Files(scoring.held_out, len(held_out))], torch.device('cpu'))
     facts = {'images': None}
     if row is None:
