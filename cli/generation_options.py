@@ -8,8 +8,11 @@ import click
 # Mean nothing without --guide.
 GUIDING = ('top_k', 'beam', 'combine', 'guide_every', 'guide_layers', 'proposals', 'sweeps', 'prior_weight')
 KEEPING = ('keep_layers', 'keep_region', 'redraw_region')  # nor these without --keep
-_KEEPS_CODES = re.compile(r'seed:.*|.+\.(npz|npy|txt)(:[\d,-]+)?', re.DOTALL)  # what --keep names is not a picture
 PRIOR = ('temperature', 'top_p', 'uniform', 'cfg')
+
+# What --keep names: seeds, a file of codes and its rows, else pictures, which are encoded.
+SEEDS = 'seed:'
+CODE_FILE = re.compile(r'(.+\.(?:npz|npy|txt))(?::([\d,-]+))?', re.DOTALL)
 
 
 def was_given(ctx: click.Context, name: str) -> bool:
@@ -28,7 +31,7 @@ def check_options(ctx: click.Context) -> None:
         raise click.ClickException('--codes, --reconstruct and --guide exclude each other: give one')
     if o['keep'] and (o['codes'] or o['reconstruct']):
         raise click.ClickException('--keep names codes or pictures itself: leave out --codes and --reconstruct')
-    encodes = o['reconstruct'] or o['keep'] and not _KEEPS_CODES.fullmatch(o['keep'])
+    encodes = o['reconstruct'] or o['keep'] and not (o['keep'].startswith(SEEDS) or CODE_FILE.fullmatch(o['keep']))
     if o['max_images'] and not (o['reconstruct'] or o['keep']):
         raise click.ClickException('--max-images needs --reconstruct or --keep; for fewer samples give fewer --seeds')
     if o['refine'] and not encodes:

@@ -1,6 +1,5 @@
 """``--keep``: parts of latents that are kept, while the rest is drawn anew."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from cli.code_files import read_code_file
+from cli.generation_options import CODE_FILE, SEEDS
 from cli.options import Ints
 from cli.pictures import Pictures
 from cli.regions import Rectangle, painted
@@ -53,9 +53,9 @@ class KeptCodes:
         self._pictures: Pictures | None = None
         self._table: torch.Tensor | None = None
         self._seeds: list[int] = []
-        of_file = re.fullmatch(r'(.+\.(?:npz|npy|txt))(?::([\d,-]+))?', source)
-        if source.startswith('seed:'):
-            self._seeds = self._numbers(source.removeprefix('seed:'))
+        of_file = CODE_FILE.fullmatch(source)
+        if source.startswith(SEEDS):
+            self._seeds = self._numbers(source.removeprefix(SEEDS))
             self.names = [f'seed{seed:06d}' for seed in self._seeds]
         elif of_file:
             self._read_table(of_file[1], of_file[2])
