@@ -2,11 +2,11 @@
 
 Legend: B pictures, T tiles of a picture, L layers, K nodes, n cells of a layer, D codes of a tile.
 
-A file begins with two bytes: magic, and a version with the entropy model and the kind of file. One picture goes on with
-the first 4 bytes of the network's digest and a checksum of the codes (2 bytes), 8 bytes in all, then the coded stream:
-number of codes, how the rest is filled in, and the codes, layer by layer. Archives keep the whole digest once. The
-digest covers what decoding depends on: weights without the finisher; the prior or the counts if they are the entropy
-model. The checksum is of codes, since the last bits of pixels differ between machines.
+A file begins with two bytes: magic, and a version with the entropy model and the kind of file. In a file of one picture
+follow the first 4 bytes of the network's digest and a checksum of the codes (2 bytes), 8 bytes in all, then the coded
+stream: number of codes, how the rest is filled in, and the codes, layer by layer. Archives keep the whole digest once.
+The digest covers what decoding depends on: weights without the finisher; the prior or the counts if they are the
+entropy model. The checksum is of codes, since the last bits of pixels differ between machines.
 """
 
 import binascii

@@ -67,7 +67,7 @@ class Study(NamedTuple):
     device: torch.device
 
     def digests(self) -> dict[str, str]:
-        """What tells these images from others, for the keys of numbers that are kept."""
+        """Digests of the images, for the keys of numbers that are kept."""
         return {'data': ImageArchive(self.data).digest(), 'held_out': ImageArchive(self.held_out).digest()}
 
 
@@ -292,7 +292,7 @@ def words(study: Study, detector: Detector, real: dict[str, float], trained: boo
         share of samples that the LeNet classifies with so much confidence. nearest / held-out: median distance of
         samples to the nearest training image over that of held-out images; copies: share of samples that are closer
         than 99 % of held-out images. s / image: CPU seconds of sampling; training s: of training. trained on: a metric
-        that the model was trained on; by it, and by its features, the row is no evidence. The same numbers of
+        that the model was trained on, so that it and distances of its features say nothing. The same numbers of
         {study.num_reconstructed:,} held-out images: {held}.""".split()
     )
 

@@ -221,17 +221,17 @@ def build(subject: Subject) -> None:
             if one.look is not None:
                 looks.append(one.look)
                 names.append(f'{task}: what the results follow')
-        told = ' '.join(missing)
+        waiting = ' '.join(missing)
         if not found:
-            yield {'items': []}, {'items': []}, told
+            yield {'items': []}, {'items': []}, waiting
             return
         notes = [name.partition(':')[0] for name in names]
         shown = pictures.items(looks, names, notes)
         start = time.perf_counter()
         for layer, images in stream(subject, found, int(number(seed, 0, SEEDS - RESULTS)), label):
             items = pictures.items(images, [f'Result {i + 1}' for i in range(RESULTS)])
-            yield items, shown, f'{told} Layer {layer} of {net.num_layers}'
-        yield items, shown, f'{told} Four results in {time.perf_counter() - start:.1f} seconds'
+            yield items, shown, f'{waiting} Layer {layer} of {net.num_layers}'
+        yield items, shown, f'{waiting} Four results in {time.perf_counter() - start:.1f} seconds'
 
     def show_options(tasks: Sequence[str]) -> list:
         several = len(tasks) > 1

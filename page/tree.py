@@ -60,7 +60,7 @@ def build(subject: Subject) -> None:
             0, 1, 0, step=1, label='Cell', info='This layer chooses for every cell of a grid, row by row.',
             visible=False, elem_id='cell',
         )
-        told = gr.Markdown('', elem_id='others-say')
+        about_others = gr.Markdown('', elem_id='others-say')
         others = picture_grid('', side=84, elem_id='others', elem_classes='ddn-scroll')
         changed = picture_grid('', side=150, clickable=False, elem_id='changed')
     place = gr.State(Place())
@@ -195,7 +195,7 @@ def build(subject: Subject) -> None:
         return *upper, *picture(new, label), compared
 
     inputs = [place, label]
-    lower = [layers, cell, told, others, below, changed]
+    lower = [layers, cell, about_others, others, below, changed]
     made = {'show_progress': 'hidden', 'concurrency_id': 'network'}
     for event, function in (
         (root.click, start), (label.input, start), (children.select, down), (path.select, up), (complete.click, finish)
