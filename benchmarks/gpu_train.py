@@ -123,8 +123,8 @@ def main(preset, data, seconds, run, out, precision, workers, detector, num, dev
     folder, out, device = Path(run).resolve() / preset, Path(out).resolve(), torch.device(device)
     for place in (folder, out):
         place.mkdir(parents=True, exist_ok=True)
-    shared = {'data': data, 'workers': workers, 'seed': 0}
-    own = {'prior': 'head', **PRESETS[preset].options, **shared, 'precision': precision}
+    shared = {'data': data, 'seed': 0}
+    own = {'prior': 'head', **PRESETS[preset].options, **shared, 'workers': workers, 'precision': precision}
     network = trained(folder / 'network', own, NETWORK * seconds, device)
     seen = load_network(network).snapshot_meta['cur_nimg']
     finishing = {**FINISHING, **shared, 'fit_finisher': network, 'xflip': own.get('xflip')}

@@ -25,10 +25,12 @@ from training.interrupt import StopRequest
 
 # Options that training and fitting have in common, and other defaults here: minutes of one core.
 DEFAULTS = {'duration': 0.03, 'batch': 32, 'lr': 8e-4, 'ema': '0.002', 'tick': 2.0, 'snap': 2, 'finisher_width': 24}
-# What has no meaning for a network whose layers stay as they are.
+# What has no meaning for a network whose layers stay as they are, or is not read here.
+READ = ('resume', 'ema', 'fit_finisher', 'finisher_width', 'lpips', 'tick', 'snap')
 FOREIGN = (
-    *(name for name in prior_fits.FOREIGN if name not in ('resume', 'ema')), 'prior', 'fit_prior', 'prior_width',
-    'prior_clean', 'prior_soft', 'temperature_from', 'chain_dropout', 'condition', 'cond', 'condition_dropout', 'dump',
+    *(name for name in (*prior_fits.FOREIGN, *prior_fits.UNREAD) if name not in READ), 'prior', 'fit_prior',
+    'prior_width', 'prior_clean', 'prior_soft', 'temperature_from', 'chain_dropout', 'condition', 'cond',
+    'condition_dropout', 'condition_to', 'workers',
 )  # fmt: skip
 COLUMNS = 16  # of sheets
 

@@ -84,8 +84,9 @@ def test_collapse_is_noticed():
 
 
 def test_options_that_mean_nothing_here(plain, tiny_zip, tmp_path):
-    with pytest.raises(AssertionError, match='--nodes does nothing with --fit-finisher'):
-        fit(plain, tiny_zip, tmp_path, '--nodes=4')
+    for option in ('nodes=4', 'unshuffle=2', 'beta2=0.9', 'workers=2', 'tensorboard=1', 'condition-to=heads'):
+        with pytest.raises(AssertionError, match=f'--{option.split("=")[0]} does nothing with --fit-finisher'):
+            fit(plain, tiny_zip, tmp_path, f'--{option}')
     with pytest.raises(AssertionError, match='LPIPS needs grey or RGB images of 31x31 pixels or more; leave it out'):
         fit(plain, tiny_zip, tmp_path, '--lpips=missing.pth')
     out = fit(plain, tiny_zip, tmp_path, '--duration=0.000016', '--lpips=auto')
