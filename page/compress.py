@@ -118,7 +118,8 @@ def build(subject: Subject) -> None:
 
     def encoded(image: torch.Tensor, label: str | None) -> tuple:
         condition = subject.condition(label)
-        data = coder.file(codec.encoded(coder, image[0].to(net.device), condition), condition)
+        (picture,) = codec.encoded(coder, image.to(net.device), condition)
+        data = coder.file(picture, condition)
         return opened(Coded(data, image, label))
 
     @sentences
