@@ -44,56 +44,58 @@ COMMON = {
     'chain-dropout': 0.05, 'workers': 0, 'prior': 'head', 'seed': 0,
 }  # fmt: skip
 WHOLE = 'whole images'
+FEW = '1,1,1,1,2,2,2,4,4,4,4,4,4,4'  # less for the prior to say, more for a finisher to draw
 
 
 class Setting(NamedTuple):
-    """What a data set is modelled with. options: of train.py. grids: schedules by name. detector: of the distances."""
+    """What a data set is modelled with. options: of train.py. grids: cells a side, schedules by name. detector: of the
+    distances. small_steps: blocks of more layers of fewer nodes."""
 
     options: dict[str, Any]
     grids: dict[str, str]
     detector: str
+    small_steps: str = '16,3,2'
 
 
 SETTINGS = {
     'digits': Setting(
         {'channels': '64,32,16', 'blocks': '5,4,2'},
-        {'fast': '1,1,2,2,4,4,4,8,8,8,8', 'slow': '1,1,1,1,1,1,1,1,2,2,4'},
+        {'fast': '1,1,2,2,4,4,4,8,8,8,8', 'slow': '1,1,1,1,1,1,1,1,2,2,4', 'few': '1,1,1,1,1,1,1,2,2,2,2'},
         'lenet',
     ),
     'cifar10': Setting(
         {'channels': '64,32,16', 'blocks': '8,3,3', 'xflip': 1},
-        {'fast': '1,1,1,2,2,4,4,8,4,8,8,8,8,8', 'slow': '1,1,1,1,1,1,1,1,2,4,4,8,8,8'},
+        {'fast': '1,1,1,2,2,4,4,8,4,8,8,8,8,8', 'slow': '1,1,1,1,1,1,1,1,2,4,4,8,8,8', 'few': FEW},
         'alex',
     ),
     'faces64': Setting(
         {'channels': '64,48,24,12', 'blocks': '7,3,2,2', 'xflip': 1},
-        {'fast': '1,1,1,2,2,4,4,8,8,8,8,8,8,8', 'slow': '1,1,1,1,1,1,2,2,4,4,8,8,8,8'},
+        {'fast': '1,1,1,2,2,4,4,8,8,8,8,8,8,8', 'slow': '1,1,1,1,1,1,2,2,4,4,8,8,8,8', 'few': FEW},
         'alex',
+        '16,3,1,1',
     ),
 }
-# What might make the prior better, each on the fast schedule or in its place. Small steps: more layers of fewer nodes,
-# so that a layer's cells, which are independent given the layers before, decide less at once. Few cells: less for the
-# prior to say, more for a finisher to draw.
+# What might make the prior better, each on the fast schedule.
 LEADS = {
     '2 % of the gradient': {'prior-gradient': 0.02},
     '20 % of the gradient': {'prior-gradient': 0.2},
-    'small steps': {
-        'nodes': 8, 'blocks': '16,3,2', 'grids': '1,1,1,1,2,2,2,2,4,4,4,4,4,8,8,8,8,8,8,8,8', 'prior-width': 48,
-        'prior-gradient': 0.02,
-    },
-    'few cells': {'grids': '1,1,1,1,2,2,2,4,4,4,4,4,4,4', 'prior-gradient': 0.02},
     'soft targets': {'prior-soft': 0.3},
     'wide heads': {'prior-width': 96},
     'all images clean': {'prior-clean': 1},
     'no image clean': {'prior-clean': 0},
 }
+# A layer's cells are independent given the layers before: more layers of fewer nodes decide less at once.
+SMALL_STEPS = {
+    'nodes': 8, 'grids': '1,1,1,1,2,2,2,2,4,4,4,4,4,8,8,8,8,8,8,8,8', 'prior-width': 48,
+}  # fmt: skip
 
 
 def rows(setting: Setting) -> list[Row]:
     found = [Row(WHOLE, {**setting.options})]
     found += [Row(f'cells {name}', {**setting.options, 'grids': grids}) for name, grids in setting.grids.items()]
     fast = {**setting.options, 'grids': setting.grids['fast']}
-    return found + [Row(f'fast with {name}', {**fast, **more}) for name, more in LEADS.items()]
+    found += [Row(f'fast with {name}', {**fast, **more}) for name, more in LEADS.items()]
+    return [*found, Row('small steps', {**setting.options, **SMALL_STEPS, 'blocks': setting.small_steps})]
 
 
 # ------------------------------------------------------------------------------------------------------------ training
