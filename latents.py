@@ -30,7 +30,6 @@ Each command has a --help. NET is a network-snapshot-*.safetensors, as a path or
 import cli.environment  # noqa: F401  # before torch is loaded
 
 # isort: split
-import math
 import os
 from collections.abc import Sequence
 
@@ -56,6 +55,8 @@ from cli.options import BATCH, Ints, command_group, option_group, search_options
 from cli.originals import Originals, RowConditions
 from cli.regions import inside
 from ddn_networks import Network, codes, generate
+from ddn_networks.code_rates import payload_bits
+from ddn_networks.code_streams import Codec
 from ddn_networks.generate import Condition
 from dnnlib import readers
 from dnnlib.archives import ImageArchive
@@ -81,11 +82,10 @@ def decode(net: Network, table: torch.Tensor, condition: Condition) -> np.ndarra
     return np.concatenate(parts)
 
 
-def bits_by_prior(net: Network, table: torch.Tensor, condition: Condition, most: int = 1000, batch: int = 100) -> float:
-    """Mean bits of the codes by the network's own prior, of the first ``most`` rows."""
+def coded_bits(codec: Codec, table: torch.Tensor, condition: Condition, most: int = 1000, batch: int = 100) -> float:
+    """Mean bits of the codes as ``codec.py`` stores them, without the header of a file, of the first ``most`` rows."""
     parts = torch.arange(min(most, len(table))).split(batch)
-    nats = torch.cat([net.log_prob(table[part], condition(part.tolist())) for part in parts])
-    return -nats.mean().item() / math.log(2)
+    return torch.cat([payload_bits(codec, table[part], condition(part.tolist())) for part in parts]).mean().item()
 
 
 main, command = command_group(__file__)
@@ -155,9 +155,11 @@ def encode_command(data, dest, bits, max_images, batch, beam, refine, **net_opti
         with atomic_write(bits, 'w') as f:
             f.write('\n'.join(codes.to_bits(table, net.code_nodes)) + '\n')
     distinct = len(table.unique(dim=0))
-    by_prior = f' ({bits_by_prior(net, table, RowConditions(given, file, data)):.1f} by the prior)' if net.prior else ''
+    codec = Codec(net)
+    coded = coded_bits(codec, table, RowConditions(given, file, data))
     click.echo(printable(
-        f'{count} images, {net.num_bits:g} bits each{by_prior}, {distinct} distinct latents, '
+        f'{count} images, {coded:.1f} bits each coded by {codec.model} probabilities (log2 K: {net.num_bits:g}), '
+        f'{distinct} distinct latents, '
         f'PSNR {misc.psnr(error / count):.2f} dB: {dest}'
     ))  # fmt: skip
 

@@ -105,7 +105,7 @@ def fitted(o: dict[str, Any], seed: int, device: torch.device, say: Callable[[st
         )  # fmt: skip
     layers = fit.held_out_nats()
     net.sampling = measured(fit, o['temperature_from'], say)
-    say(report.layer_table(net, layers))
+    say(report.layer_table(net, fit.held_out_bits()))
     nats, uniform = prior_fitting.mean_nats(net, layers), prior_fitting.uniform_nats(net)
     say(f'Held-out images: {nats:.4f} nats per code by the prior, {uniform:.4f} by uniform choices')
     return net, total

@@ -2,7 +2,7 @@
 
 Legend: B images, b beams per image, L layers, K nodes, n cells of a layer, D codes.
 
-A choice costs its squared error and lambda for each of its bits by the entropy model, -log2 p, for all K candidates in
+A choice costs its squared error and lambda for each of the bits that the coder spends on it, for all K candidates in
 closed form. Larger lambdas, and fewer codes, make smaller files. Which of both is better depends on the picture: a
 search tries some lambdas, and of each all numbers of layers.
 """
@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ddn_networks import pixel_maps, samplers, search
+from ddn_networks import entropy, pixel_maps, samplers, search
 from ddn_networks.candidates import Candidates
 from ddn_networks.code_streams import HEADER, Codec, Picture, num_kept, rows_of
 from ddn_networks.samplers import Choice
@@ -87,6 +88,55 @@ def choose(
     return searched(codec, images, rate, condition)
 
 
+# ----------------------------------------------------------------------------------------------- bits that are spent
+
+
+def answer_bits(codec: Codec, layer: int, log_p: torch.Tensor | None = None) -> torch.Tensor:
+    """Bits that the coder spends on each answer of a layer, [B or 1, K, n] float32, -log2 of the rounded probabilities
+    that it codes with. ``log_p``: [B, K] or [B, K, n] by the network's own prior; read where the entropy model is."""
+    if codec.asks_prior:
+        table = torch.from_numpy(entropy.FREQUENCIES).to(log_p.device).float()
+        steps = (0.5 - log_p.float() / entropy.STEP).nan_to_num(len(table)).clamp(0, len(table) - 1)
+        frequencies = table[steps.long()].view(len(log_p), log_p.shape[1], -1)  # [B, K, n]
+    else:
+        counts = torch.from_numpy(np.atleast_2d(codec.frequencies[layer])).to(codec.net.device).float()
+        frequencies = counts.t().expand(-1, codec.net.specs[layer].num_cells)[None]  # [1, K, n]
+    return (frequencies.sum(1, keepdim=True) / frequencies).log2()
+
+
+def code_bits(codec: Codec, codes: torch.Tensor, log_prior: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Bits that the coder spends on each of the codes [B, D], given the log-probabilities of all layers by the own
+    prior (``Output.log_prior`` of the pass with these codes): [B, D]."""
+    found = []
+    for layer, (log_p, columns) in enumerate(zip(log_prior, codec.net.code_slices, strict=True)):
+        bits = answer_bits(codec, layer, log_p).expand(len(codes), -1, -1)  # [B, K, n]
+        found.append(bits.gather(1, codes[:, None, columns])[:, 0])
+    return torch.cat(found, 1)
+
+
+@torch.no_grad()
+def payload_bits(codec: Codec, codes: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    """Bits of the coded stream of each image: codes [B, D] -> [B] float64. A file has 64 more, its header, and ends at
+    a whole byte."""
+    net = codec.net
+    codes = net.check_codes(codes).to(net.device)
+    log_prior = [None] * net.num_layers
+    if codec.asks_prior:
+        log_prior = net(samplers.with_log_prior(samplers.given(codes)), len(codes), condition, keep=True).log_prior
+    return code_bits(codec, codes, log_prior).cpu().double().sum(1) + head_bits(codec)
+
+
+def mean_code_bits(codec: Codec, codes: torch.Tensor, log_prior: Sequence[torch.Tensor | None]) -> list[float]:
+    """Mean bits of a code of each layer, [L]; arguments of ``code_bits``."""
+    bits = code_bits(codec, codes, log_prior)
+    return [bits[:, columns].mean().item() for columns in codec.net.code_slices]
+
+
+def head_bits(codec: Codec) -> float:
+    """Of the number of codes, and of how the rest is filled in."""
+    return math.log2(codec.net.num_codes + 1) + 1
+
+
 # ------------------------------------------------------------------------------------------------------------- one pass
 
 
@@ -126,7 +176,7 @@ class Chooser:
     def __call__(self, candidates: Candidates, layer: int, codes: torch.Tensor) -> Choice:
         B, n, beam = len(codes), candidates.num_cells, self.beam
         target = self.target(candidates.shape[2:]).repeat_interleave(beam, 0)
-        bits = self.costs(candidates, layer)  # [B b or 1, K, n]
+        bits = answer_bits(self.codec, layer, candidates.log_prior() if self.codec.asks_prior else None)
         costs = candidates.distances(target).view(B, -1, n) * (self.numbers / n)
         costs = costs + self.tradeoff * bits  # [B b, K, n]
         if beam == 1:
@@ -140,14 +190,6 @@ class Chooser:
         own = bits.expand(B, -1, -1)[rows].gather(1, chosen[:, None])  # [B b, 1, n]
         self.bits = torch.cat([self.bits[rows], own[:, 0]], 1)
         return Choice(chosen if n > 1 else chosen[:, 0], None, None, parents)
-
-    def costs(self, candidates: Candidates, layer: int) -> torch.Tensor:
-        """-log2 p of every answer by the codec's entropy model, [B b or 1, K, n]."""
-        if self.codec.model == 'prior':
-            log_p = candidates.log_prior()
-            return -log_p.view(len(log_p), candidates.num_nodes, -1) / math.log(2)
-        counts = torch.from_numpy(self.codec.frequencies[layer]).to(self.bits)
-        return -(counts / counts.sum()).log2().view(1, -1, 1).expand(-1, -1, candidates.num_cells)
 
 
 # ----------------------------------------------------------------------------------------------------------- the search
@@ -222,11 +264,6 @@ def best(found: Sequence[Cut], rate: Rate) -> Cut:
         return min(right, key=lambda cut: cut.error) if right else min(found, key=lambda cut: cut.bits)
     right = [cut for cut in found if cut.error <= 4 * 10 ** (-rate.psnr / 10)]
     return min(right, key=lambda cut: cut.bits) if right else min(found, key=lambda cut: cut.error)
-
-
-def head_bits(codec: Codec) -> float:
-    """Of the number of codes, and of how the rest is filled in."""
-    return math.log2(codec.net.num_codes + 1) + 1
 
 
 def most_codes(codec: Codec, bits: torch.Tensor, limit: float) -> int:

@@ -83,6 +83,11 @@ class Codec:
             raise ValueError('the entropy model is the prior, which is computed on the CPU: move the network there')
         return copy.deepcopy(self.net).double()
 
+    @property
+    def asks_prior(self) -> bool:
+        """Whether the probabilities of a code depend on the codes before it: by a prior that is not counts."""
+        return self.model == 'prior' and not isinstance(self.net.prior[0], Counts)
+
     # Codes and bytes.
 
     def write(self, pictures: Sequence[Picture], condition: torch.Tensor | None = None) -> list[bytes]:
@@ -165,7 +170,7 @@ class Codec:
     ) -> None:  # fmt: skip
         """``ask(row, layer, log p [n, K] or None)`` for all layers, and in a layer for all rows; it returns the row's
         codes, None for those that do not matter any more. The network's prior is asked if it is the entropy model."""
-        if self.model != 'prior' or isinstance(self.net.prior[0], Counts):
+        if not self.asks_prior:
             for layer in range(self.net.num_layers):
                 if not [row for row in range(rows) if ask(row, layer, None) is not None]:
                     break

@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_codec import images, network
 
-from ddn_networks import codec, samplers
-from ddn_networks.code_rates import LAMBDAS, Rate, choose, trial
-from ddn_networks.code_streams import Codec
+from ddn_networks import codec, entropy, samplers
+from ddn_networks.code_rates import LAMBDAS, Rate, answer_bits, choose, mean_code_bits, payload_bits, trial
+from ddn_networks.code_streams import Codec, Picture
 
 pytest.importorskip('constriction')
 
@@ -38,13 +38,46 @@ def test_a_choice_costs_its_error_and_its_bits(model):
                     error = (shown - target).square().sum().item() * x[0].numel() / target.numel()
                     counts = net.sampling.counts[layer]
                     by_counts = (counts[k] + 1) / (sum(counts) + 5)
-                    own = output.log_prior[layer].view(5, -1)[k, cell].exp().item()
+                    log_p = output.log_prior[layer].view(5, -1).detach().double().numpy()
+                    coded = entropy.rounded(log_p[:, [cell]].T).frequencies[0]
+                    own = coded[k] / coded.sum()
                     p = {'uniform': 1 / 5, 'counts': by_counts, 'prior': own}[model]
                     bits.append(-math.log2(p))
                     costs.append(error + tradeoff * bits[-1])
                 prefix[:, d] = codes[:, d]
                 assert min(costs) == costs[codes[0, d]]
                 assert found.bits[-1][d].item() == pytest.approx(bits[codes[0, d]], rel=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['head', 'counts', 'transformer'])
+@pytest.mark.parametrize('model', ['uniform', 'counts', 'prior'])
+def test_the_bits_shown_are_those_that_the_coder_spends(model, kind, monkeypatch):
+    """Of each picture against all that is put into its stream, and that against the bytes."""
+    net = network(kind, grids=() if kind == 'transformer' else (1, 2))
+    made, codes = Codec(net, model), net.encode(images(6))
+    shown = payload_bits(made, codes)
+    put, spent = entropy.Writer.put, []
+
+    def counted(writer, symbols, frequencies):
+        spent[-1] += entropy.bits(symbols.astype(int), frequencies)
+        put(writer, symbols, frequencies)
+
+    monkeypatch.setattr(entropy.Writer, 'put', counted)
+    lengths = []
+    for row in codes:
+        spent.append(0.0)
+        lengths.append(len(made.write([Picture(row[None])])[0]))
+    assert shown.tolist() == pytest.approx(spent, abs=1e-3)
+    assert shown.sum() / 8 < sum(lengths) + 1 and sum(lengths) < shown.sum() / 8 + len(codes)
+    asking = samplers.with_log_prior(samplers.given(codes))
+    of_layers = mean_code_bits(made, codes, net(asking, 6, keep=True).log_prior)
+    total = sum(bits * spec.num_cells for bits, spec in zip(of_layers, net.specs, strict=True))
+    assert total + math.log2(net.num_codes + 1) + 1 == pytest.approx(shown.mean().item(), abs=1e-3)
+
+
+def test_probabilities_of_a_broken_network_still_have_bits():
+    bits = answer_bits(Codec(network('head')), 0, torch.tensor([[math.nan, -math.inf, 0.0, 1e-9, -1e9]]))
+    assert bits.isfinite().all() and bits[0, 2] == bits[0, 3] < bits[0, 0] == bits[0, 1] == bits[0, 4]
 
 
 def test_lambda_zero_is_the_nearest_code_and_a_larger_one_makes_shorter_streams():
@@ -59,7 +92,7 @@ def test_a_beam_that_holds_everything_finds_the_least_cost():
     net, x, tradeoff = network('head', grids=(1, 1)), images(2), 0.2
     made = Codec(net)
     every = torch.tensor(list(itertools.product(range(5), repeat=3)))
-    drawn, bits = net.decode(every), -net.log_prob(every) / math.log(2)
+    drawn, bits = net.decode(every), payload_bits(made, every) - math.log2(4) - 1
     for b, best in enumerate(trial(made, x, tradeoff, beam=125)):
         costs = (drawn - x[b]).square().sum((1, 2, 3)) + tradeoff * bits
         found = (every == best.codes[-1]).all(1).nonzero().item()

@@ -13,6 +13,8 @@ import generate
 import latents
 import train
 from ddn_networks import DDN, Network, samplers
+from ddn_networks.code_rates import payload_bits
+from ddn_networks.code_streams import Codec
 from training.loss import prior_loss
 from training.report import heads_share, layer_table, read_stats
 
@@ -38,6 +40,10 @@ def test_the_prior_is_trained_and_moves_with_the_nodes(trained):
     assert len(net.prior) == 6
     for stats in read_stats(str(trained)):
         assert math.isfinite(stats['prior_nats']) and math.isfinite(stats['val_prior_nats'])
+        layers = [bits * spec.num_cells for bits, spec in zip(stats['val_code_bits'], net.specs, strict=True)]
+        assert stats['val_bits'] == pytest.approx(sum(layers) + math.log2(net.num_codes + 1) + 1)
+        nats = stats['val_prior_nats'] * net.num_codes
+        assert sum(layers) == pytest.approx(nats / math.log(2), abs=net.num_codes / 16)  # rounded to 1/16 nat
     state = final(trained)
     assert state['balance/num_splits'].sum() > 0
     assert all(state[f'net/prior.{layer}.out.weight'].any() for layer in range(6))
@@ -160,9 +166,9 @@ def test_the_share_of_the_heads_is_that_of_their_operations():
     assert heads_share(wide) > 0.5 and 'more than half' in layer_table(wide)
 
 
-def test_latents_say_the_bits_by_the_prior(trained, tiny_zip, tmp_path):
+def test_latents_say_the_bits_that_the_coder_spends(trained, tiny_zip, tmp_path):
     file = tmp_path / 'codes.npz'
     out = invoke(latents.main, 'encode', f'--network={trained}', f'--data={tiny_zip}', f'--dest={file}')
     net = Network.from_pretrained(trained)
-    bits = -net.log_prob(torch.from_numpy(np.load(file)['codes'])).mean().item() / math.log(2)
-    assert f'{net.num_bits:g} bits each ({bits:.1f} by the prior)' in out
+    bits = payload_bits(Codec(net), torch.from_numpy(np.load(file)['codes'])).mean().item()
+    assert f'{bits:.1f} bits each coded by prior probabilities (log2 K: {net.num_bits:g})' in out

@@ -402,7 +402,7 @@ def test_options_of_any_type_never_break_the_report(tmp_path, value):
 def test_nats_of_the_prior_are_charted_against_those_of_uniform_choices(tmp_path):
     fill(tmp_path, sheets=0)
     ticks = [{**tick(1000 * (i + 1)), 'prior_nats': 2.0 - i / 10, 'val_prior_nats': 2.1 - i / 10,
-              'val_prior_nats_layers': [math.log(2)] * L} for i in range(3)]  # fmt: skip
+              'val_bits': 1234.5, 'val_code_bits': [1.0] * L} for i in range(3)]  # fmt: skip
     (tmp_path / 'stats.jsonl').write_text(''.join(json.dumps(t) + '\n' for t in ticks))
     content = options()
     content.setdefault('network', {})['bits_of_codes'] = [3.0] * L
@@ -412,9 +412,10 @@ def test_nats_of_the_prior_are_charted_against_those_of_uniform_choices(tmp_path
     assert found['Nats per code by the prior']['names'] == ['training', 'validation']
     assert found['Nats per code by the prior']['series'][1] == pytest.approx([2.1, 2.0, 1.9])
     bits = found['Bits of a code of each layer']
-    assert bits['names'] == ['by prior', 'log2 K'] and bits['series'] == [pytest.approx([1.0] * L), [3.0] * L]
+    assert bits['names'] == ['coded', 'log2 K'] and bits['series'] == [[1.0] * L, [3.0] * L]
+    assert '<b>1,234</b><small>bits per image, coded</small>' in (tmp_path / 'report.html').read_text()
     for wrong in ('x', [1.0], [True] * L, ['x'] * L):
-        ticks[-1]['val_prior_nats_layers'] = wrong
+        ticks[-1]['val_code_bits'] = wrong
         (tmp_path / 'stats.jsonl').write_text(json.dumps(ticks[-1]) + '\n')
         read(tmp_path)
         assert 'Bits of a code of each layer' not in figures(tmp_path)
@@ -432,9 +433,9 @@ def test_a_prior_that_overfits_is_named():
     assert warns(0.8, 1.13) and not warns(1.1, 1.13) and not warns(0.7, 1.05) and warns(0.7, 1.07)
 
 
-def test_the_layer_table_has_the_bits_by_the_prior():
+def test_the_layer_table_has_the_bits_that_the_coder_spends():
     net = DDN(8, 1, [8, 8], [1, 2], [4, 2], grids=[1, 2])
-    assert 'by prior' not in report.layer_table(net)
-    lines = report.layer_table(net, [math.log(2), math.log(2) / 2, math.log(2) / 4]).splitlines()
-    assert lines[0].split()[-2:] == ['by', 'prior']
+    assert 'coded' not in report.layer_table(net)
+    lines = report.layer_table(net, [1.0, 0.5, 0.25]).splitlines()
+    assert lines[0].split()[-1] == 'coded'
     assert [line.split()[-1] for line in lines[1:]] == ['1.0', '3.0', '4.0']  # 1; (1/2 + 1/4) of 4 cells; the sum

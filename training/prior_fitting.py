@@ -14,6 +14,8 @@ from tqdm import tqdm
 from ddn_networks import Network, samplers
 from ddn_networks.candidates import Candidates
 from ddn_networks.code_priors import CodeTransformer, Counts
+from ddn_networks.code_rates import mean_code_bits
+from ddn_networks.code_streams import Codec
 from ddn_networks.network import Output
 from ddn_networks.samplers import Choice, Pyramid, Sampler
 from dnnlib.images import to_float
@@ -96,15 +98,27 @@ class Fit:
         draws = conditions.draw(len(images), dropout, self.rng) if conditions and dropout is not None else None
         return images, condition_of(self.net, images, *facts, draws=draws)
 
-    @torch.no_grad()
     def held_out_nats(self) -> list[float]:
         """Nats per code of held-out images by the prior, of each layer."""
+
+        def nats(output: Output) -> list[float]:
+            layers = zip(output.log_prior, output.distances, strict=True)
+            return [prior_loss([log_p], [d]).item() for log_p, d in layers]
+
+        return self._held_out_means(nats)
+
+    def held_out_bits(self) -> list[float]:
+        """Bits of a code of held-out images as the codec stores it by the prior, of each layer."""
+        codec = Codec(self.net, 'prior')
+        return self._held_out_means(lambda output: mean_code_bits(codec, output.codes, output.log_prior))
+
+    @torch.no_grad()
+    def _held_out_means(self, of: Callable[[Output], list[float]]) -> list[float]:
         total, num = torch.zeros(self.net.num_layers, dtype=torch.float64), 0
         for images, condition in self.held_out():
             asking = samplers.with_log_prior(samplers.nearest(images))
             output = self.net(asking, len(images), condition, keep=True)
-            layers = zip(output.log_prior, output.distances, strict=True)
-            total += torch.stack([prior_loss([log_p], [d]) for log_p, d in layers]).double().cpu() * len(images)
+            total += torch.tensor(of(output), dtype=torch.float64) * len(images)
             num += len(images)
         return (total / num).tolist()
 

@@ -23,12 +23,12 @@ from torch_utils import misc
 from training.monitor import UsageWindow
 
 
-def layer_table(net: Network, nats: Sequence[float] | None = None) -> str:
+def layer_table(net: Network, code_bits: Sequence[float] | None = None) -> str:
     """Size, channels, K, cells and code bits, one line for equal layers, and the sums; shared weights count once.
-    ``nats``: per code by the own prior, [L], for a column of the bits that its codes take on average."""
+    ``code_bits``: mean bits of a code of each layer as the codec stores it, [L], for a column of those of an image."""
     lines = [f'{"layers":>9}  {"size":>9}  {"channels":>8}  {"K":>5}  {"cells":>6}  {"bits":>8}  {"parameters":>11}']
-    by_prior = [n * spec.num_cells / math.log(2) for n, spec in zip(nats or (), net.specs, strict=bool(nats))]
-    lines[0] += f'  {"by prior":>8}' if nats else ''
+    coded = [b * spec.num_cells for b, spec in zip(code_bits or (), net.specs, strict=bool(code_bits))]
+    lines[0] += f'  {"coded":>8}' if coded else ''
     for first, last in _runs(net.specs):
         used = {p for i in range(first, last + 1) for m in net.layer_modules(i) for p in m.parameters()}
         used |= set(net.parameters(recurse=False)) if first == 0 else set()  # what the network begins with
@@ -42,13 +42,13 @@ def layer_table(net: Network, nats: Sequence[float] | None = None) -> str:
         lines.append(
             f'{span:>9}  {size:>9}  {spec.channels:>8}  {spec.num_nodes:>5}  {cells:>6}  {bits:>8.1f}  {params:>11,}'
         )
-        lines[-1] += f'  {sum(by_prior[first : last + 1]):>8.1f}' if nats else ''
+        lines[-1] += f'  {sum(coded[first : last + 1]):>8.1f}' if coded else ''
     lines += [f'{"":>9}  {len(net.ddls)} sets of nodes for {net.num_layers} layers'] * (len(net.ddls) < net.num_layers)
     if net.specs[-1].unshuffle > 1:
         lines.append(f'{"":>9}  / 2: features of half that size, of which each pixel makes 2x2 of the image')
     sums = f'{f"L = {net.num_layers}":>9}  {"":>9}  {"":>8}  {"codes":>5}  {net.num_codes:>6}'
     lines.append(f'{sums}  {net.num_bits:>8.1f}  {_parameters(net):>11,}')
-    lines[-1] += f'  {sum(by_prior):>8.1f}' if nats else ''
+    lines[-1] += f'  {sum(coded):>8.1f}' if coded else ''
     if net.prior:
         heads = sum(p.numel() for p in net.prior.parameters())
         share = heads_share(net)

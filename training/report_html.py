@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -150,8 +149,10 @@ def _summary(ticks: Sequence[dict[str, Any]], options: dict[str, Any]) -> str:
             ('-' if dead is None else f'{dead:.1%}', 'dead nodes'),
             ('-' if last['images_per_sec'] is None else f'{last["images_per_sec"]:,.1f}', 'images per second'),
         ]
+        if _is_number(last.get('val_bits')):
+            facts.append((f'{last["val_bits"]:,.0f}', 'bits per image, coded'))
     network = _part(options, 'network')
-    for key, words, form in (('num_layers', 'layers (L)', '{:,}'), ('bits', 'bits per image', '{:,.0f}'),
+    for key, words, form in (('num_layers', 'layers (L)', '{:,}'), ('bits', 'bits per image, log2 K', '{:,.0f}'),
                              ('parameters', 'parameters', '{:,}')):  # fmt: skip
         if (value := _part(network, key, kind=(int, float))) is not None:
             facts.append((form.format(value), words))
@@ -232,16 +233,15 @@ def _layer_charts(ticks: Sequence[dict[str, Any]], options: dict[str, Any]) -> l
 
 
 def _prior_chart(last: dict[str, Any], options: dict[str, Any], scales: Sequence[charts.Scale]) -> str:
-    """Bits of a code of each layer, by the prior and by uniform choices; nothing without a prior."""
-    nats, bits = last.get('val_prior_nats_layers'), _part(options, 'network', 'bits_of_codes', kind=list)
+    """Bits of a code of each layer, as the codec stores it and by uniform choices; nothing without a prior."""
+    coded, bits = last.get('val_code_bits'), _part(options, 'network', 'bits_of_codes', kind=list)
     num_layers = len(last['loss_layers'])
-    if not (isinstance(nats, list) and bits and len(nats) == len(bits) == num_layers):
+    if not (isinstance(coded, list) and bits and len(coded) == len(bits) == num_layers):
         return ''
-    if not all(v is None or _is_number(v) for v in (*nats, *bits)):
+    if not all(v is None or _is_number(v) for v in (*coded, *bits)):
         return ''
-    by_prior = [None if v is None else v / math.log(2) for v in nats]
-    series = {'by prior': by_prior, 'log2 K': bits}
-    good = 'Of validation images. Good: the prior needs fewer.'
+    series = {'coded': coded, 'log2 K': bits}
+    good = 'Of validation images, as codec.py stores them by the prior. Good: fewer than log2 K.'
     return charts.curves('Bits of a code of each layer', good, list(range(num_layers)), series, 'layer', scales=scales)
 
 

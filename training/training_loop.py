@@ -234,7 +234,7 @@ def training_loop(
         if warning := watch.warning(stats):
             print(warning, flush=True)
         if cur_nimg >= total_nimg and net.prior:
-            print(report.layer_table(net, stats['val_prior_nats_layers']), flush=True)
+            print(report.layer_table(net, stats['val_code_bits']), flush=True)
         attempt('stats.jsonl', report.append_stats, run_dir, stats)
         if events is not None and 'the TensorBoard events' not in attempt.failed:
             attempt('the TensorBoard events', report.write_events, events, stats)

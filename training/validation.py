@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from ddn_networks import Network, prior, samplers
+from ddn_networks.code_rates import head_bits, mean_code_bits
+from ddn_networks.code_streams import Codec
 from ddn_networks.network import Output
 from dnnlib.images import to_float
 from training import report
@@ -47,14 +49,17 @@ class Validation:
         self.condition = condition_of(net, self.images, *batch[1:])
 
     def stats(self) -> dict[str, float | list[float]]:
-        """'val_psnr' of the reconstructions, and of a network with a prior 'val_prior_nats' per code, also for each
-        layer."""
+        """'val_psnr' of the reconstructions, 'val_bits' of an image as the codec stores it, without the header of the
+        file; of a network with a prior 'val_prior_nats' per code, and 'val_code_bits', bits of a code of each layer."""
         output = self._reconstruct(len(self.images), keep=bool(self.net.prior))
         found = {'val_psnr': report.psnr(output.images, self.images)}
+        codec, log_prior = Codec(self.net), output.log_prior or [None] * self.net.num_layers
+        code_bits = mean_code_bits(codec, output.codes, log_prior)
+        layers = zip(code_bits, self.net.specs, strict=True)
+        found['val_bits'] = head_bits(codec) + sum(bits * spec.num_cells for bits, spec in layers)
         if self.net.prior:
             found['val_prior_nats'] = prior_loss(output.log_prior, output.distances).item()
-            layers = zip(output.log_prior, output.distances, strict=True)
-            found['val_prior_nats_layers'] = [prior_loss([log_p], [d]).item() for log_p, d in layers]
+            found['val_code_bits'] = code_bits
         return found
 
     def write_pictures(self, run_dir: str, cur_nimg: int) -> None:
