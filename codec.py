@@ -41,7 +41,7 @@ from cli.options import BATCH, BEAM, REFINE, command_group, network_options, opt
 from ddn_networks import Network, sampling, snapshots
 from ddn_networks.code_rates import Rate
 from ddn_networks.code_streams import MODELS, Codec, default_model
-from ddn_networks.codec import ArchiveWriter, encoded
+from ddn_networks.codec import ArchiveWriter, drawings, encoded
 from dnnlib.images import save_image, to_uint8
 from dnnlib.readers import printable
 from dnnlib.util import atomic_write, require_writable
@@ -140,8 +140,7 @@ def decode_command(file, network, ema, steps, device, finish, outdir, partial, r
     require_writable('--outdir', os.path.join(outdir, 'picture.png'))
     num = 0
     with codec_files.named(file, recover) as damage:
-        for name, picture in codec_files.pictures(file, codec, partial):
-            image = codec.draw([picture])[0]
+        for image, name in drawings(codec, codec_files.pictures(file, codec, partial, 'decode')):
             save_image(to_uint8(image).cpu().numpy(), outdir, f'{name}.png')
             num += 1
     click.echo(printable(f'{num} image{"s" * (num != 1)}: {outdir}'))
@@ -167,7 +166,7 @@ def verify_command(file, network, ema, steps, device, finish) -> None:
     """Decode the codes of all pictures and compare their checksums: whether a file is whole and of this network."""
     codec = open_codec(network, ema, steps, device, finish, codec_files.header(file).model)
     with codec_files.named(file):
-        num = sum(1 for _ in codec_files.pictures(file, codec))
+        num = sum(1 for _ in codec_files.pictures(file, codec, title='verify'))
     click.echo(printable(f'{file} is whole: {num} image{"s" * (num != 1)}'))
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 import torch
+from tqdm import tqdm
 
 from cli.pictures import Pictures
 from ddn_networks.code_streams import HEADER, Codec, Header, Picture, read_header
@@ -48,17 +49,19 @@ def header(path: str) -> Header:
         return read_header(file.read(34))
 
 
-def pictures(path: str, codec: Codec, partial: bool = False) -> Iterator[tuple[str, Picture]]:
-    """The pictures of a file and their names without ending, one by one. ValueError where it is damaged; what was
-    yielded is whole."""
+def pictures(path: str, codec: Codec, partial: bool = False, title: str = 'read') -> Iterator[tuple[Picture, str]]:
+    """The pictures of a file and their names without ending, one by one, with progress. ValueError where it is damaged;
+    what was yielded is whole."""
     if not header(path).archive:
-        yield os.path.splitext(os.path.basename(path))[0], codec.picture(read_bytes(path, MOST_STREAM), None, partial)
+        yield codec.picture(read_bytes(path, MOST_STREAM), None, partial), os.path.splitext(os.path.basename(path))[0]
         return
     if partial:
         raise ValueError('--partial is for files of one picture; of an archive --recover writes the whole pictures')
-    with open_regular(path) as file:
+    how = {'unit': 'B', 'unit_scale': True, 'delay': 2, 'leave': False}
+    with open_regular(path) as file, tqdm(total=os.path.getsize(path), desc=title, **how) as bar:
         for i, (picture, name) in enumerate(read_archive(file, codec)):
-            yield name or f'{i:06d}', picture
+            yield picture, name or f'{i:06d}'
+            bar.update(file.tell() - bar.n)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ class Codec:
     # Codes and bytes.
 
     def write(self, pictures: Sequence[Picture], condition: torch.Tensor | None = None) -> list[bytes]:
-        """The coded streams of pictures; ``condition``: [1 or all tiles, c, h, w]."""
+        """The coded streams of pictures; ``condition``: [1 or B, c, h, w]."""
         writers = [entropy.Writer() for _ in pictures]
         nums = [num_kept(picture) for picture in pictures]
         for writer, picture, num in zip(writers, pictures, nums, strict=True):
@@ -113,7 +113,7 @@ class Codec:
             writer.put(codes[row, own].numpy(), frequencies[: len(own)] if frequencies.ndim == 2 else frequencies)
             return codes[row, self.columns(layer)].clamp(min=0).numpy()
 
-        self._each_code(code, len(owner), condition)
+        self._each_code(code, len(owner), rows_of(condition, owner))
         return [writer.finish() for writer in writers]
 
     def read(
@@ -141,7 +141,7 @@ class Codec:
             codes[row, own[: len(got)]] = torch.from_numpy(got)
             return codes[row, self.columns(layer)].clamp(min=0).numpy() if len(got) == len(own) else None
 
-        self._each_code(decode, len(owner), condition)
+        self._each_code(decode, len(owner), rows_of(condition, owner))
         for reader in () if partial else readers:
             if not reader.is_whole():
                 raise ValueError('it is damaged: these are not the bytes of its codes')
@@ -230,8 +230,10 @@ class Codec:
 
     @torch.no_grad()
     def draw(self, pictures: Sequence[Picture], condition: torch.Tensor | None = None, **how) -> list[torch.Tensor]:
-        """The image [C, H, W] of each picture, about in [-1, 1]. ``how``: see ``Network.decode``."""
+        """The image [C, H, W] of each picture, about in [-1, 1]. ``condition``: [1 or B, c, h, w]. ``how``: see
+        ``Network.decode``."""
         codes = torch.cat([picture.codes for picture in pictures]).to(self.net.device)
+        condition = rows_of(condition, [i for i, picture in enumerate(pictures) for _ in range(len(picture.codes))])
         enlarged = torch.tensor([p.enlarged for p in pictures for _ in range(len(p.codes))]).to(self.net.device)
         drawn = []
         for part in torch.arange(len(codes)).split(ROWS):

@@ -15,7 +15,7 @@ bytes before it. Numbers are varints: seven bits a byte, the lowest first.
 import binascii
 import io
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import torch
@@ -82,9 +82,7 @@ def decode(
         return codec.draw([codec.picture(data, condition, partial)], condition, **how)[0][None]
     if partial:
         raise ValueError('partial decoding is for files of one picture; --recover reads the start of an archive')
-    drawn = []
-    for i, (picture, _) in enumerate(read_archive(io.BytesIO(data), codec, condition)):
-        drawn += codec.draw([picture], rows_of(condition, [i]), **how)
+    drawn = [image for image, _ in drawings(codec, read_archive(io.BytesIO(data), codec, condition), condition, **how)]
     if len({image.shape for image in drawn}) > 1:
         raise ValueError('this archive holds pictures of different sizes: decode them one by one (codec.py decode)')
     return torch.stack(drawn) if drawn else torch.zeros(0, net.img_channels, *net.img_resolution)
@@ -218,6 +216,28 @@ def read_archive(
         except ValueError as error:
             raise ValueError(f'picture {i + 1} is damaged ({error})') from None
         yield picture, record.name
+
+
+def drawings(
+    codec: Codec, pictures: Iterable[tuple[Picture, str]], condition: torch.Tensor | None = None, **how
+) -> Iterator[tuple[torch.Tensor, str]]:
+    """The images [C, H, W] of pictures and their names, drawn ``ROWS`` tiles at a time, or one picture of more. Where
+    ``pictures`` ends in a ValueError, it is raised after the images before it. ``how``: see ``Network.decode``."""
+    pictures, end, first = iter(pictures), None, 0
+    while end is None:
+        batch, tiled = [], 0
+        try:
+            while tiled < ROWS:
+                batch.append(next(pictures))
+                tiled += len(batch[-1][0].codes)
+        except (StopIteration, ValueError) as error:
+            end = error
+        given = rows_of(condition, range(first, first + len(batch)))
+        first += len(batch)
+        images = codec.draw([picture for picture, _ in batch], given, **how) if batch else []
+        yield from ((image, name) for image, (_, name) in zip(images, batch, strict=True))
+    if isinstance(end, ValueError):
+        raise end
 
 
 def varint(value: int) -> bytes:

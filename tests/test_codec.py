@@ -220,6 +220,51 @@ def test_a_conditional_network_decodes_with_its_condition():
     torch.testing.assert_close(made, net.decode(net.encode(x, condition), condition))
 
 
+@pytest.mark.parametrize('model', ['uniform', 'prior'])
+def test_tiles_of_several_pictures_have_the_condition_of_their_picture(model):
+    net = network('head', conditions=['class:3'])
+    x, condition = images(2, size=(9, 20)), net.make_condition(torch.tensor([1, 2]))
+    made = codec.decode(net, codec.encode(net, x, condition, model), condition)
+    for i in range(2):
+        one = codec.decode(net, codec.encode(net, x[i : i + 1], condition[i : i + 1], model), condition[i : i + 1])
+        torch.testing.assert_close(made[i], one[0])
+
+
+def test_pictures_are_drawn_in_passes_of_a_bounded_number_of_tiles(monkeypatch):
+    net = network('head')
+    made, passes = Codec(net), []
+    draw = made.draw
+
+    def recorded(pictures, *args, **how):
+        passes.append([len(picture.codes) for picture in pictures])
+        return draw(pictures, *args, **how)
+
+    monkeypatch.setattr(made, 'draw', recorded)
+    monkeypatch.setattr(codec, 'ROWS', 4)
+    codes = net.encode(images(40))
+    sizes = [None, None, (15, 14), None, (20, 21), None, None]
+    nums = [1 if size is None else len(tiles.places(size, (8, 8))) for size in sizes]
+    parts = codes[: sum(nums)].split(nums)
+    pictures = [Picture(part, size) for part, size in zip(parts, sizes, strict=True)]
+    pictures[1] = Picture(torch.where(torch.arange(9) < 1, pictures[1].codes, -1), enlarged=True)
+    assert nums == [1, 1, 4, 1, 9, 1, 1]
+
+    def some():
+        for i, picture in enumerate(pictures):
+            yield picture, str(i)
+        raise ValueError('the end is damaged')
+
+    found = []
+    with pytest.raises(ValueError, match='the end is damaged'):
+        for image, name in codec.drawings(made, some()):
+            found.append(image)
+            assert name == str(len(found) - 1)
+    assert passes == [[1, 1, 4], [1, 9], [1, 1]]
+    for image, picture in zip(found, pictures, strict=True):
+        torch.testing.assert_close(image, draw([picture])[0])
+    assert list(codec.drawings(made, [])) == []
+
+
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 

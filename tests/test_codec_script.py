@@ -42,7 +42,11 @@ def test_an_archive_is_written_described_verified_and_read(folder, tmp_path):
     cut.write_bytes(dest.read_bytes()[:-30])
     assert str(cut) in run('decode', cut, net, f'--outdir={tmp_path}/none', expect=1)
     assert 'before are written' in run('decode', cut, net, f'--outdir={tmp_path}/some', '--recover', expect=1)
-    assert 0 < len(list((tmp_path / 'some').rglob('*.png'))) < 5
+    made = Codec(network('head'))
+    whole = []
+    outcome(lambda: [whole.append(name) for _, name in codec_files.pictures(str(cut), made)])
+    written = sorted(path.relative_to(tmp_path / 'some').with_suffix('') for path in (tmp_path / 'some').rglob('*.png'))
+    assert [str(path) for path in written] == whole and 0 < len(whole) < 5
 
 
 def test_one_picture_is_a_file_whose_start_is_a_picture(folder, tmp_path):
