@@ -27,6 +27,7 @@ decodes what it encoded. docs/codec.md says how it works.
 import cli.environment  # noqa: F401  # before torch is loaded
 
 # isort: split
+import math
 import os
 from collections.abc import Iterator
 
@@ -93,8 +94,8 @@ def encode_command(
     """Encode pictures (files, folders, zips): one picture into a file, several into an archive.
 
     Grey and colour are converted to what the network has. Pictures of another size than the network's are cut into
-    tiles that overlap; larger ones cost as many bits as their tiles. Without options for the rate each layer takes the
-    nearest node.
+    tiles that overlap; larger ones cost as many bits as their tiles, and --layers, --bits and --psnr are of the whole
+    picture. Without options for the rate each layer takes the nearest node.
     """
     codec = open_codec(network, ema, steps, device, finish, model)
     pictures = codec_files.Originals(images, codec.net.img_channels)
@@ -103,7 +104,7 @@ def encode_command(
     with atomic_write(dest) as file:
         archive = ArchiveWriter(file, codec) if len(pictures) > 1 else None
         with tqdm(total=len(pictures), desc='encode', unit='img', delay=2, leave=False) as bar:
-            for names, originals in pictures.batches(batch):
+            for names, originals in pictures.batches(batch, math.prod(codec.net.img_resolution)):
                 found = encoded(codec, originals.to(codec.net.device), rate=rate, refine=refine)
                 if archive:
                     archive.add(found, names)
@@ -197,7 +198,7 @@ def count_command(network, ema, steps, device, finish, data, dest, max_images, b
 def sized(net: Network, originals: codec_files.Originals, batch: int) -> Iterator:
     """Batches for ``measured_counts``. ValueError for an image of another size."""
     with tqdm(total=len(originals), desc='count', unit='img', delay=2, leave=False) as bar:
-        for names, images in originals.batches(batch):
+        for names, images in originals.batches(batch, math.prod(net.img_resolution)):
             if tuple(images.shape[2:]) != net.img_resolution:
                 H, W = net.img_resolution
                 raise ValueError(f'--data: {names[0]} is {images.shape[3]}x{images.shape[2]}, the network {W}x{H}: see '

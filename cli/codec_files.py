@@ -29,13 +29,15 @@ class Originals:
     def __len__(self) -> int:
         return len(self._places)
 
-    def batches(self, size: int) -> Iterator[tuple[list[str], torch.Tensor]]:
-        """(names, images [n, C, H, W] in [-1, 1]) of at most ``size`` pictures of the same size in a row."""
+    def batches(self, size: int, pixels: int) -> Iterator[tuple[list[str], torch.Tensor]]:
+        """(names, images [n, C, H, W] in [-1, 1]) of pictures of the same size in a row: at most ``size``, and at most
+        ``size`` times ``pixels``, or one."""
         names: list[str] = []
         images: list[torch.Tensor] = []
         for name, (source, i) in zip(self.names, self._places, strict=True):
             (image,) = source.read([i], self._channels)
-            if images and (len(images) == size or image.shape != images[0].shape):
+            full = len(images) == size or (len(images) + 1) * image[0].numel() > size * pixels
+            if images and (full or image.shape != images[0].shape):
                 yield names, torch.stack(images)
                 names, images = [], []
             names.append(name)

@@ -1,6 +1,6 @@
 """How many bits a picture gets: rate-distortion choices, and the codes that fit a number of bits or a PSNR.
 
-Legend: B images, b beams per image, L layers, K nodes, n cells of a layer, D codes.
+Legend: B images, T tiles of an image, b beams per image, L layers, K nodes, n cells of a layer, D codes of a tile.
 
 A choice costs its squared error and lambda for each of the bits that the coder spends on it, for all K candidates in
 closed form. Larger lambdas, and fewer codes, make smaller files. Which of both is better depends on the picture: a
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ddn_networks import entropy, pixel_maps, samplers, search
+from ddn_networks import entropy, pixel_maps, samplers, search, tiles
 from ddn_networks.candidates import Candidates
-from ddn_networks.code_streams import HEADER, Codec, Picture, num_kept, rows_of
+from ddn_networks.code_streams import HEADER, ROWS, SIZE_BITS, Codec, Picture, num_kept, rows_of
 from ddn_networks.samplers import Choice
 
 LAMBDAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # squared error, summed over pixels in [-1, 1], for a bit
@@ -49,9 +49,10 @@ class Rate(NamedTuple):
 class Trial(NamedTuple):
     """An image encoded with some lambda; with a beam the best codes of each number of layers.
 
-    codes: L + 1 tensors [d], of the first 0 .. L layers.
+    codes: L + 1 tensors [T, d], of the first 0 .. L layers.
     bits: the same of their bits by the entropy model.
-    errors: L + 1 numbers, mean squared error of the last of these layers' images, enlarged; infinite for none.
+    errors: L + 1 numbers, mean squared error of the last of these layers' images, enlarged; infinite for none. Of
+        several tiles the mean of theirs.
     """
 
     codes: list[torch.Tensor]
@@ -71,21 +72,32 @@ class Cut(NamedTuple):
 def choose(
     codec: Codec, images: torch.Tensor, rate: Rate, condition: torch.Tensor | None = None
 ) -> list[Picture]:
-    """The codes of images [B, C, H, W] of the network's size. ValueError for what no file can be."""
+    """The codes of images [B, C, H, W]; those of another size than the network's in tiles, with the first codes of
+    all tiles. ValueError for what no file can be."""
     net, L = codec.net, codec.net.num_layers
     images = images.to(net.device)
     if sum(x is not None for x in (rate.layers, rate.bits, rate.psnr)) > 1:
         raise ValueError('give one of layers, bits and psnr')
     if rate.layers is not None and not 0 <= rate.layers <= L:
         raise ValueError(f'this network has {L} layers: {rate.layers} of them cannot be kept')
+    size = size_of(codec, images)
+    least = HEADER.size + math.ceil((head_bits(codec, size) + 1) / 8)  # bytes
+    if rate.bits is not None and rate.bits // 8 < least:
+        raise ValueError(f'a file has {HEADER.size} bytes of header and some more: give at least {8 * least} bits')
+    if size is not None and len(images) > 1:
+        rows = range(len(images))
+        return [choose(codec, images[b : b + 1], rate, rows_of(condition, [b]))[0] for b in rows]
     if rate.bits is None and rate.psnr is None:
         num = codec.starts[L if rate.layers is None else rate.layers]
-        tries = trial(codec, images, rate.tradeoff, condition, rate.beam)
+        tries = trials(codec, images, rate.tradeoff, condition, rate.beam)
         return [cut.picture for cut in cuts(codec, images, tries, [num] * len(images), condition)]
-    if rate.bits is not None and rate.bits // 8 <= HEADER.size + 1:
-        least = 8 * HEADER.size + 16
-        raise ValueError(f'a file has {HEADER.size} bytes of header and some more: give at least {least} bits')
     return searched(codec, images, rate, condition)
+
+
+def size_of(codec: Codec, images: torch.Tensor) -> tuple[int, int] | None:
+    """(H, W) of images [B, C, H, W] of another size than the network's, else None."""
+    size = tuple(images.shape[2:])
+    return None if size == codec.net.img_resolution else size
 
 
 # ----------------------------------------------------------------------------------------------- bits that are spent
@@ -132,9 +144,9 @@ def mean_code_bits(codec: Codec, codes: torch.Tensor, log_prior: Sequence[torch.
     return [bits[:, columns].mean().item() for columns in codec.net.code_slices]
 
 
-def head_bits(codec: Codec) -> float:
-    """Of the number of codes, and of how the rest is filled in."""
-    return math.log2(codec.net.num_codes + 1) + 1
+def head_bits(codec: Codec, size: tuple[int, int] | None = None) -> float:
+    """Of the size of an image in tiles, of the number of codes, and of how the rest is filled in."""
+    return (0 if size is None else SIZE_BITS) + math.log2(codec.net.num_codes + 1) + 1
 
 
 # ------------------------------------------------------------------------------------------------------------- one pass
@@ -157,7 +169,24 @@ def trial(
         codes.append(selection.codes[::beam].cpu())
         bits.append(chooser.bits[::beam].cpu())
         errors.append((image.clamp(-1, 1) - images).square().mean((1, 2, 3)).cpu())
-    return [Trial([c[b] for c in codes], [x[b] for x in bits], [e[b].item() for e in errors]) for b in range(B)]
+    return [
+        Trial([c[b : b + 1] for c in codes], [x[b : b + 1] for x in bits], [e[b].item() for e in errors])
+        for b in range(B)
+    ]
+
+
+def trials(
+    codec: Codec, images: torch.Tensor, tradeoff: float, condition: torch.Tensor | None = None, beam: int = 1
+) -> list[Trial]:
+    """``trial`` of images of the network's size, or of one image of another size: that of all its tiles."""
+    if size_of(codec, images) is None:
+        return trial(codec, images, tradeoff, condition, beam)
+    parts = tiles.cut(images[0], codec.net.img_resolution).split(ROWS)
+    found = [tile for part in parts for tile in trial(codec, part, tradeoff, condition, beam)]
+    codes, bits = ([torch.cat(x) for x in zip(*of, strict=True)]
+                   for of in ([t.codes for t in found], [t.bits for t in found]))  # fmt: skip
+    errors = [sum(of) / len(found) for of in zip(*(t.errors for t in found), strict=True)]
+    return [Trial(codes, bits, errors)]
 
 
 class Chooser:
@@ -202,7 +231,8 @@ def searched(
     ``psnr`` less of its last layer."""
     B = len(images)
     lambdas = LAMBDAS[:1] if codec.model == 'uniform' else LAMBDAS  # where all codes cost the same it decides nothing
-    tries = [trial(codec, images, tradeoff, condition, rate.beam) for tradeoff in lambdas]
+    tries = [trials(codec, images, tradeoff, condition, rate.beam) for tradeoff in lambdas]
+    head = head_bits(codec, size_of(codec, images))
     found: list[list[Cut]] = [[] for _ in range(B)]
 
     def add(of_image: Sequence[Trial], nums: Sequence[int]) -> None:
@@ -211,14 +241,14 @@ def searched(
 
     for layer, num in enumerate(codec.starts):
         whole = [
-            [Cut(None, head_bits(codec) + t.bits[layer].sum().item(), t.errors[layer]) for t in of_image]
+            [Cut(None, head + t.bits[layer].sum().item(), t.errors[layer]) for t in of_image]
             for of_image in zip(*tries, strict=True)
         ]
         chosen = [own.index(best(own, rate)) for own in whole]
         add([tries[i][b] for b, i in enumerate(chosen)], [num] * B)
     if rate.bits is not None:
         for of_image in tries:
-            add(of_image, [most_codes(codec, t.bits[-1], rate.bits) for t in of_image])
+            add(of_image, [most_codes(t.bits[-1], 8 * (rate.bits // 8 - HEADER.size) - head) for t in of_image])
         return fitting(codec, images, rate, [best(own, rate) for own in found], condition)
     return [shortened(codec, images[b : b + 1], rate, best(own, rate), rows_of(condition, [b]))
             for b, own in enumerate(found)]  # fmt: skip
@@ -266,10 +296,9 @@ def best(found: Sequence[Cut], rate: Rate) -> Cut:
     return min(right, key=lambda cut: cut.bits) if right else min(found, key=lambda cut: cut.error)
 
 
-def most_codes(codec: Codec, bits: torch.Tensor, limit: float) -> int:
-    """How many of the codes with these bits [D] fit into a file of ``limit`` bits."""
-    left = 8 * (limit // 8 - HEADER.size) - head_bits(codec)
-    return int((bits.double().cumsum(0) <= left).sum())
+def most_codes(bits: torch.Tensor, limit: float) -> int:
+    """How many of the codes with these bits [T, D], of all tiles, have at most ``limit`` bits."""
+    return int((bits.double().sum(0).cumsum(0) <= limit).sum())
 
 
 def first(picture: Picture, num: int) -> Picture:
@@ -284,11 +313,11 @@ def cuts(
     condition: torch.Tensor | None = None,
 ) -> list[Cut]:  # fmt: skip
     """The first codes of each image's trial, so many; the rest filled in as it is nearer to the image."""
-    D, made = codec.net.num_codes, []
+    D, size, made = codec.net.num_codes, size_of(codec, images), []
     for own, num in zip(tries, nums, strict=True):
         layer = next(l for l, start in enumerate(codec.starts) if start >= num)
-        picture = Picture(F.pad(own.codes[layer][:num], (0, D - num), value=-1)[None])
-        made.append(Cut(picture, head_bits(codec) + own.bits[layer][:num].sum().item(), math.inf))
+        picture = Picture(F.pad(own.codes[layer][:, :num], (0, D - num), value=-1), size)
+        made.append(Cut(picture, head_bits(codec, size) + own.bits[layer][:, :num].sum().item(), math.inf))
     for enlarged in (False, True) if min(nums) < D else (False,):
         pictures = [cut.picture._replace(enlarged=enlarged) for cut in made]
         drawn = torch.stack(codec.draw(pictures, condition, finish=False))

@@ -32,8 +32,9 @@ MAGIC, VERSION = 0xDD, 1
 MODELS = ('uniform', 'counts', 'prior')
 SIZED, ARCHIVE = 4, 8  # flags of the second byte
 HEADER = struct.Struct('<BB4sH')
-MAX_SIDE = 2**14  # pixels
-PIXELS_PER_BYTE = 2**14  # a file may claim so many pixels for each of its bytes: no file makes more memory be taken
+MAX_SIDE, SIZE_BITS = 2**14, 28  # pixels; bits of two sides
+# A file may claim so many pixels, and more for each of its bytes: no file makes more memory be taken.
+MIN_PIXELS, PIXELS_PER_BYTE = 2**20, 2**14
 ROWS = 64  # tiles in a pass at once
 
 
@@ -114,7 +115,12 @@ class Codec:
             return codes[row, self.columns(layer)].clamp(min=0).numpy()
 
         self._each_code(code, len(owner), rows_of(condition, owner))
-        return [writer.finish() for writer in writers]
+        streams = [writer.finish() for writer in writers]
+        for stream, picture in zip(streams, pictures, strict=True):
+            if picture.size and not _may_claim(stream, picture.size):
+                H, W = picture.size
+                raise ValueError(f'{len(stream)} bytes of codes are too few for {W}x{H} pixels: keep more of them')
+        return streams
 
     def read(
         self, streams: Sequence[bytes], sized: Sequence[bool], condition: torch.Tensor | None = None,
@@ -158,7 +164,7 @@ class Codec:
             if len(digits) < 4:
                 raise ValueError('it ends before the size of the picture')
             size = (int(digits[:2] @ (128, 1)) + 1, int(digits[2:] @ (128, 1)) + 1)
-            if size[0] * size[1] > PIXELS_PER_BYTE * len(stream):
+            if not _may_claim(stream, size):
                 raise ValueError(f'it is damaged: {len(stream)} bytes claim a picture of {size[1]}x{size[0]} pixels')
         kept, enlarged = reader.get(np.ones(self.net.num_codes + 1), 1), reader.get(np.ones(2), 1)
         num = 1 if size is None else len(tiles.places(size, self.net.img_resolution))
@@ -272,6 +278,10 @@ class Codec:
         if not self.digest.startswith(header.digest):
             own = self.digest[: len(header.digest)].hex()
             raise ValueError(f'it was made with another network: that of digest {header.digest.hex()}, not {own}')
+
+
+def _may_claim(stream: bytes, size: tuple[int, int]) -> bool:
+    return size[0] * size[1] <= max(MIN_PIXELS, PIXELS_PER_BYTE * len(stream))
 
 
 def num_kept(picture: Picture) -> int:

@@ -22,7 +22,18 @@ import torch
 
 from ddn_networks import tiles
 from ddn_networks.code_rates import Rate, choose
-from ddn_networks.code_streams import ARCHIVE, MAGIC, MODELS, ROWS, VERSION, Codec, Picture, read_header, rows_of
+from ddn_networks.code_streams import (
+    ARCHIVE,
+    MAGIC,
+    MAX_SIDE,
+    MODELS,
+    ROWS,
+    VERSION,
+    Codec,
+    Picture,
+    read_header,
+    rows_of,
+)
 from ddn_networks.network import Network
 
 MOST_NAME, MOST_STREAM = 2**12, 2**26  # bytes
@@ -94,20 +105,20 @@ def encoded(
 ) -> list[Picture]:  # fmt: skip
     """The codes of images [B, C, H, W] of any size; arguments and errors as for ``encode``."""
     net, size = codec.net, tuple(images.shape[2:])
+    if images.ndim != 4 or images.shape[1] != net.img_channels or not 1 <= min(size) <= max(size) <= MAX_SIDE:
+        shape = f'[B, {net.img_channels}, H, W] with sides of 1 to {MAX_SIDE:,} pixels'
+        raise ValueError(f'images of this network are {shape}, not {list(images.shape)}')
     if refine and rate.asks:
         raise ValueError('refine is for the nearest codes of all layers: leave it out, or layers, bits, psnr, tradeoff')
-    if size == net.img_resolution and rate.asks:
+    if rate.asks:
         return choose(codec, images, rate, condition)
     if size == net.img_resolution:
         return [Picture(row[None]) for row in net.encode(images, condition, rate.beam, refine=refine).cpu()]
-    if rate.bits is not None or rate.psnr is not None:
-        raise ValueError('bits and psnr are for pictures of the size of the network: give layers or a tradeoff')
     pictures = []
     for i, image in enumerate(images):
-        parts, given = tiles.cut(image, net.img_resolution), rows_of(condition, [i])
-        found = [p for some in parts.split(ROWS) for p in encoded(codec, some, given, rate, refine)]
-        enlarged = sum(p.enlarged for p in found) > len(found) / 2
-        pictures.append(Picture(torch.cat([p.codes for p in found]), size, enlarged))
+        parts, given = tiles.cut(image, net.img_resolution).split(ROWS), rows_of(condition, [i])
+        codes = [net.encode(part, given, rate.beam, refine=refine).cpu() for part in parts]
+        pictures.append(Picture(torch.cat(codes), size))
     return pictures
 
 

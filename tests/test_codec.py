@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import ddn_networks
-from ddn_networks import codec, entropy, sampling, snapshots, tiles
+from ddn_networks import code_streams, codec, entropy, sampling, snapshots, tiles
+from ddn_networks.code_rates import Rate
 from ddn_networks.code_streams import Codec, Picture, completed, default_model, network_digest
 
 pytest.importorskip('constriction')
@@ -284,6 +285,29 @@ def test_what_is_damaged_or_of_another_network_is_refused():
             codec.decode(net, wrong)
     with pytest.raises(ValueError, match='another network'):
         codec.decode(other, data)
+
+
+@pytest.mark.parametrize('rate', [Rate(), Rate(layers=2), Rate(bits=200)])
+@pytest.mark.parametrize('shape', [(1, 3, 8, 8), (1, 8, 8), (1, 1, 0, 8), (1, 1, 1, 2**14 + 1)])
+def test_images_that_no_file_can_hold_are_refused(shape, rate):
+    with pytest.raises(ValueError, match=r'images of this network are \[B, 1, H, W\]'):
+        codec.encode(network('none'), torch.zeros(shape), rate=rate)
+
+
+def test_a_picture_of_one_pixel_is_a_file():
+    net = network('head')
+    for x in (images(1, size=(1, 1)), images(2, size=(1, 1))):
+        assert codec.decode(net, codec.encode(net, x)).shape == x.shape
+
+
+def test_what_the_decoder_refuses_is_not_written(monkeypatch):
+    """A large picture in few bytes: the encoder would lose it."""
+    monkeypatch.setattr(code_streams, 'MIN_PIXELS', 10)
+    monkeypatch.setattr(code_streams, 'PIXELS_PER_BYTE', 20)
+    net, x = network('none'), images(1, size=(9, 20))
+    with pytest.raises(ValueError, match='too few for 20x9 pixels'):
+        codec.encode(net, x, rate=Rate(layers=0))
+    assert codec.decode(net, codec.encode(net, x)).shape == x.shape
 
 
 def test_a_header_that_claims_a_huge_picture_is_refused():

@@ -91,6 +91,14 @@ def test_damaged_files_are_one_line(num, model, tmp_path):
         assert wrong == data or isinstance(found, ValueError), 'damage that nobody noticed'
 
 
+def test_large_pictures_are_read_a_few_at_a_time(tmp_path):
+    write_zip(tmp_path / 'large.zip', 5, (1, 16, 16))
+    originals = codec_files.Originals([str(tmp_path / 'large.zip')], 1)
+    assert [len(names) for names, _ in originals.batches(64, 8)] == [2, 2, 1]
+    assert [len(names) for names, _ in originals.batches(1, 8)] == [1] * 5
+    assert [len(names) for names, _ in originals.batches(2, 256)] == [2, 2, 1]
+
+
 def test_a_picture_that_is_not_of_the_networks_size_is_not_counted(folder, tmp_path):
     write_zip(tmp_path / 'large.zip', 2, (1, 16, 16))
     text = run('count', f'--network={folder}/bare.safetensors', f'--data={tmp_path}/large.zip',
