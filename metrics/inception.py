@@ -20,6 +20,9 @@ from torch import nn
 
 SIZE = 299  # pixels a side, after the resize
 DIM = 2048  # features
+# Images at a time on a CPU, in the first layers and in the blocks. Their activations then stay below 32 MiB, glibc's
+# limit for memory that it keeps: larger tensors are pages that the kernel clears each time.
+STEM_BATCH, BLOCKS_BATCH = 4, 16
 
 
 def resize_tf1(images: torch.Tensor, size: int = SIZE) -> torch.Tensor:
@@ -27,7 +30,7 @@ def resize_tf1(images: torch.Tensor, size: int = SIZE) -> torch.Tensor:
 
     Output pixel i reads input position i * n / size, computed in float32 as there, and is clamped at the border.
     """
-    for axis in (2, 3):  # rows first: where the picture shrinks, the second pass then has less to do
+    for axis in (3, 2):  # as there; where the picture grows, the pass along rows, the slower one, then has less to do
         n = images.shape[axis]
         if n == size:
             continue
@@ -38,6 +41,11 @@ def resize_tf1(images: torch.Tensor, size: int = SIZE) -> torch.Tensor:
         below = images.index_select(axis, low)
         images = below + (images.index_select(axis, high) - below) * share
     return images
+
+
+def scaled(images: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1] as the network takes them: (pixel - 128) / 128 of pixels of 0 to 255."""
+    return (images.float() * 127.5 - 0.5) / 128
 
 
 class ConvBN(nn.Module):
@@ -257,12 +265,21 @@ class Inception(nn.Module):
         self.Mixed_7c = MixedE(2048, max_pool=True)
         self.eval().requires_grad_(False)
 
-    def trunk(self, x: torch.Tensor) -> torch.Tensor:
-        """Features [B, 2048] of images [B, 3, 299, 299], resized and scaled already."""
+    def resized(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 1 or 3, H, W] as the first convolution reads them, [B, 3, 299, 299]."""
+        x = resize_tf1(images).expand(-1, 3, -1, -1).to(self.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if self.is_fast else x
+
+    def stem(self, images: torch.Tensor) -> torch.Tensor:
+        """Activations [B, 192, 35, 35] of images [B, 1 or 3, H, W] whose pixels are scaled already."""
+        x = self.resized(images)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, 2)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
-        x = F.max_pool2d(x, 3, 2)
+        return F.max_pool2d(x, 3, 2)
+
+    def blocks(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [B, 2048] of what ``stem`` returns."""
         for block in '5b 5c 5d 6a 6b 6c 6d 6e 7a 7b 7c'.split():
             x = getattr(self, f'Mixed_{block}')(x)
         return x.float().mean((2, 3))
@@ -271,12 +288,11 @@ class Inception(nn.Module):
         """Features [B, 2048], float32, of images [B, C, H, W], float in [-1, 1]; one channel counts as grey."""
         if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
             raise ValueError(f'Inception wants float images [B, 1 or 3, H, W], not {images.dtype} {[*images.shape]}')
-        x = (images.float() * 127.5 - 0.5) / 128  # (pixel - 128) / 128
-        x = resize_tf1(x)  # [B, C, 299, 299]
-        x = x.expand(-1, 3, -1, -1).to(self.dtype)
-        if self.is_fast:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.trunk(x)
+        x = scaled(images)
+        if x.device.type != 'cpu':
+            return self.blocks(self.stem(x))
+        stems = (torch.cat([self.stem(few) for few in part.split(STEM_BATCH)]) for part in x.split(BLOCKS_BATCH))
+        return torch.cat([self.blocks(stem) for stem in stems])
 
     @property
     def dtype(self) -> torch.dtype:

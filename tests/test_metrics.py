@@ -374,7 +374,8 @@ def test_convolution_and_norm_by_hand():
 
 
 def test_inception_scales_pixels_as_tensorflow_did(monkeypatch):
-    monkeypatch.setattr(Inception, 'trunk', lambda self, x: x)
+    monkeypatch.setattr(Inception, 'stem', Inception.resized)
+    monkeypatch.setattr(Inception, 'blocks', lambda self, x: x)
     monkeypatch.setattr(Inception, '__init__', lambda self: torch.nn.Module.__init__(self))
     net = Inception()
     net.Conv2d_1a_3x3 = ConvBN(3, 32, 3)
@@ -383,6 +384,17 @@ def test_inception_scales_pixels_as_tensorflow_did(monkeypatch):
     torch.testing.assert_close(seen[0, :, 7, 9], (torch.tensor([0.0, 100, 255]) - 128) / 128, rtol=0, atol=1e-6)
     grey = net(pixels[:, 1:2].float() / 127.5 - 1)
     assert grey.shape == seen.shape and torch.equal(grey[0, 0], grey[0, 2])
+
+
+def test_inception_takes_a_batch_in_parts_on_a_cpu(monkeypatch):
+    sizes = {'stem': [], 'blocks': []}
+    for name in sizes:
+        monkeypatch.setattr(Inception, name, lambda self, x, name=name: sizes[name].append(len(x)) or x)
+    monkeypatch.setattr(Inception, '__init__', lambda self: torch.nn.Module.__init__(self))
+    images = rand(37, 3, 1, 1, dtype=torch.float32)
+    torch.testing.assert_close(Inception()(images), (images * 127.5 - 0.5) / 128, rtol=0, atol=0)
+    assert sum(sizes['stem']) == sum(sizes['blocks']) == 37
+    assert max(sizes['stem']) < max(sizes['blocks']) < 37
 
 
 def test_inception_weights_that_do_not_fit_are_named():
