@@ -18,6 +18,7 @@ import torch
 from benchmarks import common, contestants
 from cli.options import script
 from ddn_networks import DDN, samplers
+from torch_utils import misc
 from training.loss import layer_losses, total_loss
 
 REFERENCE = 'contiguous, fp32'
@@ -37,7 +38,7 @@ def variants(config: str, num_nodes: int, compiled: bool, device: str) -> dict[s
         formats = {'contiguous': torch.contiguous_format, 'channels last': torch.channels_last}
         net.to(device, memory_format=formats[layout])
         if compile_:
-            contestants.compile_(net.blocks)
+            misc.compile_(net.blocks, dynamic=False)
         made[f'{layout}, {precision}{", compiled" if compile_ else ""}'] = net, precision
     return made
 

@@ -34,7 +34,7 @@ from ddn_networks import DDN, Choice, published_config
 from ddn_networks.closed_forms import full_precision
 from ddn_networks.ddl import Selection
 from ddn_networks.samplers import Pyramid, Sampler
-from torch_utils.misc import host_syncs, memory_format
+from torch_utils.misc import compile_, host_syncs, memory_format
 
 CONFIGURATIONS = ('cpu', 'cifar10', '64x64')
 INEXACT = 'layers in bf16'  # a contestant's name ends so where its layers are under autocast, too
@@ -76,19 +76,6 @@ def load_guided_sampler() -> type[nn.Module] | None:
         return importlib.import_module('discrete_distribution_network').GuidedSampler
     except ImportError:
         return None
-
-
-def compile_(blocks: nn.ModuleList) -> None:
-    """torch.compile every block, in place.
-
-    The blocks share their code, and each size and width is a variant of it: with the default limit of 8 variants the
-    largest scales would silently not be compiled.
-    """
-    for name in ('recompile_limit', 'cache_size_limit'):  # the name in newer and in older PyTorch
-        if hasattr(torch._dynamo.config, name):
-            setattr(torch._dynamo.config, name, 64)
-    for block in blocks:
-        block.compile(dynamic=False)
 
 
 def blocks_in(precision: str, device: torch.device) -> torch.autocast:
@@ -247,7 +234,7 @@ def compare(
         images = smooth_images(next(net for net in nets.values() if isinstance(net, DDN)), B).to(device)
         for compiled in (False, True) if device.startswith('cuda') else (False,):
             if compiled:
-                compile_(nets['backbone'].blocks)  # which all networks share
+                compile_(nets['backbone'].blocks, dynamic=False)  # which all networks share
             for precision in precisions.split(','):
                 for net in nets.values():
                     lay_out_(net, memory_format(torch.device(device), precision))

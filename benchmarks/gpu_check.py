@@ -30,7 +30,7 @@ from torch_utils import misc
 from training.dataset import ImageFolderDataset
 from training.ema import EMA
 from training.loss import layer_losses, prior_loss, total_loss
-from training.training_loop import BALANCERS
+from training.training_loop import attached_balancer
 
 SHAPES = 'mnist-cpu:32:256,cifar10-gpu:32:256,faces64-gpu:64:128,cifar10:32:256,faces64:64:64'
 WARMUP, SECONDS = 3, 2.0  # steps before the clock runs; seconds that the steps of a row fill
@@ -71,12 +71,8 @@ def training_step(net: Network, loop: dict[str, Any], images: torch.Tensor) -> C
     """A step of the training loop with images [B, C, H, W]."""
     B, device = len(images), images.device
     optimizer = torch.optim.Adam(net.train().parameters(), lr=1e-4, fused=True)
-    cells = [spec.num_cells for spec in net.specs]
-    balancer = BALANCERS[loop['balance']](
-        net.node_weights, net.ddl_of_layer, num_cells=cells, **(loop['balance_kwargs'] or {})
-    )
-    balancer.attach(optimizer)
     ema = EMA(dict(net.named_parameters()), loop['ema_halflives_nimg'])
+    balancer = attached_balancer(net, optimizer, ema, loop['balance'], loop['balance_kwargs'])
     generator = torch.Generator().manual_seed(0)
 
     def step() -> None:
@@ -132,8 +128,7 @@ def row(shape: Shape, what: str, compiled: bool, device: str) -> tuple[dict[str,
     net, loop = made(shape, torch.device(device))
     images = torch.rand(shape.batch, 3, shape.size, shape.size, device=device) * 2 - 1
     if compiled:
-        for block in net.blocks:
-            block.compile()
+        misc.compile_(net.blocks)
     call = training_step(net, loop, images) if what == 'training' else generation(net, shape.batch)
     facts = {'preset': shape.preset, 'what': what, 'compiled': 'yes' if compiled else 'no', 'batch': shape.batch}
     numbers, places = measured(call, shape.batch, device)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from ddn_networks import DDN, samplers
+from ddn_networks.blocks import ResBlock
+from torch_utils import misc
 from training.loss import layer_losses, total_loss
 
 COMPILER = next(filter(shutil.which, (os.environ.get('CXX') or 'c++', 'g++', 'clang++')), None)
@@ -33,9 +35,22 @@ def train_one(net: DDN, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return output.codes, output.images.detach(), [p.grad for p in net.parameters()]
 
 
+def test_blocks_of_many_widths_are_all_compiled(monkeypatch):
+    whole = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **how: whole(self, backend='eager', **how))
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters['stats']
+    before = graphs['unique_graphs']
+    blocks = [ResBlock(c, c) for c in range(1, 11)]
+    misc.compile_(blocks)
+    for c, block in enumerate(blocks, 1):
+        block(torch.ones(1, c, 2, 2), (2, 2))
+    assert graphs['unique_graphs'] - before == len(blocks)
+
+
 def test_a_compiled_block_gives_the_same_numbers():
     net, compiled = small_net(), small_net()
-    compiled.blocks[0].compile()  # as training_loop(compile_blocks=True) does
+    misc.compile_(compiled.blocks)  # as training_loop(compile_blocks=True) does
     images = torch.rand(4, 3, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
     codes, made, grads = train_one(net, images)
     with torch._inductor.config.patch(compile_threads=1):  # a small graph is not worth a pool of processes

@@ -88,6 +88,15 @@ def test_a_training_step_never_waits_for_the_device(device):
     assert places == []
 
 
+def test_the_step_moves_averages_and_heads_with_their_nodes_as_training_does(monkeypatch):
+    net, loop = gpu_check.made(gpu_check.Shape('mnist-cpu', 8, 4), torch.device('cpu'))
+    kind, followed = training_loop.BALANCERS[loop['balance']], []
+    monkeypatch.setattr(kind, 'follow', lambda self, copies: followed.append(len(copies)))
+    monkeypatch.setattr(kind, 'follow_prior', lambda self, heads, copies: followed.append((len(heads), len(copies))))
+    gpu_check.training_step(net, loop, torch.rand(4, 3, 8, 8))
+    assert followed == [len(net.node_weights), (len(net.prior_heads), 1)]
+
+
 # ----------------------------------------------------------------------------------------------- benchmarks/gpu.sh
 
 

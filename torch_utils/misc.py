@@ -4,7 +4,7 @@ import contextlib
 import math
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +18,19 @@ def memory_format(device: torch.device, precision: str) -> torch.memory_format:
     a CPU with bfloat16 blocks, where the norms between the convolutions lose more by it than those gain."""
     contiguous = device.type == 'cpu' and precision == 'bf16'
     return torch.contiguous_format if contiguous else torch.channels_last
+
+
+def compile_(blocks: Iterable[nn.Module], dynamic: bool | None = None) -> None:
+    """torch.compile every block, in place; ``dynamic`` as there.
+
+    The blocks share their code, and each width is a variant of it: with PyTorch's limit of 8 variants the blocks of the
+    last scales would silently not be compiled.
+    """
+    for name in ('recompile_limit', 'cache_size_limit'):  # the name in newer and in older PyTorch
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, 64)
+    for block in blocks:
+        block.compile(dynamic=dynamic)
 
 
 def psnr(mse: float | torch.Tensor, peak: float = 2.0) -> float | torch.Tensor:

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,24 +151,12 @@ def training_loop(
         dist.print0(f'Weights from {transfer}' + ''.join(f'\n  left at random: {line}' for line in left))
     network_facts = report.network_facts(net)
     if compile_blocks:
-        for block in net.blocks:
-            block.compile()
+        misc.compile_(net.blocks)
     # The fused step is one kernel on CUDA; for its effect on a CPU see benchmarks/backbone_options.py.
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=tuple(betas), eps=1e-8, fused=device.type != 'mps')
-    balancer = BALANCERS[balance](
-        net.node_weights,
-        net.ddl_of_layer,
-        num_cells=[spec.num_cells for spec in net.specs],
-        reduce_fn=dist.all_reduce_ if world_size > 1 else None,
-        dtype=torch.float32 if device.type == 'mps' else torch.float64,
-        **(balance_kwargs or {}),
-    )
     ema = EMA(dict(net.named_parameters()), ema_halflives_nimg)
-    for copy in ema.copies.values():
-        balancer.follow([copy[name] for name in _node_weight_names(net)])
-    heads = {name: p for name, p in net.named_parameters() if name.startswith('prior.')}
-    balancer.follow_prior(net.prior_heads, [{p: copy[n] for n, p in heads.items()} for copy in ema.copies.values()])
-    balancer.attach(optimizer)
+    reduce_fn = dist.all_reduce_ if world_size > 1 else None
+    balancer = attached_balancer(net, optimizer, ema, balance, balance_kwargs, reduce_fn)
     autocast_dtype = misc.PRECISIONS[precision]
     scaler = torch.amp.GradScaler(device.type, init_scale=loss_scale or 2**16, enabled=precision == 'fp16')
     validation = Validation(net, ema, data.validation)
@@ -329,6 +317,32 @@ def training_loop(
                 raise dist.AgreedExit(stop.exit_code)
     progress.close()
     dist.print0(f'Done: {cur_nimg:,} images in {format_time(meter.seconds())}. See {run_dir}')
+
+
+def attached_balancer(
+    net: ddn_networks.Network,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA,
+    balance: str,
+    balance_kwargs: dict[str, Any] | None,
+    reduce_fn: Callable[[torch.Tensor], Any] | None = None,
+) -> Any:
+    """The balancer of a network's nodes (a key of ``BALANCERS``), which works in the optimizer's step, also on the
+    averages and on the prior's heads. ``reduce_fn``: adds up a tensor over ranks, in place."""
+    balancer = BALANCERS[balance](
+        net.node_weights,
+        net.ddl_of_layer,
+        num_cells=[spec.num_cells for spec in net.specs],
+        reduce_fn=reduce_fn,
+        dtype=torch.float32 if net.device.type == 'mps' else torch.float64,
+        **(balance_kwargs or {}),
+    )
+    for copy in ema.copies.values():
+        balancer.follow([copy[name] for name in _node_weight_names(net)])
+    heads = {name: p for name, p in net.named_parameters() if name.startswith('prior.')}
+    balancer.follow_prior(net.prior_heads, [{p: copy[n] for n, p in heads.items()} for copy in ema.copies.values()])
+    balancer.attach(optimizer)
+    return balancer
 
 
 def learning_rate(cur_nimg: int, lr: float, rampup_nimg: int, decay: str, total_nimg: int) -> float:
