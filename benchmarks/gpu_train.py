@@ -74,6 +74,17 @@ def trained(run_dir: Path, options: dict[str, Any], seconds: float, device: torc
     return read_record(record, 'network')['network']
 
 
+def require_same(path: Path, settings: dict[str, Any]) -> None:
+    """Keep the settings of the runs of a folder. ValueError where they had others: what is finished is not trained
+    again, so it would pass for the result of these."""
+    if not path.is_file():
+        write_json(path, settings)
+    before = read_record(path, *settings)
+    changed = {name: before[name] for name in settings if before[name] != settings[name]}
+    if changed:
+        raise ValueError(f'{path.parent} was trained with {changed}: give another --run')
+
+
 def stored(network: str, seen: int, path: Path, preset: str) -> Path:
     """Write the averaged weights of a snapshot in half precision: from then on the network is the rounded one."""
     if not path.is_file():
@@ -123,6 +134,8 @@ def main(preset, data, seconds, run, out, precision, workers, detector, num, dev
     folder, out, device = Path(run).resolve() / preset, Path(out).resolve(), torch.device(device)
     for place in (folder, out):
         place.mkdir(parents=True, exist_ok=True)
+    same = {'data': str(Path(data).resolve()), 'seconds': seconds, 'precision': precision}
+    require_same(folder / 'settings.json', same)
     shared = {'data': data, 'seed': 0}
     own = {'prior': 'head', **PRESETS[preset].options, **shared, 'workers': workers, 'precision': precision}
     network = trained(folder / 'network', own, NETWORK * seconds, device)

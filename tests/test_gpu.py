@@ -145,11 +145,11 @@ def tiny_training(tmp_path, monkeypatch, tiny_zip):
     phases, real = [], gpu_train.train
     monkeypatch.setattr(gpu_train, 'train', lambda options: phases.append(options) or real(options))
 
-    def call():
+    def call(*more):
         phases.clear()
         options = [f'--data={tiny_zip}', '--preset=mnist-cpu', '--seconds=1', '--workers=0', '--device=cpu', '--num=40']
         folders = [f'--run={tmp_path / "run"}', f'--out={tmp_path / "out"}', f'--detector={tmp_path / "lenet.pth"}']
-        result = CliRunner().invoke(gpu_train.main, [*options, *folders, '--precision=fp32'])
+        result = CliRunner().invoke(gpu_train.main, [*options, *folders, '--precision=fp32', *more])
         return result, list(phases)
 
     return call
@@ -186,6 +186,8 @@ def test_training_for_minutes_leaves_a_network_and_resumes(tiny_training, tmp_pa
     assert (tmp_path / 'out' / 'samples.png').is_file()
     again, phases = tiny_training()
     assert again.exit_code == 0 and phases == []
+    other, phases = tiny_training('--seconds=2')  # what was trained in one second must not pass for that
+    assert other.exit_code == 1 and phases == [] and "trained with {'seconds': 1.0}: give another" in other.output
     (tmp_path / 'lenet.pth').unlink()
     shutil.rmtree(tmp_path / 'out')
     unscored, phases = tiny_training()
