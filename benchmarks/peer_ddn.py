@@ -31,8 +31,8 @@ def main(data, minutes, batch, num, xflip, seed, outdir, dim, nodes):
     peer, average = importlib.import_module('discrete_distribution_network'), importlib.import_module('ema_pytorch')
     torch.manual_seed(seed)
     (channels, size, width), batches = timed.images(data, batch, xflip, seed)
-    if size != width:
-        raise ValueError(f'{data}: its networks are of square pictures, these are {width}x{size}')
+    if size != width or size & (size - 1):
+        raise ValueError(f'{data}: its networks are of squares of 2^n pixels a side, these pictures are {width}x{size}')
     net = peer.DDN(dim, image_size=size, channels=channels, codebook_size=nodes)
     parameters = sum(p.numel() for p in net.parameters())
     click.echo(f'{parameters:,} parameters, {len(net.layers)} layers')

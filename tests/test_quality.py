@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import types
 import zipfile
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from conftest import invoke, unpadded, write_zip
 
 import ddn_networks
+from benchmarks import peer_ddn
 from ddn_networks import snapshots
 from ddn_networks.sampling import Sampling
 from dnnlib.archives import ImageArchive
@@ -88,6 +91,47 @@ def test_flow_matching_writes_samples_of_the_average(tiny_zip, tmp_path):
         wanted = flow_matching.follow(net, noise, 1).clamp(-1, 1)
     made = torch.from_numpy(np.stack([archive.image(i) for i in range(50)])).float()
     torch.testing.assert_close(made, (wanted + 1) * 127.5, atol=1, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------------ the peer
+
+
+class Peer(torch.nn.Module):
+    """A stand-in for the peer's network: pictures of 0 to 1 out, whose only weight learns their mean."""
+
+    def __init__(self, dim, image_size, channels, codebook_size):
+        super().__init__()
+        self.mean, self.num_stages, self.layers = torch.nn.Parameter(torch.tensor(0.0)), 3, [None, None]
+        self.shape = channels, image_size, image_size
+
+    def forward(self, images):
+        assert 0 <= images.min() and images.max() <= 1
+        return (images.mean() - self.mean).square()
+
+    def sample(self, codes):
+        return self.mean.clamp(0, 1) + torch.zeros(len(codes), *self.shape) + (codes[:, 0] % 2)[:, None, None, None]
+
+    def guided_sampler_codes_param_names(self):
+        return set()
+
+    def split_and_prune_(self):
+        pass
+
+
+def test_the_peer_writes_samples_of_its_own_range(tiny_zip, tmp_path, monkeypatch):
+    average = types.SimpleNamespace(EMA=lambda net, **how: types.SimpleNamespace(
+        ema_model=net, update=lambda: None, eval=net.eval))  # fmt: skip
+    monkeypatch.setattr(peer_ddn, 'load_guided_sampler', lambda: Peer)  # installed
+    monkeypatch.setitem(sys.modules, 'discrete_distribution_network', types.SimpleNamespace(DDN=Peer))
+    monkeypatch.setitem(sys.modules, 'ema_pytorch', average)
+    options = ['--minutes=0.002', '--num=60', f'--outdir={tmp_path}']
+    assert '1 parameters, 2 layers' in invoke(peer_ddn.main, tiny_zip, *options)
+    archive = ImageArchive(tmp_path / 'peer.zip')
+    values = {int(value) for i in range(60) for value in np.unique(archive.image(i))}
+    assert len(values) == 2 and max(values) == 255 and min(values) < 60  # of mean, and mean + 1
+    assert json.loads((tmp_path / 'peer.json').read_text())['images'] > 0
+    odd = write_zip(tmp_path / 'odd.zip', 4, (1, 12, 12))
+    assert 'squares of 2^n pixels a side, these pictures are 12x12' in invoke(peer_ddn.main, odd, *options, expect=1)
 
 
 # ---------------------------------------------------------------------------------------------------------- the table
