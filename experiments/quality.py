@@ -1,15 +1,16 @@
 """How good are the pictures? One table for networks, with and without prior and finisher, and for other models.
 
     python -m experiments.quality digits --network=whole=mnist --network=cells=out/cells/digits-cells-fast
-    python -m experiments.quality faces64 --data=faces64-train.zip --held-out=faces64-test.zip \\
+    python -m experiments.quality faces64 --data=faces64-train.zip --held-out=faces64-test.zip --num=2000 \\
         --network=new=new.safetensors --pictures=flow-1=out/flow/flow-1.zip --inception=2000
 
 Each --network is sampled by uniform choices and, with a prior, at temperature 1 and at its default temperatures; with a
 finisher before and after it. --pictures are samples of other models, with their facts in a JSON file of the same name
 (experiments.flow_matching, benchmarks.peer_ddn). Distances are Frechet distances of features to the training images.
 The detector is a fast proxy of Inception: for digits the LeNet, for Fashion-MNIST a LeNet that this script trains, else
-pooled AlexNet features. --inception adds FIDs of so many images: hours on a CPU. Features, samples and numbers are kept
-in --outdir, so the same command resumes; the table is written again after each row.
+pooled AlexNet features. All rows are of --num samples, since distances fall with their number. --inception adds FIDs of
+so many of them: hours on a CPU. Features, samples and numbers are kept in --outdir, so the same command resumes; the
+table is written again after each row.
 """
 
 import math
@@ -65,6 +66,11 @@ class Study(NamedTuple):
     num: int
     num_reconstructed: int
     device: torch.device
+
+    @property
+    def num_held_out(self) -> int:
+        """Held-out images that are compared with training images as samples are."""
+        return min(self.num, len(ImageArchive(self.held_out)))
 
     def digests(self) -> dict[str, str]:
         """Digests of the images, for the keys of numbers that are kept."""
@@ -172,24 +178,23 @@ def classified(path: Path, num: int, detector: Detector) -> dict[str, float]:
 
 def of_case(case: Case, study: Study, detector: Detector, real: Statistics) -> dict[str, Any]:
     """A row of the table, without FID."""
-    num = min(study.num, len(ImageArchive(case.path)))
 
     def measure() -> dict[str, float]:
-        return by_proxy(case.path, num, real, detector) | nearest(case, study, detector)
+        return by_proxy(case.path, study.num, real, detector) | nearest(case, study, detector)
 
-    key = {'samples': file_sha256(case.path), 'detector': detector.digest, 'num': num, **study.digests()}
+    key = {'samples': file_sha256(case.path), 'detector': detector.digest, 'num': study.num, **study.digests()}
     numbers = ablation.kept(study.folder / f'{case.path.stem}-numbers.json', key, measure)
-    row = {'model': case.model, 'sampled': case.way, 'samples': num, **numbers}
+    row = {'model': case.model, 'sampled': case.way, 'samples': study.num, **numbers}
     return row | case.facts | {'trained on': case.trained_on or '-'}
 
 
 def of_real(study: Study, detector: Detector, real: Statistics) -> dict[str, float]:
-    """Numbers of the held-out images themselves."""
+    """Numbers of the held-out images themselves, as many as samples or all that there are."""
 
     def measure() -> dict[str, float]:
-        return by_proxy(Path(study.held_out), study.num_reconstructed, real, detector)
+        return by_proxy(Path(study.held_out), study.num_held_out, real, detector)
 
-    key = {'detector': detector.digest, 'num': study.num_reconstructed, **study.digests()}
+    key = {'detector': detector.digest, 'num': study.num_held_out, **study.digests()}
     return ablation.kept(study.folder / f'held-out-{detector.name}.json', key, measure)
 
 
@@ -238,10 +243,9 @@ def add_fids(
     """Add FID and KID to the rows of samples and rFID to those of reconstructions, row by row."""
     real = reference(study.data, wide, study.folder, num_real)
     for case, row in zip(cases, rows, strict=True):
-        some = min(num, row['samples'])
-        key = {'samples': file_sha256(case.path), 'detector': wide.digest, 'num': some, 'real': real.num}
+        key = {'samples': file_sha256(case.path), 'detector': wide.digest, 'num': num, 'real': real.num}
         place = study.folder / f'{case.path.stem}-fid.json'
-        found = ablation.kept(place, key | study.digests(), lambda: of_samples(case.path, some, real, wide))  # noqa: B023
+        found = ablation.kept(place, key | study.digests(), lambda: of_samples(case.path, num, real, wide))  # noqa: B023
         row |= {'FID': found['FID'], 'KID': found['KID']}
         yield
     for model, path in networks.items():
@@ -292,8 +296,9 @@ def words(study: Study, detector: Detector, real: dict[str, float], trained: boo
         share of samples that the LeNet classifies with so much confidence. nearest / held-out: median distance of
         samples to the nearest training image over that of held-out images; copies: share of samples that are closer
         than 99 % of held-out images. s / image: CPU seconds of sampling; training s: of training. trained on: a metric
-        that the model was trained on, so that it and distances of its features say nothing. The same numbers of
-        {study.num_reconstructed:,} held-out images: {held}.""".split()
+        that the model was trained on, so that it and distances of its features say nothing. Default temperatures
+        (default T) may have been chosen by distances of a detector's features (train.py --temperature-from), on other
+        seeds and held-out images. The same numbers of {study.num_held_out:,} held-out images: {held}.""".split()
     )
 
 
@@ -327,6 +332,14 @@ def main(
     for place in (folder, into):
         place.mkdir(parents=True, exist_ok=True)
     data, held_out = ablation.images_or_digits(data, held_out, ablation.Study(folder, into, device, {}))
+    # What would end hours of work is an error now.
+    if inception and inception > num:
+        raise click.UsageError(f'--inception={inception}: there are {num} samples; give --num={inception} or more')
+    if num_real and num_real > (held := len(ImageArchive(data))):
+        raise click.UsageError(f'--reference={num_real}: {data} holds {held} images')
+    for path in zips.values():
+        Files(path, num)
+    wide = load_detector('inception', device=device, folder=folder / 'features') if inception else None
     study = Study(data, held_out, folder, num, min(num_reconstructed, len(ImageArchive(held_out))), device)
     weights = DETECTORS[name] or classifier.detector_file(data, folder / f'lenet-{study.digests()["data"][:12]}.pth')
     detector = load_detector(weights, device=device, folder=folder / 'features')
@@ -347,8 +360,7 @@ def main(
         source = Files(case.path)
         shown = in_rows(to_float(read(source, range(min(SHEET, source.num)))), 16)
         save_png(draw_sheet(shown, 16), str(into / f'{name}-{ablation.slug(f"{case.model} {case.way}")}.png'))
-    if inception:
-        wide = load_detector('inception', device=device, folder=folder / 'features')
+    if wide is not None:
         real_size = num_real or len(ImageArchive(data))
         about += f' FID, KID: by Inception, of {inception:,} samples against {real_size:,} training images.'
         for _ in add_fids(study, cases, rows, networks, again, wide, inception, num_real):

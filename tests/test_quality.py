@@ -259,6 +259,21 @@ def test_samples_of_another_model_are_a_row(tmp_path, measured):
     assert '| peer | flow | 24 |' in text and '| 0.25 | 12,345 | 60 | - |' in text
 
 
+def test_all_rows_are_of_as_many_samples(tmp_path, measured, tiny_zip):
+    """Distances fall with the number of images, so an FID of fewer than its caption says would look worse."""
+    given = ['digits', f'--data={tiny_zip}', f'--held-out={tiny_zip}', '--num=24', f'--outdir={tmp_path / "out"}']
+    assert 'give --num=30 or more' in invoke(quality.main, *given, '--inception=30', expect=2)
+    assert 'holds 40 images' in invoke(quality.main, *given, '--inception=24', '--reference=49', expect=2)
+    timed.write_zip(tmp_path / 'few.zip', torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
+    printed = invoke(quality.main, *given, f'--pictures=few={tmp_path / "few.zip"}', expect=1)
+    assert 'few.zip holds 20 images, fewer than the 24 asked for with --num' in printed
+    timed.write_zip(tmp_path / 'many.zip', torch.randint(0, 256, [40, 1, 8, 8], dtype=torch.uint8))
+    facts = {'model': 'm', 'seconds per image': 1.0, 'parameters': 1, 'training CPU seconds': 1.0}
+    (tmp_path / 'many.json').write_text(json.dumps(facts))
+    text, _, _ = measured(f'--pictures=many={tmp_path / "many.zip"}', '--num=32', '--num-reconstructed=12')
+    assert 'The same numbers of 32 held-out images' in text
+
+
 def test_the_proxy_is_calibrated_by_the_rows_that_have_an_fid():
     rows = [{'FD': 1.0, 'FID': 10.0}, {'FD': 2.0, 'FID': 30.0}, {'FD': 3.0, 'FID': 20.0}, {'FD': 9.0}]
     assert quality.calibration(rows) == (
