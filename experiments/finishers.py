@@ -149,18 +149,18 @@ class Setting(NamedTuple):
     lpips: str
 
 
-def fitted(row: Row, setting: Setting) -> Timed:
-    """A row, trained."""
+def fitted(row: Row, setting: Setting) -> tuple[Timed, str]:
+    """A row, trained, and its LPIPS in words ('none')."""
     dataset = ImageFolderDataset(setting.scoring.data)
     torch.manual_seed(0)
     net = new_network(load_network(setting.network), setting.width, dataset)
     kwargs = {'path': setting.scoring.data, 'xflip': setting.xflip, 'cache': True}
     data = open_training_data(kwargs, NUM_VALIDATION, setting.scoring.held_out, held_out_share=HELD_OUT)
     shape = (net.img_channels, *net.img_resolution)
-    perceptual, _ = perceptual_loss(setting.lpips if row.lpips else 'none', shape, net.device, click.echo)
+    perceptual, lpips = perceptual_loss(setting.lpips if row.lpips else 'none', shape, net.device, click.echo)
     fit = row.kind(Fit(net, data, 0), perceptual, BATCH, LR, 1, EMA_NIMG, row.weights)
     fit.train(setting.seconds)
-    return fit
+    return fit, lpips
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
@@ -211,14 +211,15 @@ def measured(row: Row | None, setting: Setting, held_out: torch.Tensor, folder: 
     detector = load_detector(scoring.detector)
     real = reference(scoring.data, detector, folder, keep=0)
     lpips, _ = evaluate.find_lpips([Files(scoring.held_out, len(held_out))], torch.device('cpu'))
-    facts = {'images': None}
+    facts = {'images': None, 'trained on': '-'}
     if row is None:
         again, made = before(load_network(setting.network), held_out, scoring.num)
     else:
-        fit = fitted(row, setting)
-        facts = {'images': fit.nimg}
+        fit, lpips_was = fitted(row, setting)
+        facts = {'images': fit.nimg, 'trained on': '-' if lpips_was == 'none' else 'LPIPS (AlexNet)'}
+        made_by = {'network': setting.network, 'lpips': None if lpips_was == 'none' else lpips_was}
         with fit.averaged_weights():
-            snapshots.save_network(folder / f'{name}.safetensors', fit.net)
+            snapshots.save_network(folder / f'{name}.safetensors', fit.net, meta={'finisher': made_by})
         again = by_parts(fit.reconstructions, held_out.split(PART))
         made = by_parts(lambda seeds: fit.samples(seeds.tolist()), torch.arange(scoring.num).split(PART))
     save_png(draw_sheet(in_rows(made[:SHEET], 16), 16), str(folder / f'samples-{name}.png'))
@@ -234,7 +235,8 @@ def words(setting: Setting) -> str:
         PSNR, LPIPS, detail (high-frequency energy over that of the images) and FD of {scoring.num_reconstructed:,}
         held-out images reconstructed; FD of {scoring.num:,} samples at the network's default temperatures. FD: Frechet
         distance of {scoring.detector} features to the training images. p >= 0.9: share of samples that the LeNet
-        classifies so. LPIPS and AlexNet's features are no evidence for rows that were trained on LPIPS.""".split()
+        classifies so. trained on: LPIPS and distances of AlexNet's features are no evidence for what was trained on
+        LPIPS.""".split()
     )
 
 
@@ -261,7 +263,9 @@ def main(
     num_reconstructed = min(num_reconstructed, len(ImageArchive(held_out)))
     setting = Setting(network, Scoring(data, held_out, detector, num, num_reconstructed), width, seconds, xflip, lpips)
     images = pictures(held_out, load_network(network), range(num_reconstructed))
-    key = {**setting.scoring._asdict(), 'network': file_sha256(persistence.network_path(network)), 'width': width}
+    digests = {'data': ImageArchive(data).digest(), 'held_out': ImageArchive(held_out).digest()}
+    digests |= {'detector': load_detector(detector).digest, 'network': file_sha256(persistence.network_path(network))}
+    key = {**setting.scoring._asdict(), **digests, 'width': width}
     rows, found = [None, *(ablation.chosen(ROWS, only) if only else ROWS)], []
     for row in rows:
         name = row.name if row else 'before'

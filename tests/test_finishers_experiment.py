@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from conftest import invoke, unpadded, write_zip
 
-from ddn_networks import DDN
+from cli.networks import load_network
+from ddn_networks import DDN, snapshots
+from experiments import finishers, quality
 from experiments.finishers import FromNoise, IntoTheTop, Timed
+from metrics.lenet import LeNet
 from training.dataset import open_training_data
 from training.finisher_fitting import Weights
 from training.prior_fitting import Fit
@@ -58,3 +62,43 @@ def test_the_gradient_reaches_the_last_scale_alone(fit):
         expected = found.net.reconstruct(image).images
     assert torch.equal(found.reconstructions(image), expected)
     assert {name: x for name, x in found.ema.params.items() if name.startswith('2.')}
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A call of the script on tiny images of a seed; returns its text."""
+    monkeypatch.setattr('training.finisher_fitting.ROUND', 16)
+    torch.manual_seed(0)
+    torch.save(LeNet().state_dict(), tmp_path / 'lenet.pth')
+    snapshots.save_network(tmp_path / 'net.safetensors', DDN(8, 1, [8, 8], [1, 1], [4, 4]), meta={})
+
+    def call(*options, seed=0):
+        data = write_zip(tmp_path / 'a.zip', 40, (1, 8, 8), seed=seed)
+        given = ['--network', tmp_path / 'net.safetensors', '--data', data, '--held-out', data, '--seconds=0.1']
+        more = ['--num=20', '--num-reconstructed=20', '--finisher-width=4', '--detector', tmp_path / 'lenet.pth']
+        return invoke(finishers.main, *given, *more, '--outdir', tmp_path / 'out', *options)
+
+    return call
+
+
+def test_a_row_and_its_network_say_what_it_was_trained_on(tmp_path, table, monkeypatch):
+    squared = lambda a, b: (a - b).square().mean((1, 2, 3))  # noqa: E731
+    monkeypatch.setattr(finishers, 'perceptual_loss', lambda lpips, *_: (
+        (None, 'none') if lpips == 'none' else (squared, 'alex.pth, sha256 1')))  # fmt: skip
+    lines = [line.split(' | ') for line in unpadded(table('--only=finisher,without lpips')).splitlines()]
+    rows = {line[0]: line[2] for line in lines if len(line) > 2 and '---' not in line[0]}
+    assert rows == {'| row': 'trained on', '| before': '-', '| finisher': 'LPIPS (AlexNet)', '| without LPIPS': '-'}
+    said = {name: quality.trained_on(load_network(str(tmp_path / 'out' / f'{name}.safetensors')))
+            for name in ('finisher', 'without-lpips')}  # fmt: skip
+    assert said == {'finisher': 'LPIPS (AlexNet)', 'without-lpips': ''}
+
+
+def test_rows_are_kept_for_their_images_and_detector(tmp_path, table, monkeypatch):
+    made = []
+    monkeypatch.setattr(finishers, 'measured', lambda row, *_: made.append(row) or {'images': None})
+    for seed, count in [(0, 2), (0, 2), (1, 4)]:  # other images at the same path
+        table('--only=without', seed=seed)
+        assert len(made) == count
+    torch.save(LeNet().state_dict(), tmp_path / 'lenet.pth')
+    table('--only=without', seed=1)
+    assert len(made) == 6
