@@ -51,7 +51,7 @@ from torch_utils import persistence
 
 NUM = 50_000  # images of an FID, unless given
 MAX_NUM = 10_000_000
-SLOW = 'Inception on a CPU: an hour for 10,000 images. With --features=DIR, a command that was stopped resumes.'
+SLOW = 'Inception on a CPU: half an hour of a core for 10,000 images. With --features=DIR, it resumes if stopped.'
 
 
 def report(command: str, numbers: evaluate.Scores, notes: list[str], about: dict, path: str | None) -> None:
