@@ -13,6 +13,8 @@ from ddn_networks import Network, tensor_files
 from experiments import quality
 from training import finisher_fitting
 from training.checkpoint import find_states
+from training.dataset import ImageFolderDataset, open_training_data
+from training.prior_fitting import Fit
 
 
 @pytest.fixture(scope='module')
@@ -74,6 +76,19 @@ def test_a_prior_fitted_later_leaves_it(plain, tiny_zip, tmp_path):
     codes = before.sample(2)[1]
     assert torch.equal(net.decode(codes), before.decode(codes))
     assert not torch.equal(net.decode(codes), net.decode(codes, finish=False))
+
+
+def test_the_discriminator_sees_pictures_as_files_hold_them(plain, tiny_zip):
+    dataset = ImageFolderDataset(tiny_zip)
+    net = finisher_fits.new_network(Network.from_pretrained(plain), 4, dataset)
+    data = open_training_data({'path': tiny_zip}, 4)
+    fitting = finisher_fitting.FinisherFit(Fit(net, data, 0), None, 8, 1e-3, 80, 100.0)
+    torch.nn.init.constant_(net.finisher.leave.bias, 20.0)
+    seen = []
+    fitting.judge.register_forward_pre_hook(lambda module, images: seen.extend(images))
+    fitting.step_()
+    assert len(seen) >= 9
+    assert max(x.abs().max().item() for x in seen) < 3  # 1, and what an image is made brighter by
 
 
 def test_collapse_is_noticed():

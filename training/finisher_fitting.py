@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ddn_networks import prior, samplers, tensor_files
-from ddn_networks.finisher import Residual, activation, code_noise
+from ddn_networks.finisher import activation, code_noise
 from ddn_networks.network import Output
 from torch_utils import misc
 from training.checkpoint import new_moments
@@ -36,7 +36,6 @@ PENALTY_EVERY = 8  # steps; the penalty is that many times as strong
 WARM_UP = 50  # steps
 FIRST_SEED = 2 * 10**9  # of samples to learn from; figures use seeds from 0 on, temperatures those from 10^9 on
 ENLARGED = 4.0  # what the discriminator sees of small differences
-TOP = 32  # places a side at which the discriminator begins, at least
 PART = 64  # images in a pass of the network
 NUM_WATCHED = 128  # held-out images of every report
 SATURATED = 8.0  # gap of real and fake logits that leaves the generator without a gradient
@@ -45,9 +44,11 @@ Perceptual = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # images [B, 
 
 
 class Weights(NamedTuple):
-    """Weights of the losses; ``gamma`` is that of the penalty, summed over pixels."""
+    """Weights of the losses: the adversarial ones of reconstructions and of ``samples``; ``gamma`` is that of the
+    penalty, summed over pixels."""
 
     adversarial: float = 0.03
+    samples: float = 0.15
     perceptual: float = 1.0
     squared: float = 3.0
     gamma: float = 0.05
@@ -76,8 +77,8 @@ class Round(NamedTuple):
 
 class Discriminator(nn.Module):
     """Two logits of pairs (image, the network's picture): one for reconstructions, one for samples, which are judged
-    alone. Convolutions without normalisation, from 32x32 places (of larger images folded by ``pixel_unshuffle``) down
-    to 4x4, with residual blocks at the coarsest two sizes.
+    alone. Convolutions without normalisation, from half the size of the image (by ``pixel_unshuffle``) down to 4x4:
+    few, since what a finisher learns on a CPU is limited by the images that it sees.
 
     What a finisher adds has no mean and is small against the picture, so convolutions of the picture alone hardly
     notice it (on faces, logits stayed within 0.02 of each other for 6,000 images). The discriminator also sees the
@@ -91,17 +92,12 @@ class Discriminator(nn.Module):
 
     def __init__(self, img_channels: int, img_resolution: Sequence[int], width: int):
         super().__init__()
-        self.fold = 1
-        while min(img_resolution) // (2 * self.fold) >= TOP and not any(n % (2 * self.fold) for n in img_resolution):
-            self.fold *= 2
+        self.fold = 1 if any(n % 2 for n in img_resolution) else 2
         side, levels = min(img_resolution) // self.fold, 1
         while side > 4:
             side, levels = side // 2, levels + 1
         widths = [width * min(i + 1, 3) for i in range(levels)]
         self.enter = nn.Conv2d(3 * img_channels * self.fold**2, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            Residual(w) if levels - i <= 2 else nn.Identity() for i, w in enumerate(widths) if i > 0
-        )
         self.shrink = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
         )
@@ -112,8 +108,8 @@ class Discriminator(nn.Module):
         added = torch.zeros_like(images) if drawn is None else images - drawn
         seen = torch.cat([images, ENLARGED * added, ENLARGED * detail(images)], 1)
         x = self.enter(F.pixel_unshuffle(seen, self.fold))
-        for shrink, block in zip(self.shrink, self.blocks, strict=True):
-            x = block(shrink(activation(x)))
+        for shrink in self.shrink:
+            x = shrink(activation(x))
         return self.leave(F.adaptive_avg_pool2d(activation(x), 4).flatten(1))[:, 0 if drawn is not None else 1]
 
 
@@ -261,11 +257,12 @@ class FinisherFit:
             for group in optimizer.param_groups:
                 group['lr'] = self.lr * scale
 
-        # Real and fake of the two kinds, seen under the same shift within a pair.
-        pairs = torch.cat([real, drawn.images], 1), torch.cat([made, drawn.images], 1)
+        # Real and fake of the two kinds, as files would hold them, seen under the same shift within a pair.
+        made_stored, imagined_stored, before = (x.clamp(-1, 1) for x in (made, imagined, drawn.images))
+        pairs = torch.cat([real, before], 1), torch.cat([made_stored, before], 1)
         state = rng.get_state()
         seen = [shifted(pair, rng.set_state(state)) for pair in pairs]
-        alone = shifted(others, rng), shifted(imagined, rng)
+        alone = shifted(others, rng), shifted(imagined_stored, rng)
         C = real.shape[1]
 
         def logits(which: int, detached: bool = False) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -294,7 +291,7 @@ class FinisherFit:
         adversarial = [F.softplus(r - f).mean() for r, f in zip(real_logits, fake_logits, strict=True)]
         squared = (made - real).square().mean()
         total = self.weights.squared * squared
-        total = total + self.weights.adversarial * (adversarial[0] + 0.5 * adversarial[1])
+        total = total + self.weights.adversarial * adversarial[0] + self.weights.samples * adversarial[1]
         found = {'squared': squared, 'gap': gaps[0].mean(), 'gap_samples': gaps[1].mean()}
         if self.perceptual is not None:
             found['lpips'] = self.perceptual(made, real).mean()
