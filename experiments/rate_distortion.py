@@ -4,8 +4,8 @@
 
 The codec's files are cut after each layer; their bytes are the header (8) and what the entropy model says, rounded up,
 which the coder reaches to a byte. Peers are Pillow's, at each quality (or every --step-th one). LPIPS needs its weights
-(docs/metrics.md); without them the column is left out. --sheet adds the pictures of a folder as whole files of
-24 to 1,000 bytes.
+(docs/metrics.md); without them the column is left out. A network with a finisher has rows of the same files without and
+with it. --sheet adds the pictures of a folder as whole files of 24 to 1,000 bytes.
 """
 
 import io
@@ -34,7 +34,10 @@ SIZES = (24, 48, 144, 400, 1000)  # bytes of the files of the sheet
 PEERS: dict[str, dict[str, Any]] = {
     'JPEG': {'format': 'JPEG', 'optimize': True}, 'WebP': {'format': 'WEBP', 'method': 6}, 'AVIF': {'format': 'AVIF'},
 }  # fmt: skip
-COLOURS = {'codec': '#c02020', 'JPEG': '#7f7f7f', 'WebP': '#1f77b4', 'AVIF': '#2ca02c', 'PNG': '#000000'}
+FINISHED = 'codec, finisher'
+COLOURS = {
+    'codec': '#c02020', FINISHED: '#9467bd', 'JPEG': '#7f7f7f', 'WebP': '#1f77b4', 'AVIF': '#2ca02c', 'PNG': '#000000',
+}  # fmt: skip
 WIDTH, HEIGHT, MARGIN = 560, 380, 48
 
 
@@ -47,15 +50,17 @@ def compared(images: torch.Tensor, made: torch.Tensor, lpips: Callable | None) -
 
 @torch.no_grad()
 def of_codec(made: Codec, images: torch.Tensor, lpips: Callable | None) -> Iterator[dict[str, Any]]:
-    """A row for each number of layers."""
+    """A row for each number of layers, and with a finisher another one of the same codes."""
     tries = [t for part in images.split(16) for t in trial(made, part, 0.0)]
     for layer, num in enumerate(made.starts[1:], 1):
         found = [c for i, part in enumerate(images.split(16))
                  for c in cuts(made, part, tries[16 * i : 16 * i + 16], [num] * len(part))]  # fmt: skip
         coded = sum(math.ceil(cut.bits / 8) for cut in found) / len(found)
-        drawn = torch.stack(made.draw([cut.picture for cut in found])).clamp(-1, 1)
-        yield {'codec': 'codec', 'setting': f'{layer} layers', 'bytes': HEADER.size + coded,
-               'without header': coded, **compared(images, as_saved(drawn), lpips)}  # fmt: skip
+        for name in ('codec', FINISHED)[: 1 + (made.net.finisher is not None)]:
+            pictures = [cut.picture for cut in found]
+            drawn = torch.stack(made.draw(pictures, finish=name == FINISHED)).clamp(-1, 1)
+            yield {'codec': name, 'setting': f'{layer} layers', 'bytes': HEADER.size + coded,
+                   'without header': coded, **compared(images, as_saved(drawn), lpips)}  # fmt: skip
 
 
 def of_peers(images: torch.Tensor, step: int, lpips: Callable | None) -> Iterator[dict[str, Any]]:
@@ -84,6 +89,11 @@ def at_bytes(rows: list[dict[str, Any]], name: str, num: float, value: str) -> f
     return float(np.interp(math.log(num), np.log(x), y))
 
 
+def names(rows: list[dict[str, Any]]) -> list[str]:
+    """The curves that there are, in the order of ``COLOURS``."""
+    return [name for name in COLOURS if any(row['codec'] == name for row in rows)]
+
+
 def plot(rows: list[dict[str, Any]], value: str) -> Image.Image:
     """Curves of a value over bytes, logarithmic."""
     image = Image.new('RGB', (WIDTH, HEIGHT), 'white')
@@ -105,12 +115,13 @@ def plot(rows: list[dict[str, Any]], value: str) -> Image.Image:
     for y in np.linspace(bottom, top, 6):
         place = at(math.exp(low), y)
         draw.text((place[0] - 4, place[1]), f'{y:.3g}', 'black', anchor='rm')
-    for i, (name, colour) in enumerate(COLOURS.items()):
+    for i, name in enumerate(names(rows)):
+        colour = COLOURS[name]
         points = [at(row['bytes'], row[value]) for row in rows if row['codec'] == name]
         draw.line(points, colour, width=2)
         for x, y in points:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
-        draw.text((WIDTH - MARGIN - 60, MARGIN + 14 * i), name, colour)
+        draw.text((WIDTH - MARGIN - 90, MARGIN + 14 * i), name, colour)
     draw.text((WIDTH / 2, HEIGHT - 14), 'bytes of a file, header included', 'black', anchor='mm')
     draw.text((MARGIN, MARGIN - 20), value, 'black')
     return image
@@ -132,10 +143,10 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     own = [row['bytes'] for row in rows if row['codec'] == 'codec']
     at = [size for size in (50, 100, 150, 200, 300, 400, 500, 700) if min(own) <= size <= max(own)]
     compared_at = [
-        {'bytes': size, **{f'{v}, {name}': at_bytes(rows, name, size, v) for v in values for name in COLOURS}}
+        {'bytes': size, **{f'{v}, {name}': at_bytes(rows, name, size, v) for v in values for name in names(rows)}}
         for size in at
     ]
-    smallest = {name: min(row['bytes'] for row in rows if row['codec'] == name) for name in COLOURS}
+    smallest = {name: min(row['bytes'] for row in rows if row['codec'] == name) for name in names(rows)}
     return (
         f'# Rate and distortion\n\n{facts["num"]} held-out images; network of {facts["network_bytes"]:,} bytes; '
         f'entropy model: {facts["model"]}.\nMean bytes of the smallest file: '
