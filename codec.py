@@ -99,6 +99,7 @@ def encode_command(
     """
     codec = open_codec(network, ema, steps, device, finish, model)
     pictures = codec_files.Originals(images, codec.net.img_channels)
+    require_writable('--dest', dest, [*pictures.files, network])
     rate = Rate(layers, bits, psnr, tradeoff, beam)
     total, error, values = 0, 0.0, 0
     with atomic_write(dest) as file:

@@ -26,6 +26,12 @@ class Originals:
         names = [source.names[i] for source, i in self._places]
         self.names = [os.path.splitext(name)[0] for name in png_names(names)]
 
+    @property
+    def files(self) -> list[str]:
+        """What is read: zips, pictures, and those of folders."""
+        return [os.path.join(s.path, name) if os.path.isdir(s.path) else s.path
+                for s in self._sources for name in s.names]  # fmt: skip
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -78,6 +78,9 @@ def choose(
     images = images.to(net.device)
     if sum(x is not None for x in (rate.layers, rate.bits, rate.psnr)) > 1:
         raise ValueError('give one of layers, bits and psnr')
+    for name in ('bits', 'psnr', 'tradeoff'):
+        if (value := getattr(rate, name)) is not None and not 0 <= value < math.inf:
+            raise ValueError(f'{name} is a number of at least 0, not {value}')
     if rate.layers is not None and not 0 <= rate.layers <= L:
         raise ValueError(f'this network has {L} layers: {rate.layers} of them cannot be kept')
     size = size_of(codec, images)

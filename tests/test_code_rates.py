@@ -150,6 +150,8 @@ def test_layers_keep_a_prefix():
 
 @pytest.mark.parametrize('rate, words', [
     (Rate(layers=4), '3 layers'), (Rate(bits=71), 'at least 72'), (Rate(bits=100, psnr=20), 'one of'),
+    (Rate(tradeoff=math.nan), 'tradeoff'), (Rate(tradeoff=math.inf), 'tradeoff'), (Rate(tradeoff=-1.0), 'tradeoff'),
+    (Rate(psnr=math.nan), 'psnr'), (Rate(bits=math.inf), 'bits'),
 ])  # fmt: skip
 def test_rates_that_no_file_has_are_refused(rate, words):
     with pytest.raises(ValueError, match=words):

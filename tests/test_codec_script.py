@@ -91,6 +91,20 @@ def test_damaged_files_are_one_line(num, model, tmp_path):
         assert wrong == data or isinstance(found, ValueError), 'damage that nobody noticed'
 
 
+def test_no_file_replaces_what_it_is_made_of(folder, tmp_path):
+    """A picture, one in a folder, a zip, the network."""
+    net = f'--network={folder}/net.safetensors'
+    run('decode', _archive(folder, tmp_path), net, f'--outdir={tmp_path}/pngs')
+    picture = next((tmp_path / 'pngs').rglob('*.png'))
+    for source in (picture, tmp_path / 'pngs', folder / 'five.zip'):
+        for dest in (picture if source != folder / 'five.zip' else source, folder / 'net.safetensors'):
+            before = dest.read_bytes()
+            assert 'would replace' in run('encode', source, net, f'--dest={dest}', expect=1)
+            assert dest.read_bytes() == before
+    (tmp_path / 'empty').mkdir()
+    assert str(tmp_path / 'empty') in run('encode', tmp_path / 'empty', net, f'--dest={tmp_path}/x.ddn', expect=1)
+
+
 def test_large_pictures_are_read_a_few_at_a_time(tmp_path):
     write_zip(tmp_path / 'large.zip', 5, (1, 16, 16))
     originals = codec_files.Originals([str(tmp_path / 'large.zip')], 1)
