@@ -1,13 +1,13 @@
-"""experiments/rate_distortion.py and rate_choices.py: curves of a small network, and values between their points."""
+"""experiments/rate_distortion.py, rate_choices.py and seams.py: curves of a small network, steps between tiles."""
 
 import pytest
 import torch
 from test_codec import images, network
 
 from ddn_networks import DDN
-from ddn_networks.code_rates import payload_bits
+from ddn_networks.code_rates import Rate, payload_bits
 from ddn_networks.code_streams import Codec
-from experiments import rate_choices, rate_distortion
+from experiments import rate_choices, rate_distortion, seams
 
 pytest.importorskip('constriction')
 
@@ -50,3 +50,21 @@ def test_between_points_a_curve_is_linear_and_outside_there_is_none():
     rows = [{'codec': 'x', 'bytes': b, 'PSNR': v} for b, v in ((10, 1.0), (1000, 3.0))]
     assert rate_distortion.at_bytes(rows, 'x', 100, 'PSNR') == pytest.approx(2)
     assert rate_distortion.at_bytes(rows, 'x', 9, 'PSNR') is None
+
+
+def test_seams_are_steps_across_the_edges_of_tiles():
+    image = torch.zeros(1, 8, 8)
+    image[:, :, 4:] = 1.0  # one step, of 8 neighbours among 2 * 56
+    assert seams.steps_at(image, [4], [4]) == pytest.approx((8 / 16) / (8 / 112))
+    assert seams.steps_at(image, [2], [2]) == 0
+    assert seams.edges((64, 32), (32, 32)) == ([16, 32, 48], [])
+
+
+def test_tiles_side_by_side_are_each_encoded_alone():
+    net, x = network('head'), images(1, size=(16, 24))[0]
+    made = seams.side_by_side(Codec(net), x, Rate(layers=3))
+    assert made.shape == x.shape
+    for y, column in ((0, 8), (8, 16)):
+        part = x[None, :, y : y + 8, column : column + 8]
+        expected = net.decode(net.encode(part))[0]
+        torch.testing.assert_close(made[:, y : y + 8, column : column + 8], expected)
