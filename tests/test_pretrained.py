@@ -81,6 +81,28 @@ def test_what_is_kept_is_the_average_alone(tmp_path, dtype, bytes_each):
     assert result.exit_code == 1 and 'has no network-snapshot' in result.output
 
 
+@pytest.mark.parametrize('source', ['run', 'tree-8x4'])
+def test_a_network_fitted_later_is_kept_with_its_commands(tmp_path, source):
+    net = DDN(8, 1, [16, 16], [2, 2], [4, 4], prior_width=4, finisher_width=4)
+    run_folder(tmp_path / 'run', net, {})
+    meta = {'cur_nimg': 32, 'git_revision': 'def', 'finisher': {'network': '/somewhere/run', 'lpips': None}}
+    snapshots.save_network(str(tmp_path / 'fitted.safetensors'), net, meta=meta)
+    run = str(tmp_path / 'run') if source == 'run' else source
+    args = [f'--run={run}', f'--fitted={tmp_path}/fitted.safetensors', '--name=x', f'--outdir={tmp_path}',
+            '--then=first', '--then=second']  # fmt: skip
+    result = CliRunner().invoke(keep_network.main, args)
+    assert result.exit_code == 0, result.output
+    kept = Network.from_pretrained(str(tmp_path / 'x.safetensors'))
+    assert kept.finisher is not None and len(kept.prior) == 4
+    assert kept.snapshot_meta['finisher'] == {'network': 'run', 'lpips': None}
+    facts = json.loads((tmp_path / 'x.json').read_text())
+    assert facts['then'] == ['first', 'second'] and facts['file'] == 'x.safetensors'
+    known = {'run': ('digits', 640, 'mnist-cpu'), 'tree-8x4': ('mnist-train', 150016, 'mnist-tree-8x4')}[source]
+    assert (kept.snapshot_meta['dataset'], facts['images_seen'], kept.snapshot_meta['preset']) == known
+    assert facts['parameters'] == sum(p.numel() for p in net.parameters())
+    assert '/somewhere' not in json.dumps(facts)
+
+
 def test_the_command_says_what_it_began_with():
     preset = keep_network.PRESETS['mnist-tree-8x5'].options
     for transfer, said in (('/somewhere/runs/8x3/network-snapshot-1.safetensors', '8x3/network-snapshot-1.safetensors'),
