@@ -28,7 +28,7 @@ def page(subject: Subject) -> gr.Blocks:
         H, W = subject.net.img_resolution
         gr.Markdown(
             f'# Discrete Distribution Network\nA network that makes a picture of {W} x {H} pixels by '
-            f'{subject.net.num_codes} choices, one after the other. This one is **{subject.name}**.'
+            f'{subject.net.num_codes} choices in {subject.net.num_layers} layers. This one is **{subject.name}**.'
         )
         for name, build in TABS.items():
             with gr.Tab(name):

@@ -66,8 +66,8 @@ def build(subject: Subject) -> None:
     net = subject.net
     coder = Codec(net)
     gr.Markdown(
-        f'The codes of a picture are a file: about {net.num_bits / 8:.0f} bytes for this network'
-        + (', and fewer for pictures that it finds likely.' if coder.model != 'uniform' else '.')
+        f'The codes of a picture are a file: a header of {HEADER.size} bytes, and about {net.num_bits / 8:.0f} bytes of '
+        'choices' + (', fewer for pictures that it finds likely.' if coder.model != 'uniform' else '.')
     )
     with gr.Row():
         upload = gr.UploadButton(
@@ -147,7 +147,7 @@ def build(subject: Subject) -> None:
             raise ValueError('Give a picture first.')
         return view(coded, int(number(num, HEADER.size, len(coded.data))))
 
-    made = {'show_progress': 'minimal', 'concurrency_id': 'network'}
+    made = {'show_progress': 'minimal', 'show_progress_on': shown, 'concurrency_id': 'network'}
     upload.upload(take, [upload, label], [state, size, shown, bits, download], **made)
     example.click(make_example, [label, state], [state, size, shown, bits, download], **made)
     size.input(

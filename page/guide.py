@@ -137,8 +137,9 @@ def build(subject: Subject) -> None:
     net: Network = subject.net
     there = offered(subject)
     smallest = max(net.img_resolution)
+    gr.Markdown('Paint, or give a picture, and choose what the results should follow.')
     with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(scale=2, min_width=300, elem_classes='ddn-given'):
             painting = canvas(net, drop='guide-upload', elem_id='canvas')
             with gr.Row():
                 example = gr.Button('Example picture', size='sm', min_width=120, elem_id='guide-example')
@@ -170,8 +171,8 @@ def build(subject: Subject) -> None:
             )
             if net.prior and not net.sampling.residuals:
                 gr.Markdown(
-                    'How to weigh what this network finds likely against a task was not measured: results follow the '
-                    'tasks alone.', elem_classes='ddn-explained'
+                    'Results follow the tasks alone: this snapshot does not say how to weigh them against what the '
+                    'network finds likely.', elem_classes='ddn-explained'
                 )
             with gr.Accordion('Weights', open=False, visible=False) as heavier:
                 weights = {
@@ -181,7 +182,7 @@ def build(subject: Subject) -> None:
                     )
                     for task in there
                 }
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=3, min_width=320, elem_classes='ddn-results'):
             say = gr.Markdown('', elem_id='guide-say')
             results = picture_grid(
                 'Paint on the canvas, or give a picture: four results appear here.', clickable=False, four=True,
@@ -254,15 +255,16 @@ def build(subject: Subject) -> None:
         return showing(images[0].cpu()), list(tasks) or ['Enlarge']
 
     made = {
-        'outputs': [results, given, say], 'show_progress': 'hidden', 'concurrency_id': 'network',
-        'trigger_mode': 'always_last',
+        'outputs': [results, given, say], 'show_progress': 'minimal', 'show_progress_on': results,
+        'concurrency_id': 'network', 'trigger_mode': 'always_last',
     }
     options = {'outputs': [side, noise, wanted, text, heavier, *weights.values()], 'show_progress': 'hidden'}
     quiet = {'show_progress': 'hidden', 'queue': False}
     painting.painted(paint, [painting, tasks], tasks, **quiet).then(run, inputs, **made)
     upload.upload(take, [upload, tasks], [painting, tasks], show_progress='hidden').success(run, inputs, **made)
     example.click(
-        make_example, [seed, tasks, label], [painting, tasks], show_progress='hidden', concurrency_id='network'
+        make_example, [seed, tasks, label], [painting, tasks], show_progress='minimal', show_progress_on=results,
+        concurrency_id='network',
     ).success(run, inputs, **made)
     tasks.change(show_options, tasks, **options)
     tasks.input(run, inputs, **made)

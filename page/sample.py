@@ -30,6 +30,9 @@ class Chosen:
 def build(subject: Subject) -> None:
     """Add the components of the tab to the ``gr.Blocks`` around it."""
     net = subject.net
+    gr.Markdown(
+        'Every seed makes one picture. Click a picture to see the choices that made it, and to make others like it.'
+    )
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             seed = gr.Number(
@@ -104,14 +107,15 @@ def build(subject: Subject) -> None:
     def make(seed, count, label, how, variety, finish) -> Iterator[tuple]:
         first, count = int(number(seed, 0, SEEDS - 1)), int(number(count, 1, MOST))
         condition, latents, images = subject.condition(label), [], []
+        hidden = gr.update(visible=False)
         for batch in generate.samples(
             net, range(first, first + count), AT_ONCE, condition, **arguments(how, variety, finish)
         ):
             images += batch.images.cpu()
             latents += [Chosen(row, label) for row in batch.codes.cpu().split(1)]
             names = [f'Picture of seed {first + i}' for i in range(len(images))]
-            yield pictures.items(images, names), latents, gr.skip()
-        yield gr.skip(), latents, gr.update(visible=False)
+            yield pictures.items(images, names), latents, hidden
+            hidden = gr.skip()
 
     @sentences
     def choose(shown: list[Chosen], finish: bool, event: gr.EventData) -> tuple:
@@ -161,7 +165,10 @@ def build(subject: Subject) -> None:
         return vary(picked, tries, how, variety, finish, None, guides.inpaint(image.clamp(-1, 1), 1 - hidden))
 
     settings = [how, variety, finish]
-    made = {'outputs': [grid, shown, details], 'show_progress': 'hidden', 'concurrency_id': 'network'}
+    made = {
+        'outputs': [grid, shown, details], 'show_progress': 'minimal', 'show_progress_on': grid,
+        'concurrency_id': 'network', 'trigger_mode': 'always_last',  # a press while pictures appear counts
+    }
     draw.click(make, [seed, count, label, *settings], **made)
     other.click(lambda seed, count: (int(seed or 0) + int(count)) % SEEDS, [seed, count], seed, queue=False).then(
         make, [seed, count, label, *settings], **made
@@ -171,6 +178,9 @@ def build(subject: Subject) -> None:
             choose, [state, finish], [chosen, facts, painting, varied, neighbours, details], show_progress='hidden',
             concurrency_id='network',
         )
-    made = {'outputs': [varied, changed, tries], 'show_progress': 'minimal', 'concurrency_id': 'network'}
+    made = {
+        'outputs': [varied, changed, tries], 'show_progress': 'minimal', 'show_progress_on': varied,
+        'concurrency_id': 'network',
+    }
     alike.click(more, [chosen, tries, *settings, keep], **made)
     again.click(redraw, [chosen, tries, *settings, painting], **made)

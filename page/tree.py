@@ -37,9 +37,9 @@ def build(subject: Subject) -> None:
     net = subject.net
     depth = net.num_whole_layers
     gr.Markdown(
-        'Every choice leads to a picture, and each of those to the next ones. Click a picture to choose it; click a '
-        'picture of the path to go back there.' + (
-            f' The first {depth} layers choose for the whole picture; after them **Complete** draws the parts.'
+        'Every choice leads to a picture, and each of those to the next ones. Click a picture to choose it, or a picture '
+        'of the path to go back there. **Complete** makes the rest of the choices by chance.' + (
+            f' The first {depth} layers choose for the whole picture, the others for parts of it.'
             if depth < net.num_layers else ''
         )
     )
@@ -196,11 +196,12 @@ def build(subject: Subject) -> None:
 
     inputs = [place, label]
     lower = [layers, cell, about_others, others, below, changed]
-    made = {'show_progress': 'hidden', 'concurrency_id': 'network'}
+    made = {'show_progress': 'minimal', 'concurrency_id': 'network'}
     for event, function in (
         (root.click, start), (label.input, start), (children.select, down), (path.select, up), (complete.click, finish)
     ):
-        event(function, inputs, [place, path, children, say, *lower], **made)
+        event(function, inputs, [place, path, children, say, *lower], show_progress_on=children, **made)
+    made['show_progress_on'] = others
     layers.select(look, inputs, [place, *lower], **made)
     cell.input(turn, [*inputs, cell], [place, *lower], trigger_mode='always_last', **made)
     others.select(change, inputs, [path, children, say, place, *lower], **made)

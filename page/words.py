@@ -19,7 +19,7 @@ MOST_BITS = 4096  # that are shown as text
 def number(value: Any, least: float, most: float) -> float:
     """A number of a control, within its bounds. ValueError where the page sent something else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f'Give a number of {least:g} to {most:g}.')
+        raise ValueError(f'Give a number from {least:.10g} to {most:.10g}.')
     return min(max(value, least), most)
 
 
@@ -27,7 +27,7 @@ def sentences(function: Callable) -> Callable:
     """Show the ``ValueError`` of an event's function as a sentence on the page, which stays usable."""
 
     def told(error: ValueError) -> gr.Error:
-        return gr.Error(printable(error), duration=20, title='This did not work', print_exception=False)
+        return gr.Error(printable(error), duration=20, print_exception=False)
 
     if inspect.isgeneratorfunction(function):
 
@@ -59,7 +59,7 @@ def bits_of(net: Network, latent: torch.Tensor, condition: torch.Tensor | None) 
     size = f'{net.num_bits:g} bits'
     if net.prior:
         own = -net.log_prob(latent, condition).item() / math.log(2)
-        size += f'; {own:.1f} bits by how likely the network finds it'
+        size += f'; {own:.1f} bits by how likely the network finds its choices'
     try:
         text = codes.to_bits(latent, net.code_nodes)[0]
         text = f'<p class="ddn-bits">{text[:MOST_BITS]}{"…" if len(text) > MOST_BITS else ""}</p>'
