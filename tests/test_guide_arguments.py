@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import invoke, tiny_open_clip
+from conftest import invoke
 from PIL import Image
+from tiny_clip import tiny_open_clip
 
 import generate
 from cli import guide_arguments, guide_networks

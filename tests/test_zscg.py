@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import tiny_open_clip, write_zip
+from conftest import write_zip
 from PIL import Image
+from tiny_clip import tiny_open_clip
 
 from cli import guide_networks
 from ddn_networks import DDN, Network, black_boxes, guides, snapshots

@@ -7,8 +7,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -16,7 +19,9 @@ import pytest
 import torch
 from visitors import WAIT
 
-from ddn_networks import DDN, Network, snapshots
+from cli.code_files import write_codes
+from ddn_networks import DDN, Network, black_boxes, snapshots
+from ddn_networks.guides import Guide
 from ddn_networks.sampling import Sampling, measured_residuals
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +32,7 @@ ARGUMENTS = [
 ]  # fmt: skip
 DESKTOP, PHONE = (1280, 900), (390, 844)
 LOOPBACK = ('127.0.0.1', 'localhost')
-START_SECONDS = 120
+START_SECONDS = 300
 MACHINE = re.compile(r'/(tmp|root|home|usr|work|var|private)/')  # a path of this machine
 
 
@@ -41,6 +46,13 @@ def pytest_ignore_collect(collection_path):
     if CHROMIUM is None:
         return True
     return True if not all(map(importlib.util.find_spec, ('gradio', 'playwright'))) else None
+
+
+def pytest_collection_modifyitems(items):
+    """A server shares this process: warnings of Gradio and of its packages are not ours, and must not stop it."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings('ignore'))
 
 
 # ---------------------------------------------------------------------------------------------------------- networks
@@ -77,8 +89,33 @@ def tiny(tiny_file) -> Network:
 
 
 @pytest.fixture(scope='session')
+def table(tiny) -> torch.Tensor:
+    """Codes [40, D] of pictures of the tiny network."""
+    return tiny.sample(40, seed=100)[1]
+
+
+@pytest.fixture(scope='session')
 def mnist() -> Network:
     return Network.from_pretrained('mnist')
+
+
+def brightness(text: str) -> Guide:
+    """A guide that knows two words."""
+    sign = {'bright': 1, 'dark': -1}[text]
+    return black_boxes.python(lambda images: sign * images.mean((1, 2, 3)))
+
+
+@pytest.fixture(scope='session')
+def words(tmp_path_factory, mnist) -> Callable[[str], Guide]:
+    """text -> its guide: by a small random CLIP where open_clip is installed, else by brightness."""
+    if importlib.util.find_spec('open_clip') is None:
+        return brightness
+    from tiny_clip import tiny_open_clip
+
+    from page.subject import text_guides
+
+    _, _, weights = tiny_open_clip(tmp_path_factory.mktemp('clip'), 'ddn-tiny-page')
+    return text_guides(f'ddn-tiny-page,pretrained={weights}', mnist)
 
 
 # ----------------------------------------------------------------------------------------------------------- servers
@@ -109,21 +146,49 @@ def start(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
     raise RuntimeError(f'no server after {START_SECONDS} seconds: {log.read_text()}')
 
 
+class Brightness(torch.nn.Module):
+    """Logits of dark and bright."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean = images.mean((1, 2, 3))
+        return torch.stack([-mean, mean], 1)
+
+
 @pytest.fixture(scope='session')
-def serve(tmp_path_factory):
-    """options of demo.py -> address of its server; the same for the same options."""
-    running: dict[tuple[str, ...], tuple[subprocess.Popen, str]] = {}
-
-    def address(*options: str) -> str:
-        if options not in running:
-            running[options] = start(tmp_path_factory.mktemp('server'), *options)
-        return running[options][1]
-
+def everything(tmp_path_factory, tiny_file, table) -> Iterator[str]:
+    """Address of demo.py, as users start it, with the tiny network, a classifier and the codes ``table``."""
+    folder = tmp_path_factory.mktemp('server')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # of TorchScript, which classifiers come as
+        torch.jit.save(torch.jit.script(Brightness()), str(folder / 'bright.pt'))
+    write_codes(str(folder / 'codes.npz'), table.numpy())
+    process, address = start(
+        folder, f'--network={tiny_file}', f'--codes={folder / "codes.npz"}', f'--classifier={folder / "bright.pt"}'
+    )
     yield address
-    for process, _ in running.values():
-        process.terminate()
-    for process, _ in running.values():
-        process.wait(30)
+    process.terminate()
+    process.wait(START_SECONDS)
+
+
+@pytest.fixture(scope='session')
+def digits(pytestconfig, words) -> Iterator[str]:
+    """Address of the same page in this process, with the shipped digits (or ``--network``) and guides of texts."""
+    import uvicorn
+
+    from page.app import application
+    from page.subject import Subject
+
+    network = pytestconfig.getoption('--network', 'mnist')
+    app = application(Subject(Network.from_pretrained(network), Path(network).stem, clip=words), '127.0.0.1')
+    server = uvicorn.Server(uvicorn.Config(app, '127.0.0.1', 0, log_level='warning'))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), 'no server'
+        time.sleep(0.05)
+    yield f'http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/'
+    server.should_exit = True
+    thread.join(START_SECONDS)
 
 
 # ---------------------------------------------------------------------------------------------------------- browsers

@@ -1,7 +1,7 @@
 """The tab Compress: pixels and bytes against the codec, down to a file that is given back."""
 
 import torch
-from visitors import from_uri, settled, shown, wait_for
+from visitors import from_uri, settled, shown, told, wait_for
 
 from ddn_networks import codec
 from ddn_networks.code_streams import HEADER
@@ -23,9 +23,8 @@ def downloaded(page) -> bytes:
     return saved.value.path().read_bytes()
 
 
-def test_a_picture_down_to_bytes_and_back(serve, visit, tiny, tiny_file):
-    address = serve(f'--network={tiny_file}')
-    page = visit(address, 'Compress')
+def test_a_picture_down_to_bytes_and_back(everything, digits, visit, tiny):
+    page = visit(everything, 'Compress')
     assert page.get_by_text('Drop a picture here, or a .ddn file.').is_visible()
     page.locator('#compress-example').click()
     image = to_float(to_uint8(tiny.sample(1, seed=1)[0]))
@@ -57,17 +56,16 @@ def test_a_picture_down_to_bytes_and_back(serve, visit, tiny, tiny_file):
     broken[-1] ^= 255
     for wrong in (bytes(broken), data[:4], b'\xdd\x10'):
         upload(page, 'wrong.ddn', wrong)
-        page.get_by_text('This .ddn file cannot be shown').first.wait_for()
-        page.get_by_role('button', name='Close').first.click()
+        told(page, 'This .ddn file cannot be shown')
     settled(page, 'decoded', codec.decode(tiny, data))  # what was there stays
 
-    other = visit(serve('--network=mnist'), 'Compress')
+    other = visit(digits, 'Compress')
     upload(other, 'picture.ddn', data)
     other.get_by_text('it was made with another network').or_(other.get_by_text('cannot be shown')).first.wait_for()
 
 
-def test_a_dropped_picture(serve, visit, mnist):
-    page = visit(serve('--network=mnist'), 'Compress')
+def test_a_dropped_picture(digits, visit, mnist):
+    page = visit(digits, 'Compress')
     picture = to_float(to_uint8(mnist.sample(1, seed=5)[0]))
     page.locator('#compress-example').click()
     wait_for(page, 'decoded', 4)

@@ -1,14 +1,15 @@
 """The tab Guide: what is painted arrives as painted, and results are those of the Python API for the same guides."""
 
 import io
+import threading
 
 import numpy as np
-import pytest
 import torch
+from conftest import Brightness
 from PIL import Image
-from visitors import disc, fill, from_uri, press, settled, stroke, wait_for
+from visitors import WAIT, disc, fill, from_uri, press, settled, stroke, wait_for, wait_until_checked
 
-from ddn_networks import black_boxes, guides, pixel_maps
+from ddn_networks import black_boxes, guided_sampling, guides, pixel_maps
 from dnnlib.images import to_float, to_uint8
 
 EXAMPLE_SEED = 2**31 - 4
@@ -29,8 +30,8 @@ def example(net) -> torch.Tensor:
     return to_float(to_uint8(net.sample(1, seed=EXAMPLE_SEED)[0]))
 
 
-def test_strokes_arrive_as_painted(serve, visit, tiny, tiny_file):
-    page = visit(serve(f'--network={tiny_file}'), 'Guide')
+def test_strokes_arrive_as_painted(everything, visit, tiny):
+    page = visit(everything, 'Guide')
     page.locator('#canvas input[type=color]').fill('#20c040')
     stroke(page, 'canvas', [(4.5 / 16, 3.5 / 16), (12.5 / 16, 3.5 / 16)])
     alpha = disc(16, [(x, 3) for x in range(4, 13)], 1)
@@ -49,8 +50,8 @@ def test_strokes_arrive_as_painted(serve, visit, tiny, tiny_file):
     wait_for(page, 'results', 0)
 
 
-def test_each_task_and_several_at_once(serve, visit, tiny, tiny_file):
-    page = visit(serve(f'--network={tiny_file}'), 'Guide')
+def test_each_task_and_several_at_once(everything, visit, tiny):
+    page = visit(everything, 'Guide')
     photo = example(tiny)
     page.locator('#guide-example').click()
     settled(page, 'results', tiny.sample(4, guide=guides.superres(pixel_maps.box(photo, (2, 2))))[0])
@@ -76,9 +77,9 @@ def test_each_task_and_several_at_once(serve, visit, tiny, tiny_file):
     settled(page, 'results', tiny.sample(4, guide=[grey, low._replace(weight=3.1)])[0])
 
 
-def test_fill_in_a_given_picture(serve, visit, mnist):
+def test_fill_in_a_given_picture(digits, visit, mnist):
     """A file of another size and other channels; the part that is painted over is invented."""
-    page = visit(serve('--network=mnist'), 'Guide')
+    page = visit(digits, 'Guide')
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
     file = io.BytesIO()
@@ -91,6 +92,7 @@ def test_fill_in_a_given_picture(serve, visit, mnist):
     settled(page, 'results', mnist.sample(4, guide=guides.superres(pixel_maps.box(photo, (4, 4))))[0])
     press(page, 'Hide a part, which is then invented')
     stroke(page, 'canvas', [(4.5 / 32, 20.5 / 32), (28.5 / 32, 20.5 / 32)])
+    wait_until_checked(page, 'Fill in')
     page.locator('#tasks').get_by_label('Enlarge').uncheck()
     known = 1 - disc(32, [(x, 20) for x in range(4, 29)], 1.5)
     settled(page, 'results', mnist.sample(4, guide=guides.inpaint(photo, known))[0])
@@ -98,40 +100,43 @@ def test_fill_in_a_given_picture(serve, visit, mnist):
     page.get_by_text('Fill in waits').wait_for()
 
 
-def test_results_fill_in_while_they_are_made(serve, visit, tiny, tiny_file):
-    """Pictures of the first layers, which are smaller, are shown before the last."""
-    page = visit(serve(f'--network={tiny_file}'), 'Guide')
-    page.evaluate(
-        """() => {
-            window.sizes = [];
-            new MutationObserver(() => {
-                const image = document.querySelector('#results img');
-                if (image) image.decode().then(() => window.sizes.push(image.naturalWidth)).catch(() => {});
-            }).observe(document.querySelector('#results'), {subtree: true, childList: true, attributes: true});
-        }"""
-    )
+def test_results_fill_in_while_they_are_made(digits, visit, mnist, monkeypatch):
+    """Results of the first layer are shown while the others wait here until they were seen."""
+    layers, seen = guided_sampling.layers, threading.Event()
+
+    def waiting(*args, **kwargs):
+        for step in layers(*args, **kwargs):
+            yield step
+            assert seen.wait(WAIT / 1000)
+
+    photo = example(mnist)
+    guide = guides.superres(pixel_maps.box(photo, (4, 4)))
+    first = next(layers(mnist, [guide], range(4), uniform=True))[0]
+    expected = mnist.sample(4, guide=guide)[0]
+    monkeypatch.setattr(guided_sampling, 'layers', waiting)
+    page = visit(digits, 'Guide')
     page.locator('#guide-example').click()
-    photo = example(tiny)
-    settled(page, 'results', tiny.sample(4, guide=guides.superres(pixel_maps.box(photo, (2, 2))))[0])
-    sizes = page.evaluate('window.sizes')
-    assert sizes == sorted(sizes) and sizes[0] < 16 and sizes[-1] == 16
+    settled(page, 'results', first)
+    assert page.get_by_text(f'Layer 1 of {mnist.num_layers}').is_visible() and first.shape != expected.shape
+    seen.set()
+    settled(page, 'results', expected)
 
 
-class Brightness(torch.nn.Module):
-    """Logits of dark and bright."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        mean = images.mean((1, 2, 3))
-        return torch.stack([-mean, mean], 1)
-
-
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')
-def test_a_class_by_a_classifier(serve, visit, mnist, tmp_path_factory):
-    file = tmp_path_factory.mktemp('classifier') / 'bright.pt'
-    torch.jit.save(torch.jit.script(Brightness()), str(file))
-    page = visit(serve('--network=mnist', f'--classifier={file}'), 'Guide')
+def test_a_class_by_a_classifier(everything, visit, tiny):
+    page = visit(everything, 'Guide')
     check(page, 'Class')
-    settled(page, 'results', mnist.sample(4, guide=black_boxes.classifier(Brightness(), 0))[0])
+    settled(page, 'results', tiny.sample(4, guide=black_boxes.classifier(Brightness(), 0))[0])
     page.locator('#wanted input').click()
     page.get_by_role('option', name='1', exact=True).click()
-    settled(page, 'results', mnist.sample(4, guide=black_boxes.classifier(Brightness(), 1))[0])
+    settled(page, 'results', tiny.sample(4, guide=black_boxes.classifier(Brightness(), 1))[0])
+
+
+def test_a_text(digits, visit, mnist, words):
+    """By a small random CLIP where open_clip is installed."""
+    page = visit(digits, 'Guide')
+    check(page, 'Text')
+    page.get_by_text('Text waits: write a text.').wait_for()
+    for text in ('bright', 'dark'):
+        page.get_by_label('Text to follow').fill(text)
+        page.get_by_label('Text to follow').press('Enter')
+        settled(page, 'results', mnist.sample(4, guide=words(text))[0])

@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 import pytest
 from PIL import Image
-from visitors import press, settled
+from visitors import WAIT, press, settled, told
 
 
 def png(side: int) -> bytes:
@@ -37,13 +37,13 @@ WRONG = {
 }
 
 
-def test_wrong_files_are_sentences(serve, visit, mnist):
-    page = visit(serve('--network=mnist'), 'Guide')
+def test_wrong_files_are_sentences(digits, visit, mnist, tmp_path):
+    page = visit(digits, 'Guide')
     field = page.locator('#guide-upload').locator('xpath=preceding-sibling::input')
     for name, (data, says) in WRONG.items():
-        field.set_input_files({'name': f'{name}.png', 'mimeType': 'image/png', 'buffer': data})
-        page.get_by_text(says).first.wait_for()
-        page.get_by_role('button', name='Close').first.click()
+        (tmp_path / f'{name}.png').write_bytes(data)
+        field.set_input_files(tmp_path / f'{name}.png')
+        told(page, says)
     page.get_by_role('tab', name='Sample').click()
     press(page, 'Make pictures')
     settled(page, 'samples', mnist.sample(16)[0])
@@ -56,33 +56,30 @@ class Answer(NamedTuple):
 
 
 def asked(address: str, method: str, path: str, body: bytes = b'', **headers: str) -> Answer:
-    with contextlib.closing(http.client.HTTPConnection(urlparse(address).netloc, timeout=60)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(urlparse(address).netloc, timeout=WAIT / 1000)) as connection:
         connection.request(method, path, body, {name.replace('_', '-'): value for name, value in headers.items()})
         response = connection.getresponse()
         return Answer(response.status, response.headers['Content-Security-Policy'], response.read().decode())
 
 
-def test_the_server_answers_to_its_own_name_and_says_what_may_be_loaded(serve):
-    address = serve('--network=mnist')
-    own = asked(address, 'GET', '/')
+def test_the_server_answers_to_its_own_name_and_says_what_may_be_loaded(digits):
+    own = asked(digits, 'GET', '/')
     assert own.status == 200
     assert own.policy.startswith("default-src 'self'") and 'http' not in own.policy
-    assert asked(address, 'GET', '/', Host='evil.example').status == 400
+    assert asked(digits, 'GET', '/', Host='evil.example').status == 400
 
 
 @pytest.mark.parametrize('path', ['/etc/passwd', 'demo.py', '/proc/self/environ'])
-def test_no_files_of_the_machine(serve, path):
-    address = serve('--network=mnist')
-    assert asked(address, 'GET', f'/gradio_api/file={path}').status in (403, 404)
+def test_no_files_of_the_machine(digits, path):
+    assert asked(digits, 'GET', f'/gradio_api/file={path}').status in (403, 404)
 
 
-def test_large_requests_are_refused(serve):
-    address = serve('--network=mnist')
+def test_large_requests_are_refused(digits):
     body = json.dumps({'data': ['x' * (5 << 20)], 'fn_index': 0, 'session_hash': 'a'}).encode()
-    assert asked(address, 'POST', '/gradio_api/queue/join', body, Content_Type='application/json').status == 413
-    assert asked(address, 'GET', '/').status == 200
+    assert asked(digits, 'POST', '/gradio_api/queue/join', body, Content_Type='application/json').status == 413
+    assert asked(digits, 'GET', '/').status == 200
 
 
-def test_the_configuration_of_the_page_names_no_path(serve, tiny_file):
-    text = asked(serve(f'--network={tiny_file}'), 'GET', '/config').text
+def test_the_configuration_of_the_page_names_no_path(everything, tiny_file):
+    text = asked(everything, 'GET', '/config').text
     assert str(tiny_file.parent) not in text and '/tmp/' not in text and '**tiny**' in text

@@ -3,15 +3,14 @@
 import math
 
 import torch
-from visitors import disc, fill, press, settled, shown, stroke, wait_for
+from visitors import disc, fill, press, settled, shown, stroke, told, wait_for
 
-from cli.code_files import write_codes
 from ddn_networks import codes, guides
 from dnnlib.images import to_uint8
 
 
-def test_pictures_of_seeds(serve, visit, mnist):
-    page = visit(serve('--network=mnist'))
+def test_pictures_of_seeds(digits, visit, mnist):
+    page = visit(digits)
     assert page.get_by_text('Press “Make pictures”.').is_visible()
     press(page, 'Make pictures')
     settled(page, 'samples', mnist.sample(16)[0])
@@ -25,8 +24,8 @@ def test_pictures_of_seeds(serve, visit, mnist):
         assert not page.locator(f'#{name}').is_visible()
 
 
-def test_how_pictures_are_chosen(serve, visit, tiny, tiny_file):
-    page = visit(serve(f'--network={tiny_file}'))
+def test_how_pictures_are_chosen(everything, visit, tiny):
+    page = visit(everything)
     fill(page, 'count', 4)
     press(page, 'Make pictures')
     settled(page, 'samples', tiny.sample(4)[0])
@@ -46,12 +45,9 @@ def test_how_pictures_are_chosen(serve, visit, tiny, tiny_file):
     settled(page, 'samples', expected)
 
 
-def test_a_chosen_picture(serve, visit, tiny, tiny_file, tmp_path_factory):
+def test_a_chosen_picture(everything, visit, tiny, table):
     """Its codes, its bits, its neighbours, and more like it."""
-    table = tiny.sample(40, seed=100)[1]
-    file = tmp_path_factory.mktemp('codes') / 'codes.npz'
-    write_codes(str(file), table.numpy())
-    page = visit(serve(f'--network={tiny_file}', f'--codes={file}'))
+    page = visit(everything)
     press(page, 'Make pictures')
     images, latents = tiny.sample(16)
     settled(page, 'samples', images)
@@ -79,9 +75,9 @@ def test_a_chosen_picture(serve, visit, tiny, tiny_file, tmp_path_factory):
     settled(page, 'neighbours', tiny.decode(table[codes.nearest(latent, table, 8)[0]]))
 
 
-def test_redraw_a_part(serve, visit, tiny, tiny_file, mnist):
+def test_redraw_a_part(everything, digits, visit, tiny, mnist):
     """By cells where there are some: what is outside of them stays to the bit. By a guide elsewhere."""
-    page = visit(serve(f'--network={tiny_file}'))
+    page = visit(everything)
     press(page, 'Make pictures')
     wait_for(page, 'samples', 16)
     page.locator('#finish input').uncheck()
@@ -101,7 +97,7 @@ def test_redraw_a_part(serve, visit, tiny, tiny_file, mnist):
     first = to_uint8(tiny.decode(latent, finish=False))[0].numpy()
     assert (shown(page, 'variations')[:, :, :, 12:] == first[:, :, 12:]).all()
 
-    page = visit(serve('--network=mnist'))
+    page = visit(digits)
     press(page, 'Make pictures')
     wait_for(page, 'samples', 16)
     page.locator('#samples button').nth(2).click()
@@ -113,23 +109,26 @@ def test_redraw_a_part(serve, visit, tiny, tiny_file, mnist):
     settled(page, 'variations', mnist.sample(seeds=range(1, 9), guide=guides.inpaint(image, known))[0])
 
 
-def test_a_wrong_seed_leaves_the_page_usable(serve, visit, mnist):
-    page = visit(serve('--network=mnist'))
+def test_a_wrong_seed_leaves_the_page_usable(digits, visit, mnist):
+    page = visit(digits)
     field = page.locator('#seed input[type=number]')
-    for seed in ('-1', '', '1e30', 'words'):
+    for seed, says in {
+        '-1': 'less than minimum', '': 'Give a number from 0 to 2147483647.', '1e30': 'greater than maximum',
+        'words': 'Give a number from 0 to 2147483647.',
+    }.items():
         field.focus()
         field.press('ControlOrMeta+a')
         page.keyboard.press('Delete')
         page.keyboard.type(seed)
         press(page, 'Make pictures')
-        page.wait_for_timeout(200)
+        told(page, says)
     fill(page, 'seed', 3)
     press(page, 'Make pictures')
     settled(page, 'samples', mnist.sample(16, seed=3)[0])
 
 
-def test_the_keyboard_alone(serve, visit, mnist):
-    page = visit(serve('--network=mnist'))
+def test_the_keyboard_alone(digits, visit, mnist):
+    page = visit(digits)
 
     def reach(what: str) -> None:
         for _ in range(80):
@@ -158,9 +157,8 @@ def test_the_keyboard_alone(serve, visit, mnist):
     settled(page, 'variations', mnist.sample(seeds=range(1, 9), guide=guides.inpaint(image, known))[0])
 
 
-def test_visitors_get_their_own(serve, visit, mnist):
-    address = serve('--network=mnist')
-    pages = [visit(address, apart=True) for _ in range(3)]
+def test_visitors_get_their_own(digits, visit, mnist):
+    pages = [visit(digits, apart=True) for _ in range(3)]
     for i, page in enumerate(pages):
         fill(page, 'seed', 100 * i)
         fill(page, 'count', 32)

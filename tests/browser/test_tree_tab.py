@@ -13,8 +13,8 @@ def likeliest(net, prefix: list[int]) -> tuple[list[int], torch.Tensor]:
     return order.tolist(), pixel_maps.upsample(net.branches(prefix)[0][order], net.img_resolution)
 
 
-def test_down_to_a_full_picture_and_up(serve, visit, tiny, tiny_file):
-    page = visit(serve(f'--network={tiny_file}'), 'Tree')
+def test_down_to_a_full_picture_and_up(everything, visit, tiny):
+    page = visit(everything, 'Tree')
     assert page.get_by_text('Press “Start at the root”.').is_visible()
     press(page, 'Start at the root')
     path = []
@@ -42,9 +42,9 @@ def test_down_to_a_full_picture_and_up(serve, visit, tiny, tiny_file):
     assert not page.locator('#layers').is_visible()
 
 
-def test_change_one_choice(serve, visit, tiny, tiny_file):
+def test_change_one_choice(everything, visit, tiny):
     """Of a whole layer on the path, and of a cell in the middle; later choices stay."""
-    page = visit(serve(f'--network={tiny_file}'), 'Tree')
+    page = visit(everything, 'Tree')
     press(page, 'Start at the root')
     wait_for(page, 'children', 8)
     page.locator('#children button').nth(1).click()
@@ -57,6 +57,7 @@ def test_change_one_choice(serve, visit, tiny, tiny_file):
     for layer, cell, place in ((0, 0, 3), (3, 2, 4)):
         page.locator('#layers button').nth(layer).click()
         at = tiny.code_slices[layer].start + cell
+        page.get_by_text(f'other choices of layer {layer}').wait_for()
         if cell:
             page.locator('#cell input[type=range]').focus()
             for _ in range(cell):
@@ -72,9 +73,9 @@ def test_change_one_choice(serve, visit, tiny, tiny_file):
     assert page.locator('#path .ddn-note').all_inner_texts() == ['start', str(latent[0, 0].item())]
 
 
-def test_a_network_without_prior_and_cells(serve, visit, mnist):
+def test_a_network_without_prior_and_cells(digits, visit, mnist):
     """All choices in their order, the first 64; the tree goes down to pictures."""
-    page = visit(serve('--network=mnist'), 'Tree')
+    page = visit(digits, 'Tree')
     press(page, 'Start at the root')
     settled(page, 'children', pixel_maps.upsample(mnist.branches(torch.zeros(1, 0, dtype=torch.int64))[0], (32, 32)))
     assert page.locator('#children .ddn-note').all_inner_texts() == [str(k) for k in range(64)]

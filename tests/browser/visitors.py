@@ -10,7 +10,7 @@ from PIL import Image
 
 from dnnlib.images import to_uint8
 
-WAIT = 60_000  # milliseconds, for anything on a page
+WAIT = 180_000  # milliseconds, for anything on a page: never what decides
 
 
 def from_uri(uri: str) -> np.ndarray:
@@ -67,6 +67,22 @@ def fill(page, name: str, value: float) -> None:
 
 def press(page, name: str) -> None:
     page.get_by_role('button', name=name, exact=True).click()
+
+
+def told(page, text: str) -> None:
+    """Wait for an error of these words, and close it if it has not gone by itself."""
+    page.get_by_text(text).first.wait_for()
+    page.evaluate("document.querySelectorAll('.toast-close').forEach((button) => button.click())")
+    page.locator('.toast-close').first.wait_for(state='detached')
+
+
+def wait_until_checked(page, task: str) -> None:
+    """Wait until the page has checked a task of the tab Guide, which it does for what was painted."""
+    page.wait_for_function(
+        """task => [...document.querySelectorAll('#tasks label')].some(
+            (label) => label.textContent.trim() === task && label.querySelector('input').checked)""",
+        arg=task,
+    )
 
 
 def disc(size: int, points: list[tuple[float, float]], radius: float) -> torch.Tensor:
