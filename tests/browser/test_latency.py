@@ -1,0 +1,10 @@
+"""benchmarks/page_latency.py still measures: what it measures is for no test to judge."""
+
+from benchmarks import page_latency
+
+
+def test_times_of_strokes(everything, visit):
+    rounds = page_latency.measured(visit(everything, 'Guide'), page_latency.server_of(everything), 2)
+    assert len(rounds) == 2
+    for first, fourth, finished, *cpu in rounds:
+        assert 0 < first <= fourth <= finished and min(cpu) > 0
