@@ -89,7 +89,7 @@ def build(subject: Subject) -> None:
                     elem_id='variations',
                 )
         with gr.Column(visible=subject.table is not None):
-            gr.Markdown('### Nearest in the file of codes: the most first codes in common')
+            gr.Markdown('### Nearest in the file of codes: those with the longest common prefix')
             neighbours = picture_grid('', clickable=False, elem_id='neighbours')
 
     shown, changed, chosen, tries = gr.State([]), gr.State([]), gr.State(None), gr.State(0)

@@ -32,7 +32,7 @@ ARGUMENTS = [
 ]  # fmt: skip
 DESKTOP, PHONE = (1280, 900), (390, 844)
 LOOPBACK = ('127.0.0.1', 'localhost')
-START_SECONDS = 300
+START_SECONDS = 900
 MACHINE = re.compile(r'/(tmp|root|home|usr|work|var|private)/')  # a path of this machine
 
 
