@@ -66,8 +66,8 @@ def build(subject: Subject) -> None:
     net = subject.net
     coder = Codec(net)
     gr.Markdown(
-        f'The codes of a picture are a file: a header of {HEADER.size} bytes, and about {net.num_bits / 8:.0f} bytes of '
-        'choices' + (', fewer for pictures that it finds likely.' if coder.model != 'uniform' else '.')
+        f'The codes of a picture are a file: a header of {HEADER.size} bytes, and about {net.num_bits / 8:.0f} bytes '
+        'of choices' + (', fewer for pictures that it finds likely.' if coder.model != 'uniform' else '.')
     )
     with gr.Row():
         upload = gr.UploadButton(

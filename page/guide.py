@@ -260,7 +260,9 @@ def build(subject: Subject) -> None:
     }
     options = {'outputs': [side, noise, wanted, text, heavier, *weights.values()], 'show_progress': 'hidden'}
     quiet = {'show_progress': 'hidden', 'queue': False}
-    painting.painted(paint, [painting, tasks], tasks, **quiet).then(run, inputs, **made)
+    painting.painted(
+        paint, [painting, tasks], tasks, trigger_mode='always_last', **quiet  # quick strokes: the last counts
+    ).then(run, inputs, **made)
     upload.upload(take, [upload, tasks], [painting, tasks], show_progress='hidden').success(run, inputs, **made)
     example.click(
         make_example, [seed, tasks, label], [painting, tasks], show_progress='minimal', show_progress_on=results,

@@ -37,8 +37,8 @@ def build(subject: Subject) -> None:
     net = subject.net
     depth = net.num_whole_layers
     gr.Markdown(
-        'Every choice leads to a picture, and each of those to the next ones. Click a picture to choose it, or a picture '
-        'of the path to go back there. **Complete** makes the rest of the choices by chance.' + (
+        'Every choice leads to a picture, and each of those to the next ones. Click a picture to choose it, or a '
+        'picture of the path to go back there. **Complete** makes the rest of the choices by chance.' + (
             f' The first {depth} layers choose for the whole picture, the others for parts of it.'
             if depth < net.num_layers else ''
         )

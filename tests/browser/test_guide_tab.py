@@ -11,6 +11,7 @@ from visitors import WAIT, disc, fill, from_uri, press, settled, stroke, wait_fo
 
 from ddn_networks import black_boxes, guided_sampling, guides, pixel_maps
 from dnnlib.images import to_float, to_uint8
+from page import guide as guide_tab
 
 EXAMPLE_SEED = 2**31 - 4
 
@@ -120,6 +121,23 @@ def test_results_fill_in_while_they_are_made(digits, visit, mnist, monkeypatch):
     assert page.get_by_text(f'Layer 1 of {mnist.num_layers}').is_visible() and first.shape != expected.shape
     seen.set()
     settled(page, 'results', expected)
+
+
+def test_a_stroke_while_the_last_one_is_at_work(digits, visit, mnist, monkeypatch):
+    """The server waits here until both strokes are on the canvas: results follow both."""
+    chosen_by, painted = guide_tab.chosen_by, threading.Event()
+
+    def waiting(*args):
+        assert painted.wait(WAIT / 1000)
+        return chosen_by(*args)
+
+    monkeypatch.setattr(guide_tab, 'chosen_by', waiting)
+    page = visit(digits, 'Guide')
+    stroke(page, 'canvas', [(4.5 / 32, 8.5 / 32), (12.5 / 32, 8.5 / 32)])
+    stroke(page, 'canvas', [(8.5 / 32, 20.5 / 32), (24.5 / 32, 20.5 / 32)])
+    painted.set()
+    white = disc(32, [*((x, 8) for x in range(4, 13)), *((x, 20) for x in range(8, 25))], 1.5)
+    settled(page, 'results', mnist.sample(4, guide=guides.l2(white * 2 - 1))[0])
 
 
 def test_a_class_by_a_classifier(everything, visit, tiny):
