@@ -179,6 +179,8 @@ def digits(pytestconfig, words) -> Iterator[str]:
     from page.subject import Subject
 
     network = pytestconfig.getoption('--network', 'mnist')
+    if pytestconfig.getoption('--screenshots', None):
+        words = None  # as the page is without --clip
     app = application(Subject(Network.from_pretrained(network), Path(network).stem, clip=words), '127.0.0.1')
     server = uvicorn.Server(uvicorn.Config(app, '127.0.0.1', 0, log_level='warning'))
     thread = threading.Thread(target=server.run)
