@@ -115,13 +115,15 @@ def plot(rows: list[dict[str, Any]], value: str) -> Image.Image:
     for y in np.linspace(bottom, top, 6):
         place = at(math.exp(low), y)
         draw.text((place[0] - 4, place[1]), f'{y:.3g}', 'black', anchor='rm')
+    first, *_, last = (row[value] for row in rows if row['codec'] == 'codec')
+    legend = HEIGHT - MARGIN - 14 * len(names(rows)) - 6 if first < last else MARGIN  # where the curves are not
     for i, name in enumerate(names(rows)):
         colour = COLOURS[name]
         points = [at(row['bytes'], row[value]) for row in rows if row['codec'] == name]
         draw.line(points, colour, width=2)
         for x, y in points:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
-        draw.text((WIDTH - MARGIN - 90, MARGIN + 14 * i), name, colour)
+        draw.text((WIDTH - MARGIN - 90, legend + 14 * i), name, colour)
     draw.text((WIDTH / 2, HEIGHT - 14), 'bytes of a file, header included', 'black', anchor='mm')
     draw.text((MARGIN, MARGIN - 20), value, 'black')
     return image
@@ -141,7 +143,7 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     """Tables: where the codec stands at some numbers of bytes, and all rows."""
     values = [v for v in ('PSNR', 'SSIM', 'LPIPS') if v in rows[0]]
     own = [row['bytes'] for row in rows if row['codec'] == 'codec']
-    at = [size for size in (50, 100, 150, 200, 300, 400, 500, 700) if min(own) <= size <= max(own)]
+    at = [size for size in (12, 14, 16, 20, 50, 100, 150, 200, 300, 400, 500, 700) if min(own) <= size <= max(own)]
     compared_at = [
         {'bytes': size, **{f'{v}, {name}': at_bytes(rows, name, size, v) for v in values for name in names(rows)}}
         for size in at
@@ -151,7 +153,7 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         f'# Rate and distortion\n\n{facts["num"]} held-out images; network of {facts["network_bytes"]:,} bytes; '
         f'entropy model: {facts["model"]}.\nMean bytes of the smallest file: '
         + ', '.join(f'{name} {length:.0f}' for name, length in smallest.items())
-        + f'.\n\n{markdown(compared_at)}\n\n{markdown(rows)}'
+        + '.\n\n' + '\n\n'.join(markdown(table) for table in (compared_at, rows) if table)
     )
 
 

@@ -33,6 +33,13 @@ def test_rows_of_the_codec_are_of_the_same_files_without_and_with_the_finisher(w
     assert rate_distortion.names(rows) == ['codec', rate_distortion.FINISHED][: 1 + with_finisher]
 
 
+def test_files_that_are_all_of_a_length_between_those_compared_are_a_report():
+    rows = [{'codec': 'codec', 'setting': f'{i} layers', 'bytes': b, 'PSNR': 10.0 + i} for i, b in ((1, 17), (2, 18))]
+    facts = {'num': 1, 'network_bytes': 1, 'model': 'prior'}
+    assert rate_distortion.report(rows, facts).splitlines()[-1].split() == '| codec | 2 layers | 18 | 12 |'.split()
+    assert rate_distortion.plot(rows, 'PSNR').size == (rate_distortion.WIDTH, rate_distortion.HEIGHT)
+
+
 def test_a_curve_of_choices_ends_at_the_nearest_codes():
     net, x = network('head'), images(5)
     made = Codec(net)
