@@ -48,7 +48,7 @@ class Weights(NamedTuple):
     penalty, summed over pixels."""
 
     adversarial: float = 0.03
-    samples: float = 0.15
+    samples: float = 0.03
     perceptual: float = 1.0
     squared: float = 3.0
     gamma: float = 0.05
