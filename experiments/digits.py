@@ -59,9 +59,10 @@ def legible(probabilities: torch.Tensor) -> float:
     return (probabilities.amax(1) >= 0.9).double().mean().item()
 
 
-def quality(net: Network, lenet: LeNet, real: str, num: int = 1000) -> dict[str, Any]:
-    """What the LeNet says of ``num`` uniform samples and of real digits, and the PSNR of the latter reconstructed."""
-    samples = torch.cat([net.sample(seeds=part.tolist())[0] for part in torch.arange(num).split(250)])
+def quality(net: Network, lenet: LeNet, real: str, num: int = 1000, **how: Any) -> dict[str, Any]:
+    """What the LeNet says of ``num`` samples and of real digits, and the PSNR of the latter reconstructed. ``how``: of
+    ``net.sample``."""
+    samples = torch.cat([net.sample(seeds=part.tolist(), **how)[0] for part in torch.arange(num).split(250)])
     digits = pictures(real, net)
     of_samples = probabilities(lenet, samples)
     decoded = torch.cat([net.reconstruct(part).images for part in digits.split(250)]).clamp(-1, 1)
