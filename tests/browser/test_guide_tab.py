@@ -123,8 +123,8 @@ def test_results_fill_in_while_they_are_made(digits, visit, mnist, monkeypatch):
     settled(page, 'results', expected)
 
 
-def test_a_stroke_while_the_last_one_is_at_work(digits, visit, mnist, monkeypatch):
-    """The server waits here until both strokes are on the canvas: results follow both."""
+def test_a_stroke_while_the_last_one_is_at_work(digits, visit, monkeypatch):
+    """The server waits here until a stroke and a mask are on the canvas: results follow both."""
     chosen_by, painted = guide_tab.chosen_by, threading.Event()
 
     def waiting(*args):
@@ -133,11 +133,14 @@ def test_a_stroke_while_the_last_one_is_at_work(digits, visit, mnist, monkeypatc
 
     monkeypatch.setattr(guide_tab, 'chosen_by', waiting)
     page = visit(digits, 'Guide')
+    page.locator('#guide-example').click()
+    page.get_by_text('Four results in').wait_for()
     stroke(page, 'canvas', [(4.5 / 32, 8.5 / 32), (12.5 / 32, 8.5 / 32)])
+    press(page, 'Hide a part, which is then invented')
     stroke(page, 'canvas', [(8.5 / 32, 20.5 / 32), (24.5 / 32, 20.5 / 32)])
     painted.set()
-    white = disc(32, [*((x, 8) for x in range(4, 13)), *((x, 20) for x in range(8, 25))], 1.5)
-    settled(page, 'results', mnist.sample(4, guide=guides.l2(white * 2 - 1))[0])
+    page.wait_for_function("document.querySelectorAll('#given img').length === 3")
+    assert page.locator('#given .ddn-note').all_inner_texts() == ['Strokes', 'Fill in', 'Enlarge']
 
 
 def test_a_class_by_a_classifier(everything, visit, tiny):
