@@ -67,8 +67,13 @@ def pictures(path: str, codec: Codec, partial: bool = False, title: str = 'read'
         raise ValueError('--partial is for files of one picture; of an archive --recover writes the whole pictures')
     how = {'unit': 'B', 'unit_scale': True, 'delay': 2, 'leave': False}
     with open_regular(path) as file, tqdm(total=os.path.getsize(path), desc=title, **how) as bar:
+        names: set[str] = set()
         for i, (picture, name) in enumerate(read_archive(file, codec)):
-            yield picture, name or f'{i:06d}'
+            name = name or f'{i:06d}'
+            if name in names:
+                raise ValueError(f'two of its pictures are called {name!r}, and one would replace the other')
+            names.add(name)
+            yield picture, name
             bar.update(file.tell() - bar.n)
 
 

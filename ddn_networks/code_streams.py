@@ -263,9 +263,14 @@ class Codec:
         return header + self.write([picture], condition)[0]
 
     def picture(self, data: bytes, condition: torch.Tensor | None = None, partial: bool = False) -> Picture:
-        """The picture of a file. Errors as for ``decode``."""
+        """The picture of a file; with ``partial`` of one that is whole all codes. Errors as for ``decode``."""
         header = read_header(data)
         self.check(header)
+        if partial:
+            try:
+                return self.picture(data, condition)
+            except ValueError:
+                pass  # it is cut off
         (picture,) = self.read([data[HEADER.size :]], [header.sized], condition, partial)
         if not partial and self.checksum(picture) != header.checksum:
             raise ValueError('it is damaged: the codes do not have the checksum in its header')

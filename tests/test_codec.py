@@ -178,6 +178,14 @@ def test_the_first_bytes_of_a_file_are_a_coarser_picture(model):
     assert decided == sorted(decided) and decided[0] == 0 and decided[-1] > 0
 
 
+@pytest.mark.parametrize('size', [(8, 8), (1, 1)])
+def test_a_whole_file_is_all_of_its_picture_also_as_a_part(size):
+    net, x = network('head'), images(1, size=size)
+    for rate in (Rate(), Rate(layers=0)):
+        data = codec.encode(net, x, rate=rate)
+        assert torch.equal(codec.decode(net, data, partial=True), codec.decode(net, data))
+
+
 def test_free_codes_are_filled_in_by_the_likeliest():
     net = network('head')
     codes = torch.tensor([[3, *[-1] * 8]])

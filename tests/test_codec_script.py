@@ -105,6 +105,16 @@ def test_no_file_replaces_what_it_is_made_of(folder, tmp_path):
     assert str(tmp_path / 'empty') in run('encode', tmp_path / 'empty', net, f'--dest={tmp_path}/x.ddn', expect=1)
 
 
+def test_pictures_of_one_name_do_not_replace_each_other(folder, tmp_path):
+    made, path = Codec(network('head')), tmp_path / 'twice.ddn'
+    with open(path, 'wb') as file:
+        archive = codec.ArchiveWriter(file, made)
+        archive.add(codec.encoded(made, images(3)), ['y', 'x', 'x'])
+        archive.close()
+    out = run('decode', path, f'--network={folder}/net.safetensors', f'--outdir={tmp_path}/out', expect=1)
+    assert "two of its pictures are called 'x'" in out
+
+
 def test_large_pictures_are_read_a_few_at_a_time(tmp_path):
     write_zip(tmp_path / 'large.zip', 5, (1, 16, 16))
     originals = codec_files.Originals([str(tmp_path / 'large.zip')], 1)
