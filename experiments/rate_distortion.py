@@ -115,11 +115,13 @@ def plot(rows: list[dict[str, Any]], value: str) -> Image.Image:
     for y in np.linspace(bottom, top, 6):
         place = at(math.exp(low), y)
         draw.text((place[0] - 4, place[1]), f'{y:.3g}', 'black', anchor='rm')
-    first, *_, last = (row[value] for row in rows if row['codec'] == 'codec')
-    legend = HEIGHT - MARGIN - 14 * len(names(rows)) - 6 if first < last else MARGIN  # where the curves are not
-    for i, name in enumerate(names(rows)):
+    curves = {name: [at(row['bytes'], row[value]) for row in rows if row['codec'] == name] for name in names(rows)}
+    height = 14 * len(curves)
+    legend = min((MARGIN, HEIGHT - MARGIN - height - 6), key=lambda top: sum(  # where fewer points are
+        x > WIDTH - MARGIN - 90 and top <= y <= top + height for points in curves.values() for x, y in points
+    ))  # fmt: skip
+    for i, (name, points) in enumerate(curves.items()):
         colour = COLOURS[name]
-        points = [at(row['bytes'], row[value]) for row in rows if row['codec'] == name]
         draw.line(points, colour, width=2)
         for x, y in points:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
