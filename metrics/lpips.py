@@ -28,7 +28,7 @@ def convolutions() -> nn.ModuleDict:
     found = nn.ModuleDict(
         {str(i): nn.Conv2d(a, b, kernel, stride, padding) for i, (a, b, kernel, stride, padding) in LAYERS.items()}
     )
-    return found.to(memory_format=torch.channels_last)  # 1.4 to 1.7 times as fast on a CPU: benchmarks/features.py
+    return found.to(memory_format=torch.channels_last)  # 1.3 times as fast on a CPU: benchmarks/features.py
 
 
 def activations(features: nn.ModuleDict, images: torch.Tensor) -> list[torch.Tensor]:
