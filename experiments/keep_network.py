@@ -48,7 +48,7 @@ def begun_with(transfer: str) -> str:
 
 def write(net: Network, path: str, dtype: torch.dtype, facts: dict) -> dict:
     """Write a network with ``facts`` of it. Returns what its JSON says of the file."""
-    meta = {k: net.snapshot_meta.get(k) for k in ('dataset', 'git_revision', 'cur_nimg')} | facts
+    meta = {'git_revision': net.snapshot_meta.get('git_revision')} | facts
     if 'finisher' in net.snapshot_meta:
         made = net.snapshot_meta['finisher']
         meta['finisher'] = {**made, 'network': os.path.basename(made['network'])}
@@ -104,7 +104,8 @@ def keep(
     net = load_network(fitted) if fitted else load_network(snapshots.network_path(run), ema=ema)
     named = {key: facts.pop(key) for key in ('dataset', 'preset')}
     training = facts.pop('training')
-    of_file = write(net, path, dtype, {**named, 'averaged_over_mimg': facts['averaged_over_mimg']})
+    named |= {'cur_nimg': facts['images_seen'], 'averaged_over_mimg': facts['averaged_over_mimg']}
+    of_file = write(net, path, dtype, named)
     return {**of_file, **facts, **({'then': list(then)} if then else {}), 'training': training}
 
 

@@ -47,11 +47,11 @@ class Weights(NamedTuple):
     """Weights of the losses: the adversarial ones of reconstructions and of ``samples``; ``gamma`` is that of the
     penalty, summed over pixels."""
 
-    adversarial: float = 0.03
-    samples: float = 0.03
+    adversarial: float = 0.1
+    samples: float = 0.15
     perceptual: float = 1.0
     squared: float = 3.0
-    gamma: float = 0.05
+    gamma: float = 0.005
 
 
 class Pictures(NamedTuple):
