@@ -78,17 +78,28 @@ def test_a_prior_fitted_later_leaves_it(plain, tiny_zip, tmp_path):
     assert not torch.equal(net.decode(codes), net.decode(codes, finish=False))
 
 
-def test_the_discriminator_sees_pictures_as_files_hold_them(plain, tiny_zip):
-    dataset = ImageFolderDataset(tiny_zip)
-    net = finisher_fits.new_network(Network.from_pretrained(plain), 4, dataset)
+def tiny_fit(plain, tiny_zip, *weights: float) -> finisher_fitting.FinisherFit:
+    net = finisher_fits.new_network(Network.from_pretrained(plain), 4, ImageFolderDataset(tiny_zip))
     data = open_training_data({'path': tiny_zip}, 4)
-    fitting = finisher_fitting.FinisherFit(Fit(net, data, 0), None, 8, 1e-3, 80, 100.0)
-    torch.nn.init.constant_(net.finisher.leave.bias, 20.0)
+    return finisher_fitting.FinisherFit(Fit(net, data, 0), None, 8, 1e-3, 80, 100.0, finisher_fitting.Weights(*weights))
+
+
+def test_the_discriminator_sees_pictures_as_files_hold_them(plain, tiny_zip):
+    fitting = tiny_fit(plain, tiny_zip)
+    torch.nn.init.constant_(fitting.finisher.leave.bias, 20.0)
     seen = []
     fitting.judge.register_forward_pre_hook(lambda module, images: seen.extend(images))
     fitting.step_()
     assert len(seen) >= 9
     assert max(x.abs().max().item() for x in seen) < 3  # 1, and what an image is made brighter by
+
+
+@pytest.mark.parametrize('weights', [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 1)])
+def test_each_loss_moves_the_finisher_by_its_weight_alone(plain, tiny_zip, weights):
+    fitting = tiny_fit(plain, tiny_zip, *weights)
+    before = fitting.finisher.leave.weight.clone()
+    fitting.step_()
+    assert torch.equal(fitting.finisher.leave.weight, before) == (not any(weights))
 
 
 def test_collapse_is_noticed():
