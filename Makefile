@@ -61,7 +61,7 @@ test-notebook: $(VENV)/installed
 	@if ! $(MAKE) --no-print-directory $(VENV)/installed-notebook >$(VENV)/notebook.log 2>&1; then \
 	    echo 'make test-notebook: skipped, as the extra notebook cannot be installed; see $(VENV)/notebook.log'; \
 	else \
-	    $(BIN)/jupyter execute --timeout=600 --log-level=ERROR docs/tour.ipynb; \
+	    $(BIN)/jupyter execute --timeout=600 docs/tour.ipynb; \
 	fi
 
 $(VENV)/installed-docs: $(VENV)/installed

@@ -51,13 +51,18 @@ class Round(NamedTuple):
     browser_cpu: float
 
 
-def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
-    """CPU seconds so far of those processes that are still there."""
-    total = 0.0
+def cpu_seconds(processes: Iterable[psutil.Process]) -> dict[int, float]:
+    """CPU seconds so far of those processes that are still there, by their numbers."""
+    found = {}
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:2])
-    return total
+            found[process.pid] = sum(process.cpu_times()[:2])
+    return found
+
+
+def spent(before: dict[int, float], after: dict[int, float]) -> float:
+    """CPU seconds between the two, of processes that are in both: a browser ends some of its own."""
+    return sum(seconds - before[pid] for pid, seconds in after.items() if pid in before)
 
 
 def server_of(address: str) -> psutil.Process:
@@ -87,7 +92,7 @@ def measured(page: Any, server: psutil.Process, rounds: int) -> list[Round]:
         before = cpu_seconds([server]), cpu_seconds(browser)
         page.mouse.up()
         page.wait_for_function('window.timing && window.timing.finished')
-        cpu = cpu_seconds([server]) - before[0], cpu_seconds(browser) - before[1]
+        cpu = [spent(b, cpu_seconds(of)) for b, of in zip(before, ([server], browser), strict=True)]
         times = page.evaluate('window.timing')
         found.append(Round(times['first'], times['fourth'], times['finished'], *cpu))
         page.get_by_role('button', name='Empty the canvas').click()
