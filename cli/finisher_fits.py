@@ -76,6 +76,12 @@ def perceptual_loss(
     return net, f'{path.name}, sha256 {file_sha256(path)}'
 
 
+def made_by(network: str, lpips: str) -> dict[str, str | None]:
+    """What a snapshot says of its finisher: the network it was fitted to, and its LPIPS in the words of
+    ``perceptual_loss``, None for none."""
+    return {'network': network, 'lpips': None if lpips == 'none' else lpips}
+
+
 def fitted(
     o: dict[str, Any],
     seed: int,
@@ -104,8 +110,7 @@ def fitted(
         json.dump(stored, f, indent=2)
     num = sum(p.numel() for p in net.finisher.parameters())
     say(f'Training a finisher of {num:,} weights for {o["fit_finisher"]}; LPIPS: {words}')
-    made = {'network': o['fit_finisher'], 'lpips': None if perceptual is None else words}
-    facts = {'git_revision': misc.git_revision(), 'finisher': made}
+    facts = {'git_revision': misc.git_revision(), 'finisher': made_by(o['fit_finisher'], words)}
     ticks = 0
 
     def on_tick(stats: dict[str, float], watched: Watched) -> None:

@@ -66,6 +66,14 @@ def as_saved(images: torch.Tensor) -> torch.Tensor:
     return to_float(to_uint8(images))
 
 
+def trained_on(net: Network) -> str:
+    """The metrics that the finisher of a network was trained on."""
+    if net.finisher is None:
+        return ''
+    made = net.snapshot_meta.get('finisher')  # see cli.finisher_fits
+    return 'not known' if made is None else 'LPIPS (AlexNet)' if made['lpips'] else ''
+
+
 def on_rank_0(make: Callable[[], Any]) -> Any:
     """What ``make`` returns on rank 0, on all ranks; it runs there only."""
     return dist.all_gather_object(make() if dist.get_rank() == 0 else None)[0]

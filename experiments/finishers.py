@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from cli.finisher_fits import new_network, perceptual_loss
+from cli.finisher_fits import made_by, new_network, perceptual_loss
 from cli.networks import load_network
 from cli.options import script
+from cli.prior_fits import fit_of
 from cli.tables import markdown, write_results
-from cli.training_arguments import HELD_OUT
 from ddn_networks import Network, samplers, snapshots
 from ddn_networks.finisher import code_noise
 from ddn_networks.network import Output
@@ -31,7 +31,7 @@ from dnnlib.sheets import draw_sheet, in_rows, save_png
 from dnnlib.util import file_sha256
 from experiments import ablation, digits
 from experiments.ablation import Scoring
-from experiments.common import as_saved, pictures, reference
+from experiments.common import as_saved, pictures, reference, trained_on
 from metrics import evaluate
 from metrics.detectors import Detector, load_detector
 from metrics.image_sets import Files
@@ -39,10 +39,8 @@ from metrics.lpips import LPIPS
 from metrics.reconstruction import psnr
 from metrics.reference import FeatureCollector, Statistics
 from torch_utils import persistence
-from training.dataset import ImageFolderDataset, open_training_data
+from training.dataset import ImageFolderDataset
 from training.finisher_fitting import FinisherFit, Pictures, Weights, high_frequencies
-from training.prior_fitting import Fit
-from training.training_loop import NUM_VALIDATION
 
 BATCH, LR, EMA_NIMG = 32, 8e-4, 2000.0  # as train.py --fit-finisher has them
 TOP_SHARE = 0.1  # learning rate of the top blocks over that of the finisher
@@ -154,11 +152,11 @@ def fitted(row: Row, setting: Setting) -> tuple[Timed, str]:
     dataset = ImageFolderDataset(setting.scoring.data)
     torch.manual_seed(0)
     net = new_network(load_network(setting.network), setting.width, dataset)
-    kwargs = {'path': setting.scoring.data, 'xflip': setting.xflip, 'cache': True}
-    data = open_training_data(kwargs, NUM_VALIDATION, setting.scoring.held_out, held_out_share=HELD_OUT)
+    images = {'data': setting.scoring.data, 'val_data': setting.scoring.held_out, 'xflip': setting.xflip}
     shape = (net.img_channels, *net.img_resolution)
     perceptual, lpips = perceptual_loss(setting.lpips if row.lpips else 'none', shape, net.device, click.echo)
-    fit = row.kind(Fit(net, data, 0), perceptual, BATCH, LR, 1, EMA_NIMG, row.weights)
+    of_images = fit_of(net, {**images, 'cache': True, 'condition_dropout': 0.0}, 0)
+    fit = row.kind(of_images, perceptual, BATCH, LR, 1, EMA_NIMG, row.weights)
     fit.train(setting.seconds)
     return fit, lpips
 
@@ -215,11 +213,11 @@ def measured(row: Row | None, setting: Setting, held_out: torch.Tensor, folder: 
     if row is None:
         again, made = before(load_network(setting.network), held_out, scoring.num)
     else:
-        fit, lpips_was = fitted(row, setting)
-        facts = {'images': fit.nimg, 'trained on': '-' if lpips_was == 'none' else 'LPIPS (AlexNet)'}
-        made_by = {'network': setting.network, 'lpips': None if lpips_was == 'none' else lpips_was}
+        fit, own_lpips = fitted(row, setting)
+        fit.net.snapshot_meta = {'finisher': made_by(setting.network, own_lpips)}
+        facts = {'images': fit.nimg, 'trained on': trained_on(fit.net) or '-'}
         with fit.averaged_weights():
-            snapshots.save_network(folder / f'{name}.safetensors', fit.net, meta={'finisher': made_by})
+            snapshots.save_network(folder / f'{name}.safetensors', fit.net, meta=fit.net.snapshot_meta)
         again = by_parts(fit.reconstructions, held_out.split(PART))
         made = by_parts(lambda seeds: fit.samples(seeds.tolist()), torch.arange(scoring.num).split(PART))
     save_png(draw_sheet(in_rows(made[:SHEET], 16), 16), str(folder / f'samples-{name}.png'))

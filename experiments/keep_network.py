@@ -62,9 +62,8 @@ def write(net: Network, path: str, dtype: torch.dtype, facts: dict) -> dict:
     }
 
 
-def training_facts(run: str, ema: str | None, preset: str | None) -> dict:
-    """How the network of a run was trained."""
-    meta = load_network(run, ema=ema).snapshot_meta
+def training_facts(run: str, meta: dict, ema: str | None, preset: str | None) -> dict:
+    """How the network of a run was trained, whose snapshot has ``meta``."""
     stored = read_record(os.path.join(run, 'training_options.json'), 'options', 'loop', 'preset', 'torch')
     stats = read_stats(run)
     preset = preset or stored['preset']
@@ -86,11 +85,10 @@ def training_facts(run: str, ema: str | None, preset: str | None) -> dict:
     }
 
 
-def kept_facts(name: str) -> dict:
+def kept_facts(name: str, meta: dict) -> dict:
     """The same of a network that is kept already."""
     with open(snapshots.PRETRAINED / f'{name}.json', encoding='utf-8') as file:
         facts = json.load(file)
-    meta = load_network(name).snapshot_meta
     of_file = ('file', 'sha256', 'bytes', 'parameters', 'stored_as', 'note')
     return {k: v for k, v in facts.items() if k not in of_file} | {k: meta.get(k) for k in ('dataset', 'preset')}
 
@@ -100,8 +98,10 @@ def keep(
     then: Sequence[str] = (),
 ) -> dict:  # fmt: skip
     """Write the network of ``run``, or ``fitted`` to it, to ``path``. Returns the facts for its JSON."""
-    facts = training_facts(run, ema, preset) if os.path.isdir(run) else kept_facts(run)
-    net = load_network(fitted) if fitted else load_network(snapshots.network_path(run), ema=ema)
+    net = load_network(run, ema=ema)
+    meta = net.snapshot_meta
+    facts = training_facts(run, meta, ema, preset) if os.path.isdir(run) else kept_facts(run, meta)
+    net = load_network(fitted) if fitted else net
     named = {key: facts.pop(key) for key in ('dataset', 'preset')}
     training = facts.pop('training')
     named |= {'cur_nimg': facts['images_seen'], 'averaged_over_mimg': facts['averaged_over_mimg']}

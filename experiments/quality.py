@@ -31,7 +31,7 @@ from dnnlib.images import to_float
 from dnnlib.sheets import Tile, draw_sheet, in_rows, save_png
 from dnnlib.util import file_sha256
 from experiments import ablation, classifier, comparison, digits, timed
-from experiments.common import pictures, read_record, reference
+from experiments.common import pictures, read_record, reference, trained_on
 from metrics import evaluate
 from metrics.detectors import Detector, load_detector
 from metrics.image_sets import Files, Samples, read
@@ -89,14 +89,6 @@ def ways(net: Network) -> dict[str, tuple[bool, dict[str, Any]]]:
             found['prior, default T'] = {}
     both = {name: (False, how) for name, how in found.items()}
     return both | ({f'{n}, finisher': (True, how) for n, how in found.items()} if net.finisher is not None else {})
-
-
-def trained_on(net: Network) -> str:
-    """The metrics that the finisher of a network was trained on."""
-    if net.finisher is None:
-        return ''
-    made = net.snapshot_meta.get('finisher')  # see cli.finisher_fits
-    return 'not known' if made is None else 'LPIPS (AlexNet)' if made['lpips'] else ''
 
 
 def sampled(model: str, path: str, study: Study) -> Iterator[Case]:
