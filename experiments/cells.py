@@ -3,11 +3,11 @@
     python -m experiments.cells digits
     python -m experiments.cells faces64 --data=faces64-train.zip --held-out=faces64-test.zip --only=whole,slow
 
-All rows of a setting have the same blocks and widths and a head of the own prior per layer, and are trained for the
-same number of seconds: how many images that is follows from a trial of a few hundred images. On a CPU use one core and
-OMP_NUM_THREADS=1, with nothing else on it. --train-only leaves the evaluation, which takes minutes per row, to a later
-call. Distances are Frechet distances of the detector's features to the training images, of --num samples or held-out
-images; temperatures are chosen by the same distance with other seeds.
+All rows of a setting have the same widths, the same blocks but for 'small steps', and a head of the own prior per
+layer, and are trained for the same number of seconds: how many images that is follows from a trial of a few hundred
+images. On a CPU use one core and OMP_NUM_THREADS=1, with nothing else on it. --train-only leaves the evaluation, which
+takes minutes per row, to a later call. Distances are Frechet distances of the detector's features to the training
+images, of --num samples or held-out images; temperatures are chosen by the same distance with other seeds.
 """
 
 import math

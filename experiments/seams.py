@@ -4,8 +4,8 @@
 
 NET is a network of pictures smaller than 64x64. A row of the sheet is a portrait, and what the codec makes of it with
 the first --layers layers and with all: in tiles side by side, and as it cuts them, which overlap and are blended.
-Printed are bytes, PSNR, and seams: the mean step between the pixels on both sides of an edge of a tile, divided by the
-mean step between all neighbours, and by the same of the original; 1 is no seam.
+Printed are bytes, PSNR, and seams: the mean difference between the pixels on the two sides of a tile's edge, divided by
+that between all neighbouring pixels, and then by the same ratio in the original. 1 means that edges look like the rest.
 """
 
 import click
