@@ -15,6 +15,7 @@ from ddn_networks.code_rates import (
     choose,
     cuts,
     mean_code_bits,
+    most_codes,
     payload_bits,
     trial,
     trials,
@@ -196,3 +197,8 @@ def test_several_pictures_in_tiles_are_encoded_as_each_alone():
     for i, picture in enumerate(found):
         (one,) = choose(Codec(net), x[i : i + 1], rate, condition[i : i + 1])
         assert torch.equal(picture.codes, one.codes) and picture.size == (9, 8)
+
+
+def test_codes_that_fit_are_those_of_all_tiles():
+    bits = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 4.0]])  # of two tiles: 2, 5 and 12 bits of the first codes
+    assert [most_codes(bits, limit) for limit in (1.9, 2, 4.9, 5, 11.9, 12)] == [0, 1, 1, 2, 2, 3]
