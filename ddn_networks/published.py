@@ -74,11 +74,12 @@ def from_published(
         raise ValueError('no parameter named block_NxN_I...: this is not a state dict of the published network')
     sizes = [2**s for s in range(max(size for size, _ in blocks).bit_length())]
     num_blocks = [1 + max((i for s, i in blocks if s == size), default=0) for size in sizes]
-    order = [(size, i) for size, n in zip(sizes, num_blocks, strict=True) for i in range(n)]
-    for block in order:
+    order = []
+    for block in ((size, i) for size, n in zip(sizes, num_blocks, strict=True) for i in range(n)):
         for rest in (_NODES, 'block.conv1.weight'):
             if rest not in blocks.get(block, {}):
                 raise ValueError(f'{_published_name(*block, rest)} is missing')
+        order.append(block)
     if stray := sorted(set(blocks) - set(order)):
         raise ValueError(f'block_{stray[0][0]}x{stray[0][0]}: the sizes of the published network are powers of two')
     first = [blocks[size, 0] for size in sizes]

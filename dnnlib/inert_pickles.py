@@ -14,7 +14,8 @@ from typing import Any
 from .readers import one_line, open_regular
 
 MAX_OPERATIONS = 5_000_000  # a network of 127 layers has about 40,000; bounds the memory, some 100 bytes each
-_SIMPLE_KEYS = (str, bytes, int, float, bool, type(None))
+MAX_NAME = 1000  # characters of a module, and of what is in it
+_SIMPLE_KEYS = (str, bytes, float, bool, type(None))
 _CONSTANTS = {
     'NONE': lambda: None, 'NEWTRUE': lambda: True, 'NEWFALSE': lambda: False, 'EMPTY_TUPLE': tuple,
     'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_SET': list,
@@ -111,14 +112,16 @@ class _Machine:
             self.stack.append(Record(argument.replace(' ', '.'), args))
         elif name in ('GLOBAL', 'STACK_GLOBAL'):
             module, attribute = argument.split(' ', 1) if name == 'GLOBAL' else self.take(2)
-            stack.append(Record(f'{_require(module, str)}.{_require(attribute, str)}'))
+            if max(len(_require(module, str)), len(_require(attribute, str))) > MAX_NAME:
+                raise ValueError(f'it has a name of more than {MAX_NAME:,} characters')
+            stack.append(Record(f'{module}.{attribute}'))
         elif name in ('REDUCE', 'NEWOBJ'):
             function, args = self.take(2)
             stack.append(_called(function, _require(args, tuple)))
         elif name == 'NEWOBJ_EX':
             function, args, kwargs = self.take(3)
             stack.append(_called(function, _require(args, tuple)))
-            _set_items(stack[-1], [x for pair in _require(kwargs, dict).items() for x in pair])
+            stack[-1].items = _require(kwargs, dict)  # shared, not copied: many calls may have the same ones
         elif name in ('PERSID', 'BINPERSID'):
             stack.append(Record('persistent_load', (argument if name == 'PERSID' else stack.pop(),)))
         elif name in ('EXT1', 'EXT2', 'EXT4', 'NEXT_BUFFER'):
@@ -172,9 +175,11 @@ def _extend(owner: Any, values: list[Any]) -> None:
 
 
 def _set_items(owner: Any, pairs: list[Any]) -> None:
-    """A key whose hash would depend on other objects (a tuple may nest deeper than the C stack) counts by identity."""
+    """A key counts by identity where its hash would depend on other objects (a tuple may nest deeper than the C stack)
+    or could be chosen (integers of more than 64 bits, thousands of which share a hash)."""
     items = owner.items if type(owner) is Record else _require(owner, dict)
     if len(pairs) % 2:
         raise IndexError
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        items[key if type(key) in (*_SIMPLE_KEYS, Record) else Record('key', (key,))] = value
+        simple = type(key) in (*_SIMPLE_KEYS, Record) or type(key) is int and -(2**63) <= key < 2**63
+        items[key if simple else Record('key', (key,))] = value

@@ -279,6 +279,21 @@ def test_many_operations_are_refused(tmp_path, monkeypatch):
         inert_pickles.load(tmp_path / 'x.pkl')
 
 
+def test_small_files_do_not_grow(tmp_path):
+    """Long names that are joined, keyword arguments of many calls, and keys of one hash: none is made a second time."""
+    path = tmp_path / 'x.pkl'
+    path.write_bytes(opcodes(text('x' * 1001), b'q\x00(', b'h\x00h\x00\x93' * 9, b't'))
+    with pytest.raises(ValueError, match='a name of more than 1,000 characters'):
+        inert_pickles.load(path)
+    path.write_bytes(opcodes(b'(}q\x00K\x01Ns0', b'ca\nb\n)h\x00\x92' * 2, b't'))
+    first, second = inert_pickles.load(path)
+    assert first.items == {1: None} and first.items is second.items
+    numbers = [n * sys.hash_info.modulus for n in range(8, 12)]
+    assert len({hash(n) for n in numbers}) == 1
+    keys = inert_pickles.load(write(path, dict.fromkeys([7, -(2**63), *numbers])))
+    assert list(keys)[:2] == [7, -(2**63)] and [key.args for key in list(keys)[2:]] == [(n,) for n in numbers]
+
+
 def test_deep_nesting_and_shared_parts_cost_nothing(tmp_path):
     """A tuple 100,000 deep as a key, and 2^60 leaves behind 60 lists."""
     (tmp_path / 'deep.pkl').write_bytes(opcodes(b'})', b'\x85' * 100_000, b'Ns'))
@@ -319,6 +334,12 @@ def loading(data) -> Calls:
     return call('torch.storage._load_from_bytes', data)
 
 
+# A storage of 96 GiB of zeros, by a function that torch calls even with ``weights_only=True``.
+FILLS_MEMORY = storage_bytes()[:15] + b'\x80\x02M\xe9\x03.\x80\x02}.\x80\x02' + b'%b\x8a\x05%b\x85R.' % (
+    b'cbuiltins\nbytearray\n', (96 << 30).to_bytes(5, 'little')
+)
+
+
 def damaged(mark: Path) -> dict:
     nested = Calls(os.system, f'echo executed > {mark}')
     numbers = typed(torch.arange(4.0))
@@ -328,8 +349,9 @@ def damaged(mark: Path) -> dict:
         'hostile bytes of a storage': (tensor(loading(storage_bytes(nested))), 'damaged'),
         'a bare hostile pickle': (tensor(loading(pickle.dumps(nested, 2))), 'not what torch writes'),
         'a zip file of torch': (tensor(loading(b'PK\x03\x04')), 'not what torch writes'),
+        'a storage that fills the memory': (tensor(loading(FILLS_MEMORY)), 'it calls functions'),
         'a list in place of a storage': (tensor(loading(storage_bytes([1, 2]))), 'plain numbers'),
-        'a tensor in place of a storage': (tensor(loading(storage_bytes(torch.zeros(2)))), 'plain numbers'),
+        'a tensor in place of a storage': (tensor(loading(storage_bytes(torch.zeros(2)))), 'calls functions'),
         'complex numbers': (tensor(loading(typed(torch.zeros(2, dtype=torch.complex64)))), 'plain numbers'),
         'a storage that is cut off': (tensor(loading(numbers[:-3])), 'damaged'),
         'a storage that claims 4 TiB': (tensor(loading(huge)), 'damaged'),
@@ -390,3 +412,26 @@ def test_views_of_one_storage_and_other_types(tmp_path):
         read = state[f'block_1x1_0.{name}']
         assert torch.equal(read, value) and read.dtype == value.dtype
         assert read.untyped_storage().nbytes() == value.numel() * value.element_size()
+
+
+def test_parts_that_are_used_again_and_again_are_refused(tmp_path):
+    """A tensor under many names, many views of one storage, many modules with the same parameters or modules."""
+    path, storage = tmp_path / 'x.pkl', loading(typed(torch.zeros(50_000)))
+    for values in ([torch.zeros(50_000)] * 9, [tensor(storage, i, (49_000,)) for i in range(9)]):
+        root = Persistent()
+        root._buffers.update({f'b{i}': value for i, value in enumerate(values)})
+        with pytest.raises(ValueError, match='more than 4 times the bytes of the file'):
+            read_state(write(path, {'ema': root}))
+    for held in ('_buffers', '_modules'):
+        root, shared = Persistent(), torch.nn.Module()
+        shared.__dict__[held] = {f'b{i}': None for i in range(200)}
+        for i in range(101):
+            root.add_module(f'm{i}', torch.nn.Module())
+            root._modules[f'm{i}'].__dict__[held] = shared.__dict__[held]
+        with pytest.raises(ValueError, match='more than 20,000 names of tensors and modules'):
+            read_state(write(path, {'ema': root}))
+
+
+def test_the_number_of_a_block_costs_nothing():
+    with pytest.raises(ValueError, match='block_1x1_0.ddo.multi_out_conv1x1.weight is missing'):
+        from_published({f'block_1x1_{10**12}.ddo.multi_out_conv1x1.weight': torch.zeros(6, 4, 1, 1)})

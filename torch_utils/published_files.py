@@ -11,6 +11,7 @@ all of that as records; here the tensors among them are built, each after its si
 import io
 import math
 import os
+import pickletools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,9 @@ from dnnlib.readers import one_line, printable
 
 MAX_DEPTH = 100  # modules within modules
 MAX_DIMS = 8
+MAX_NAMES = 20_000  # of tensors and modules; a network of 127 layers has about 3,000
+MAX_SHARING = 4  # bytes of all tensors per byte of the file: several may be views of one storage
+CALLS = ('REDUCE', 'BUILD', 'NEWOBJ', 'NEWOBJ_EX', 'OBJ', 'INST')
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
           torch.int8, torch.uint8, torch.bool)  # fmt: skip
 _LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # how a storage begins that torch wrote without zip
@@ -40,7 +44,12 @@ def read_state(path: str | os.PathLike, key: str = 'ema') -> dict[str, torch.Ten
         raise ValueError(f'{where} is not a published file of weights: it is not the pickle of a dict with {key!r}')
     with one_line(f'{where} cannot be read'):
         storages: dict[int, Any] = {}
-        state = {name: _tensor(value, name, storages) for name, value in _tensors(content[key])}
+        state, left = {}, MAX_SHARING * os.path.getsize(path)
+        for name, value in _tensors(content[key]):
+            state[name] = _tensor(value, name, storages)
+            left -= state[name].nbytes
+            if left < 0:
+                raise ValueError(f'its tensors have more than {MAX_SHARING} times the bytes of the file')
     if not any(re.search(r'(^|\.)block_\d', name) for name in state):
         raise ValueError(f'{where} holds {_described(content[key])}, not a Discrete Distribution Network')
     return state
@@ -69,6 +78,7 @@ def _dict(value: Any) -> dict[Any, Any]:
 def _tensors(network: Any) -> Iterator[tuple[str, Any]]:
     """Name and record of each parameter and buffer, depth first."""
     seen: set[int] = set()
+    count = 0
     waiting = [('', network, 0)]
     while waiting:
         prefix, module, depth = waiting.pop()
@@ -78,12 +88,14 @@ def _tensors(network: Any) -> Iterator[tuple[str, Any]]:
         if depth > MAX_DEPTH:
             raise ValueError(f'modules nest deeper than {MAX_DEPTH}')
         attributes = _attributes(module)[1]
-        for kind in ('_parameters', '_buffers'):
-            for name, value in _dict(attributes.get(kind)).items():
-                if value is not None:
-                    yield f'{prefix}{_name(name)}', value
-        children = [(f'{prefix}{_name(n)}.', m, depth + 1) for n, m in _dict(attributes.get('_modules')).items()]
-        waiting += reversed(children)
+        *held, modules = (_dict(attributes.get(kind)) for kind in ('_parameters', '_buffers', '_modules'))
+        count += len(modules) + sum(map(len, held))
+        if count > MAX_NAMES:
+            raise ValueError(f'it has more than {MAX_NAMES:,} names of tensors and modules')
+        for name, value in [item for items in held for item in items.items()]:
+            if value is not None:
+                yield f'{prefix}{_name(name)}', value
+        waiting += reversed([(f'{prefix}{_name(name)}.', m, depth + 1) for name, m in modules.items()])
 
 
 def _name(name: Any) -> str:
@@ -142,10 +154,14 @@ def _storage(record: Any, name: str) -> torch.Tensor:
     if type(data) is not bytes or not data.startswith(_LEGACY):
         raise ValueError(f'the storage of {name} is not what torch writes')
     with one_line(f'the storage of {name} is damaged, or more than numbers'):
+        file = io.BytesIO(data)
+        for _ in range(5):  # pickles of a magic number, a version, the system, the storage, its key
+            if any(operation.name in CALLS for operation, _, _ in pickletools.genops(file)):
+                raise ValueError('it calls functions')  # torch allows some, such as one that fills the memory
         loaded = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
         if type(loaded) is not torch.storage.TypedStorage or loaded.dtype not in DTYPES:
             raise ValueError('it does not hold plain numbers')
         flat = torch.empty(0, dtype=loaded.dtype).set_(loaded)
-        if flat.nbytes > len(data):
+        if flat.nbytes > len(data) - file.tell():
             raise ValueError('it claims more bytes than it has')
         return flat
