@@ -32,6 +32,21 @@ def percent(probability: float) -> str:
     return f'{100 * probability:.0f} %' if probability >= 0.095 else f'{100 * probability:.1f} %'
 
 
+def captions(order: Sequence[int], log_p: torch.Tensor, prior: bool) -> tuple[list[str], list[str], list[float]]:
+    """Names, notes and bars of choices: with a prior how likely they are, against the likeliest."""
+    names = [f'Choice {code}' for code in order]
+    if not prior:
+        return names, [str(code) for code in order], []
+    p = log_p[list(order)].exp()
+    return names, [percent(q) for q in p.tolist()], (p / p.max()).tolist()
+
+
+def picked(options: Sequence, event: gr.EventData) -> int:
+    if not options:
+        raise ValueError('Start at the root first.')
+    return int(number(event.index, 0, len(options) - 1))
+
+
 def build(subject: Subject) -> None:
     """Add the components of the tab to the ``gr.Blocks`` around it."""
     net = subject.net
@@ -68,14 +83,6 @@ def build(subject: Subject) -> None:
     def full(image: torch.Tensor) -> torch.Tensor:
         return pixel_maps.upsample(image, net.img_resolution)
 
-    def captions(order: Sequence[int], log_p: torch.Tensor) -> tuple[list[str], list[str], list[float]]:
-        """Names, notes and bars of choices: with a prior how likely they are, against the likeliest."""
-        names = [f'Choice {code}' for code in order]
-        if not net.prior:
-            return names, [str(code) for code in order], []
-        p = log_p[list(order)].exp()
-        return names, [percent(q) for q in p.tolist()], (p / p.max()).tolist()
-
     def node(place: Place, label: str | None) -> tuple:
         """What is shown of a node: its path and its children, the likeliest first."""
         condition = subject.condition(label)
@@ -96,7 +103,7 @@ def build(subject: Subject) -> None:
             log_p = net.next_log_prior(prefix, condition)[0]  # [K]
             order = log_p.argsort(descending=True, stable=True)[:SHOWN].tolist()
             images = full(net.branches(prefix, condition)[0][order])
-            items = pictures.items(images, *captions(order, log_p))
+            items = pictures.items(images, *captions(order, log_p, bool(net.prior)))
             K = net.num_nodes[len(place.path)]
             words = f'Layer {len(place.path)}: {K} choices'
             words += ', the likeliest first.' if net.prior else '.'
@@ -123,7 +130,7 @@ def build(subject: Subject) -> None:
         images = net.decode(tried, condition)
         own = int(latent[0, at])
         chosen = order.index(own) if own in order else None
-        items = pictures.items(images, *captions(order, log_p), chosen=chosen)
+        items = pictures.items(images, *captions(order, log_p, bool(net.prior)), chosen=chosen)
         where = f'layer {place.layer}' + (f', cell {place.cell}' if spec.num_cells > 1 else '')
         words = f'The picture with other choices of {where}; all later choices stay. Marked: its own.'
         slider = gr.update(
@@ -143,11 +150,6 @@ def build(subject: Subject) -> None:
     def moved(place: Place, path: Sequence[int]) -> Place:
         latent = tuple(path) if len(path) == net.num_codes else None
         return Place(tuple(path), latent, tries=place.tries)
-
-    def picked(options: Sequence, event: gr.EventData) -> int:
-        if not options:
-            raise ValueError('Start at the root first.')
-        return int(number(event.index, 0, len(options) - 1))
 
     @sentences
     def start(place: Place, label):
