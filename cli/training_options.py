@@ -124,7 +124,7 @@ GROUPS = (
         _option('--nodes', metavar='LIST', help='K per scale, coarse to fine, or one number for all'),
         _option('--blocks', metavar='LIST', help='Blocks per scale, coarse to fine, or one number for all'),
         _option('--channels', metavar='LIST', help='Channels per scale, coarse to fine, such as 64,64,32'),
-        _option('--cbase', metavar='INT', type=INT_POS, help="Channels as in EDM: --cbase times --cres"),
+        _option('--cbase', metavar='INT', type=INT_POS, help='Channels as in EDM: --cbase times --cres'),
         _option('--cres', metavar='LIST', help='Multipliers of --cbase or --base-width, fine to coarse'),
         _option('--max-k', metavar='INT', type=click.IntRange(min=2),
                 help='Largest K  [default: 64 up to 32x32, 512 above]'),

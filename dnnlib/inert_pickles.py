@@ -111,10 +111,7 @@ class _Machine:
             args = tuple(self.unmark())
             self.stack.append(Record(argument.replace(' ', '.'), args))
         elif name in ('GLOBAL', 'STACK_GLOBAL'):
-            module, attribute = argument.split(' ', 1) if name == 'GLOBAL' else self.take(2)
-            if max(len(_require(module, str)), len(_require(attribute, str))) > MAX_NAME:
-                raise ValueError(f'it has a name of more than {MAX_NAME:,} characters')
-            stack.append(Record(f'{module}.{attribute}'))
+            stack.append(_reference(*argument.split(' ', 1) if name == 'GLOBAL' else self.take(2)))
         elif name in ('REDUCE', 'NEWOBJ'):
             function, args = self.take(2)
             stack.append(_called(function, _require(args, tuple)))
@@ -162,6 +159,12 @@ def _require(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise TypeError
     return value
+
+
+def _reference(module: Any, attribute: Any) -> Record:
+    if max(len(_require(module, str)), len(_require(attribute, str))) > MAX_NAME:
+        raise ValueError(f'it has a name of more than {MAX_NAME:,} characters')
+    return Record(f'{module}.{attribute}')
 
 
 def _called(function: Any, args: tuple) -> Record:

@@ -165,7 +165,7 @@ def compare(real: Statistics, fake: Statistics, seed: int = 0, prefix: str = '')
     numbers = {f'{prefix}FID-{short_number(n)}': distances.frechet_distance(real.mu, real.sigma, fake.mu, fake.sigma)}
     if real.features is None:
         notes.append(
-            'the reference has no features (EDM\'s have none), so only FID is computed. For KID, precision and recall '
+            "the reference has no features (EDM's have none), so only FID is computed. For KID, precision and recall "
             'make one of the images: fid.py ref --data=DATA --dest=NPZ'
         )
         return numbers, notes

@@ -18,7 +18,7 @@ MODULES = [
 ]
 
 # Begins each script until it loads torch, and reads the environment at that moment.
-PROBE = '''
+PROBE = """
 import json, os, runpy, sys
 
 class Loads(BaseException):
@@ -44,7 +44,7 @@ for name in sys.argv[1:]:
     except Loads:
         found[name] = {k: v for k, v in os.environ.items() if k.startswith(('OMP_', 'GOMP_', 'KMP_'))}
 print(json.dumps(found))
-'''
+"""
 
 
 def at_the_load_of_torch(modules: list[str], **by_the_user: str) -> dict[str, dict[str, str]]:

@@ -75,13 +75,13 @@ def test_ctrl_c_that_ends_tee_first_saves_the_state(tiny_zip, tmp_path):
     assert_stopped(tmp_path, 'SIGINT')
 
 
-IN_A_TERMINAL = '''
+IN_A_TERMINAL = """
 import fcntl, os, signal, sys, termios
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-'''
+"""
 
 
 def test_a_terminal_that_is_closed_saves_the_state(tiny_zip, tmp_path):
@@ -244,7 +244,7 @@ def test_events_that_cannot_be_written_are_given_up(tiny_zip, tmp_path, monkeypa
     assert writer.calls == 1 and out.count('Warning: the TensorBoard events could not be written (No space') == 1
 
 
-KILLED = '''
+KILLED = """
 import os, random, signal, sys, time
 import torch
 from ddn_networks import tensor_files
@@ -275,7 +275,7 @@ for round in range(50):
         os.remove(path)
 left = [name for name in os.listdir(folder) if name.endswith('.tmp')]
 print(meta['cur_nimg'], len(left))
-'''
+"""
 
 
 def test_the_newest_state_is_whole_after_fifty_kills(tmp_path):

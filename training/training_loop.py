@@ -46,7 +46,7 @@ BALANCERS = {
 LOOK_EVERY = 16  # steps between two looks at what costs a wait for the device
 
 
-def training_loop(
+def training_loop(  # noqa: C901  # one flat function, in the order of a step
     run_dir: str,
     dataset_kwargs: dict[str, Any],
     network_kwargs: dict[str, Any],
