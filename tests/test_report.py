@@ -178,6 +178,21 @@ def test_a_curve_is_where_its_axes_say():
 
 
 @pytest.mark.parametrize(
+    'values, marks',
+    [
+        ([0.0, 0.0], ['0 %', '1 %']),
+        ([0.5, 3.9], ['1 %', '2 %', '3 %', '4 %']),
+        ([154, 156, 156], ['154 %', '155 %', '156 %']),  # whole numbers have no halves between them
+        ([-1, 1], ['-1 %', '0 %', '1 %']),
+        ([0, 0.01], ['0 %', '0.005 %', '0.01 %']),
+    ],
+)
+def test_axes_end_at_zero_where_no_value_is_negative(values, marks):
+    made = charts.curves('T', 'good', list(range(len(values))), {'a': values}, unit=' %')
+    assert re.findall(r'text-anchor="end">([^<]*)<', made) == marks
+
+
+@pytest.mark.parametrize(
     'values', [[1.0], [0.0, 0.0], [5, 5, 5], [None, None, 3.0], [-1, 1e29], [1e-29, 1e29], [1e300, 1]]
 )
 @pytest.mark.parametrize('log', [False, True])

@@ -23,7 +23,8 @@ HEAT = ((255, 250, 225), (253, 190, 90), (227, 74, 51), (110, 0, 30))  # light i
 COUNTS = ((247, 251, 255), (158, 202, 225), (33, 113, 181), (8, 29, 88))
 
 STYLE = """
-figure.chart { margin: 0; min-width: 0; break-inside: avoid }
+figure.chart { margin: 0 0 1.2rem; min-width: 0; break-inside: avoid; display: grid; grid-row: span 4;
+  grid-template-rows: subgrid }
 figure.chart figcaption b { display: block }
 figure.chart svg { display: block; width: 100%; height: auto; touch-action: pan-y; font: 12px system-ui, sans-serif }
 figure.chart .keys { display: block; min-height: 1.5em }
@@ -151,12 +152,15 @@ def curves(
         low, high = low / room, high * room
     else:
         room = 0.04 * (high - low) or abs(low) / 2 or 1
-        low, high = low - room, high + room
+        low, high = (max(low - room, 0) if low >= 0 else low - room), high + room  # no share or count below 0
     x_low, x_high = (0 if x_name == 'images' else x[0]), x[-1]
     x_high = x_high if x_high > x_low else x_low + 1
     across = _axis(x_low, x_high, LEFT, WIDTH - RIGHT)
     up = _axis(low, high, height - BOTTOM, TOP, log)
-    body = [_y_tick(v, up(v), unit) for v in (log_ticks if log else ticks)(low, high)]
+    marks = (log_ticks if log else ticks)(low, high)
+    if all(v == int(v) for v in known):
+        marks = [v for v in marks if v == int(v)] or marks
+    body = [_y_tick(v, up(v), unit) for v in marks]
     body += [_x_tick(v, across(v), height) for v in ticks(x_low, x_high, 5)]
     body.append(_x_label(x_name, height))
     for scale in scales:

@@ -59,13 +59,13 @@ pre.wide { white-space: pre; overflow-x: auto }
 .pictures { display: grid; gap: 0 2rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
 .pictures .reconstructions { grid-row: span 2 }
-.row { display: grid; gap: 0 1rem; grid-template-columns: repeat(auto-fill, minmax(min(45%, 12rem), 1fr)) }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.2rem 2rem;
-  align-items: end }
+.row { display: grid; gap: 0 1rem; grid-template-columns: repeat(auto-fill, minmax(min(45%, 11.5rem), 1fr)) }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 0 2rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 td, th { text-align: left; vertical-align: top; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--line) }
 th { font-weight: normal; color: var(--soft); width: min(11rem, 35vw) }
 pre { white-space: pre-wrap; background: var(--card); padding: .6rem .8rem; border-radius: .4rem; margin: .5rem 0 }
+pre span { display: inline-block; max-width: 100% }
 summary { cursor: pointer; padding: .3rem 0 }
 @media print { body { max-width: none } h2 { break-after: avoid } figure { break-inside: avoid } }
 """
@@ -143,7 +143,8 @@ def _summary(ticks: Sequence[dict[str, Any]], options: dict[str, Any]) -> str:
         of = f'of {total:,} ' if total else ''
         facts += [
             (f'{last["nimg"]:,}', f'{of}images seen'),
-            ('finished' if total and last['nimg'] >= total else format_time(left) if left else '-', 'time left'),
+            ('finished', 'training') if total and last['nimg'] >= total else
+            (format_time(left) if left else '-', 'time left'),
             ('-' if last['val_psnr'] is None else f'{last["val_psnr"]:.2f} dB', 'validation PSNR'),
             ('-' if last['loss'] is None else f'{last["loss"]:.4g}', 'training loss'),
             ('-' if dead is None else f'{dead:.1%}', 'dead nodes'),
@@ -289,7 +290,7 @@ def _newest_pictures(run_dir: str, sheets: dict[str, list[tuple[int, str]]]) -> 
 def _earlier_samples(run_dir: str, sheets: list[tuple[int, str]]) -> list[str]:
     earlier = [sheets[:-1][i] for i in charts.thinned(len(sheets) - 1, EARLIER)] if len(sheets) > 1 else []
     figures = [picture(run_dir, name, SMALL, f'{nimg:,} images') for nimg, name in reversed(earlier)]
-    words = '<p>The same random choices at earlier moments, newest first. Good: better from right to left.</p>'
+    words = '<p>The same random choices at earlier moments, newest first. Good: each better than the next.</p>'
     found = [figure for figure in figures if figure]
     return ['<h2>Earlier samples</h2>', words, '<div class="row">', *found, '</div>'] if found else []
 
@@ -324,7 +325,7 @@ def about(options: dict[str, Any]) -> list[str]:
         return []
     parts = ['<h2 id="run">This run</h2>']
     if command := _part(options, 'command', kind=str):
-        parts.append(f'<pre>{_text(command)}</pre>')
+        parts.append(f'<pre>{" ".join(f"<span>{_text(word)}</span>" for word in command.split(" "))}</pre>')
     shape = _part(options, 'data', 'shape', kind=list)
     num = _part(options, 'data', 'num', kind=int)
     facts = {
