@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,26 @@ def test_the_notebook_keeps_the_outputs_of_one_run():
     texts = [''.join(output.get('text', [])) for output in outputs]
     assert not [text for text in texts if re.search(r'/(home|root|tmp|Users)/', text)]
     assert NOTEBOOK.stat().st_size < 2 << 20
+
+
+def test_the_notebook_installs_what_is_beside_it(tmp_path, monkeypatch):
+    """As in Colab: the first cell unpacks an archive of the checkout and installs it; again, it does nothing more."""
+    with zipfile.ZipFile(tmp_path / 'ddn.zip', 'w') as archive:
+        archive.writestr('train.py', '')
+    started = []
+    monkeypatch.setattr(subprocess, 'run', lambda command, check: started.append(command))
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    monkeypatch.setenv('PATH', os.environ['PATH'])
+    monkeypatch.chdir(tmp_path)
+    source = ''.join(json.loads(NOTEBOOK.read_text())['cells'][2]['source'])
+    for _ in range(2):
+        exec(source, {})
+        assert Path.cwd() == tmp_path / 'ddn' and started == [
+            [sys.executable, '-m', 'pip', 'install', '-q', '-e', '.[train,codec]']
+        ]
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(AssertionError, match=r'upload ddn\.zip, or set REPOSITORY'):
+        exec(source, {})
 
 
 def test_versions_agree():
