@@ -5,14 +5,15 @@
 
 All rows of a setting have the same widths, the same blocks but for 'small steps', and a head of the own prior per
 layer, and are trained for the same number of seconds: how many images that is follows from a trial of a few hundred
-images. On a CPU use one core and OMP_NUM_THREADS=1, with nothing else on it. --train-only leaves the evaluation, which
-takes minutes per row, to a later call. Distances are Frechet distances of the detector's features to the training
+images; on a CPU these are CPU seconds, of OMP_NUM_THREADS=1. --train-only leaves the evaluation, which takes minutes per
+row, to a later call. Distances are Frechet distances of the detector's features to the training
 images, of --num samples or held-out images; temperatures are chosen by the same distance with other seeds.
 """
 
 import math
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,6 @@ from metrics.lenet import LeNet
 from metrics.reference import FeatureCollector, Statistics
 from torch_utils import misc
 from training.loss import prior_loss
-from training.report import read_stats
 
 COMMON = {
     'nodes': 64, 'batch': 32, 'lr': 2e-3, 'lr-ramp': 0.002, 'lr-decay': 'cosine', 'beta2': 0.99, 'ema': 0.002,
@@ -102,12 +102,17 @@ def rows(setting: Setting) -> list[Row]:
 
 
 def images_per_second(options: dict[str, Any], device: torch.device) -> float:
-    """Of a short trial, without its first tick."""
-    batch = int(options['batch'])
-    short = {'duration': 12 * batch / 1e6, 'tick': 4 * batch / 1e3, 'snap': 1000, 'dump': 1000}
-    with tempfile.TemporaryDirectory() as folder:
-        ablation.train({**options, **short}, Path(folder), 'speed', device)
-        return min(tick['images_per_sec'] for tick in read_stats(folder)[1:])
+    """Of two short trials, without what both spend before and after training. On a CPU these are CPU seconds, so that
+    other work on the machine does not shorten a row."""
+    clock = time.process_time if device.type == 'cpu' else time.perf_counter
+    batch, seconds = int(options['batch']), []
+    for batches in (4, 16):
+        length = {'duration': batches * batch / 1e6, 'tick': 4 * batch / 1e3, 'snap': 1000, 'dump': 1000}
+        with tempfile.TemporaryDirectory() as folder:
+            started = clock()
+            ablation.train({**options, **length}, Path(folder), 'speed', device)
+            seconds.append(clock() - started)
+    return 12 * batch / (seconds[1] - seconds[0])
 
 
 def train(row: Row, run_dir: Path, seconds: float, device: torch.device) -> None:
