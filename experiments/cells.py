@@ -5,9 +5,9 @@
 
 All rows of a setting have the same widths, the same blocks but for 'small steps', and a head of the own prior per
 layer, and are trained for the same number of seconds: how many images that is follows from a trial of a few hundred
-images; on a CPU these are CPU seconds, of OMP_NUM_THREADS=1. --train-only leaves the evaluation, which takes minutes per
-row, to a later call. Distances are Frechet distances of the detector's features to the training
-images, of --num samples or held-out images; temperatures are chosen by the same distance with other seeds.
+images; on a CPU these are CPU seconds, of OMP_NUM_THREADS=1. --train-only leaves the evaluation, which takes minutes
+per row, to a later call. Distances are Frechet distances of the detector's features to the training images, of --num
+samples or held-out images; temperatures are chosen by the same distance with other seeds.
 """
 
 import math
