@@ -2,12 +2,15 @@
 
     python -m experiments.zscg_cifar_classes --network=NET --data=datasets/cifar10-test.zip
 
-NET: a snapshot of train.py --preset=cifar10-whole-cpu. docs/metrics.md says where the classifiers are looked for. The
-table also shows what is lost where the guide is asked less often (--guide-every, --guide-layers of generate.py): the
-share of images that the judge classifies as wanted, against the number of candidates that the guide judges.
+NET: a snapshot of train.py --preset=cifar10-whole-cpu, or ``cifar10``, which comes with the code. docs/metrics.md says
+where the classifiers are looked for. The table also shows what is lost where the guide is asked less often: the share
+of images that the judge classifies as wanted, against the number of pictures that the guide judges for one image. Of a
+network of layers of whole images it asks at fewer layers (--guide-every, --guide-layers of generate.py); of one with
+cells or a prior it shows fewer pictures at a time (--proposals).
 """
 
 import time
+from typing import NamedTuple
 
 import click
 import torch
@@ -31,8 +34,21 @@ def share(net: CifarResNet, images: torch.Tensor, index: torch.Tensor) -> torch.
     return torch.stack([right[index == c].float().mean() for c in range(10)])
 
 
+class Counted(NamedTuple):
+    """A classifier that counts the pictures it is shown."""
+
+    net: CifarResNet
+    shown: list[int]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.shown.append(len(images))
+        return self.net(images)
+
+
 def guidances(net: Network) -> dict[str, Guidance]:
-    """{way: guidance}: ways to choose, and to ask the guide less often (--guide-every, --guide-layers)."""
+    """{way: guidance}: ways to choose, and to ask the guide less often."""
+    if net.prior is not None or net.num_codes > net.num_layers:
+        return {f'top 1 of {m} proposals': Guidance([], top_k(1), proposals=m) for m in (64, 16, 4)}
     last = net.num_layers - 1
     ways = {'top 2': Guidance([]), 'top 1': Guidance([], top_k(1))}
     ways |= {f'top 2, every {n}': Guidance([], every=n) for n in (2, 4, 8)}
@@ -78,13 +94,14 @@ def main(network, data, outdir, per_class, pool):
     made = {}  # {way: (images, guide calls per image, seconds per image)}
     for name, guidance in guidances(net).items():
         wanted = index[::per_class] if name == 'top 1' else index  # deterministic: one image per class
-        guidance = guidance._replace(guides=[black_boxes.classifier(guide_net, wanted)])
-        calls = sum(k for l, k in enumerate(net.num_nodes) if guidance.asks(l))
+        counted = Counted(guide_net, [])
+        guidance = guidance._replace(guides=[black_boxes.classifier(counted, wanted)])
         start = time.perf_counter()
         images = as_saved(net.sample(len(wanted), guide=guidance)[0])
-        made[name] = images, calls, (time.perf_counter() - start) / len(wanted)
-        click.echo(f'{name}: {calls} calls, {made[name][2]:.2f} s per image')
-    pool = pool or sum(net.num_nodes)
+        made[name] = images, sum(counted.shown) // len(wanted), (time.perf_counter() - start) / len(wanted)
+        click.echo(f'{name}: {made[name][1]} calls, {made[name][2]:.2f} s per image')
+    first = next(iter(made))
+    pool = pool or made[first][1]
     start = time.perf_counter()
     drawn = zscg.unguided(net, pool * per_class, seed=10**6)
     each = (time.perf_counter() - start) / len(drawn)
@@ -106,7 +123,7 @@ def main(network, data, outdir, per_class, pool):
              'class columns': 'share that resnet56 classifies as the class'}  # fmt: skip
     if data:
         facts |= trust(net, judge, data)
-    ways = {'guided': made['top 2'][0], 'best-of': best}
+    ways = {'guided': made[first][0], 'best-of': best}
     sheets = {name: dict(zip(NAMES, images.split(per_class), strict=True)) for name, images in ways.items()}
     zscg.write(outdir, 'zscg-cifar-classes', facts, rows, sheets)
 
