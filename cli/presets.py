@@ -57,27 +57,9 @@ FACES64_WHOLE = {
     'duration': 0.07,
     'tick': 5.0,
 }
-# Layers that choose per cell, and a prior of their own: experiments/cells.py.
-CELLS = {**SMALL, 'nodes': '64', 'xflip': True, 'prior': 'head', 'temperature_from': 'alex'}
-CIFAR10_CELLS = {
-    **CELLS,
-    'channels': '64,32,16',
-    'blocks': '8,3,3',
-    'grids': '1,1,1,2,2,4,4,8,4,8,8,8,8,8',
-    'duration': 0.12,
-    'tick': 10.0,
-}
-FACES64_CELLS = {
-    **CELLS,
-    'channels': '64,48,24,12',
-    'blocks': '7,3,2,2',
-    'grids': '1,1,1,2,2,4,4,8,8,8,8,8,8,8',
-    'duration': 0.08,
-    'tick': 5.0,
-}
-# Low: most blocks at 8x8 and 16x16, and a last scale that works at half its size. Heads take a third of a step. Of the
-# seconds on one core, 80 minutes in all, half are for this, the rest for a finisher.
-LOW = {**CELLS, 'unshuffle': 2}
+# Layers that choose per cell, and a prior of their own (experiments/cells.py). Low: most blocks at 8x8 and 16x16, and a
+# last scale that works at half its size. Heads take a third of a step. With a finisher 80 minutes of one core at most.
+LOW = {**SMALL, 'unshuffle': 2, 'xflip': True, 'prior': 'head', 'temperature_from': 'alex'}
 FASHION_CPU = {
     **LOW,
     'channels': '64,32,24',
@@ -105,11 +87,13 @@ CIFAR10_CPU = {
 }
 FACES64_CPU = {
     **LOW,
-    'channels': '96,64,32,32',
-    'blocks': '7,4,2,2',
-    'nodes': '256,128,64,64',
-    'grids': '1,1,1,2,2,4,4,4,8,8,8,8,8,8,8',
-    'duration': 0.045,
+    'channels': '96,48,24,24',
+    'blocks': '13,4,2,1',
+    'nodes': '8,8,16,16',
+    'grids': '1,1,1,1,2,2,2,2,4,4,4,4,8,8,8,8,8,8,8,8',
+    'prior_width': 48,
+    'prior_gradient': 0.02,
+    'duration': 0.066,
     'tick': 3.0,
 }
 # Ten minutes of one H100, half of them for this: planned by their arithmetic, and not run on a GPU yet.
@@ -270,9 +254,7 @@ PRESETS = {
     'cifar10-cpu': Preset('CIFAR-10, layers with cells and a prior, 35 minutes on a CPU', CIFAR10_CPU),
     'cifar10-whole-cpu': Preset('CIFAR-10, layers of whole images, an hour on a CPU', CIFAR10_WHOLE),
     'cifar10-class-cpu': Preset('the same, class-conditional', {**CIFAR10_WHOLE, 'condition': ['onehot'], **PREFIX}),
-    'cifar10-cells-cpu': Preset('CIFAR-10, narrow layers with cells and a prior, an hour on a CPU', CIFAR10_CELLS),
-    'faces64-cpu': Preset('faces, 64x64, layers with cells and a prior, 45 minutes on a CPU', FACES64_CPU),
-    'faces64-cells-cpu': Preset('faces, narrow layers with cells and a prior, an hour on a CPU', FACES64_CELLS),
+    'faces64-cpu': Preset('faces, 64x64, layers with cells and a prior, an hour on a CPU', FACES64_CPU),
     'faces64-whole-cpu': Preset('faces, layers of whole images, half an hour on a CPU', FACES64_WHOLE),
     'faces64-color-cpu': Preset('the same, colouring grey faces', {**FACES64_WHOLE, 'condition': ['color'], **PREFIX}),
     'faces64-edge-cpu': Preset('the same, from edges to faces', {**FACES64_WHOLE, 'condition': ['edge'], **PREFIX}),

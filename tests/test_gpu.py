@@ -114,7 +114,7 @@ def gpu_sh(tmp_path, *args, **env):
 @BASH
 def test_gpu_sh_checks_a_machine_and_writes_as_it_goes(tmp_path):
     (tmp_path / 'test_none.py').write_text('import pytest\n\n@pytest.mark.gpu\ndef test_nothing():\n    pass\n')
-    more = '--shapes=mnist-cpu:8:4,cifar10-cells-cpu:8:2 --no-compile'
+    more = '--shapes=mnist-cpu:8:4,cifar10-cpu:8:2 --no-compile'
     done = gpu_sh(tmp_path, 'check', MORE=more, TESTS=str(tmp_path / 'test_none.py'))
     assert done.returncode == 0, done.stdout + done.stderr
     assert torch.__version__ in (tmp_path / 'out' / 'environment.txt').read_text()
