@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cli.networks import load_network
 from cli.presets import PRESETS
-from cli.tables import markdown, write_json
+from cli.tables import write_json
 from experiments import ablation, comparison, digits
 from experiments.ablation import Result, Row, Scoring, Study
 from experiments.common import read_record
@@ -22,9 +22,9 @@ from metrics.detectors import load_detector
 DURATION = 0.105  # millions of images
 ROWS = ('none', 'bias', 'split-prune', 'prefix')
 COLUMNS = {
-    'legible samples, %': ('legible', 1), 'Frechet distance of samples': ('FID', 1),
-    'PSNR of held-out digits, dB': ('PSNR held-out', 2), 'usage entropy': ('usage entropy', 3),
-    'dead share': ('dead share', 3), 'CPU seconds': ('training CPU seconds', 0),
+    'legible samples, %': ('legible', 1, 1), 'Frechet distance of samples': ('FID', 1, 1),
+    'PSNR of held-out digits, dB': ('PSNR held-out', 1, 2), 'usage entropy': ('usage entropy', 1, 3),
+    'dead share': ('dead share', 1, 3), 'CPU seconds': ('training CPU seconds', 1, 0),
 }  # fmt: skip
 
 
@@ -37,15 +37,6 @@ def with_legible(result: Result, held_out: str) -> Result:
         write_json(path, digits.quality(load_network(result.network), load_detector('lenet').net, held_out))
     share = read_record(path, 'samples_read')['samples_read']
     return result._replace(numbers={**result.numbers, 'legible': 100 * share})
-
-
-def table(results: list[Result]) -> str:
-    """The numbers of the rows, as Markdown."""
-    return markdown([
-        {'--balance': row}
-        | {title: comparison.cell(comparison.over_seeds(results, row, name), n) for title, (name, n) in COLUMNS.items()}
-        for row in dict.fromkeys(r.row for r in results)
-    ])  # fmt: skip
 
 
 @ablation.command(__file__, DURATION)
@@ -64,7 +55,7 @@ def main(study: Study, data, held_out, seeds, only, num, duration, detector):
     parts = [
         f"The quick start's network with several ways to balance node usage. {comparison.budget(results)} The distance "
         f'is of {num:,} samples, the share of 1,000, PSNR of 2,000 digits.',
-        table(results),
+        comparison.table(results, '--balance', COLUMNS),
     ]
     comparison.finish(study, scoring, results, parts, {'seeds': seeds, 'options': base}, columns=4, samples=64)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from cli.networks import load_network
-from cli.tables import write_results
+from cli.tables import markdown, write_results
 from dnnlib.archives import ImageArchive
 from dnnlib.images import to_float
 from dnnlib.sheets import draw_sheet, in_pairs, in_rows, save_png
@@ -40,6 +40,17 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
         return '-'
     text = f'{statistics.mean(values):.{digits}f}'
     return text if len(values) == 1 else f'{text} ± {statistics.stdev(values):.{digits}f}'
+
+
+def table(results: Sequence[Result], head: str, columns: dict[str, tuple[str, float, int]]) -> str:
+    """A line for each row, as Markdown. ``columns``: {title: (name of a number, factor, decimals)}."""
+    return markdown([
+        {head: row} | {
+            title: cell([factor * value for value in over_seeds(results, row, name)], places)
+            for title, (name, factor, places) in columns.items()
+        }
+        for row in dict.fromkeys(r.row for r in results)
+    ])  # fmt: skip
 
 
 class Order(NamedTuple):

@@ -15,7 +15,6 @@ rows:
 
 import click
 
-from cli.tables import markdown
 from experiments import ablation, comparison
 from experiments.ablation import Result, Row, Scoring, Study
 
@@ -34,25 +33,11 @@ CLAIMS = [
     (SPLIT, DROPOUT, 'Split-and-Prune is indispensable: Chain Dropout does not replace it'),
     (DROPOUT, NEITHER, 'Chain Dropout alleviates the results without Split-and-Prune'),
 ]
-
-
 COLUMNS = {
     'Frechet distance of samples': ('FID', 1, 1), 'PSNR of held-out digits, dB': ('PSNR held-out', 1, 2),
     'of training digits, dB': ('PSNR training', 1, 2), 'dead nodes, %': ('dead share', 100, 1),
     'usage entropy': ('usage entropy', 1, 3), 'CPU seconds': ('training CPU seconds', 1, 0),
 }  # fmt: skip
-
-
-def table(results: list[Result]) -> str:
-    """The numbers of the rows, as Markdown."""
-    rows = []
-    for row in dict.fromkeys(r.row for r in results):
-        cells = {
-            title: comparison.cell([factor * value for value in comparison.over_seeds(results, row, name)], places)
-            for title, (name, factor, places) in COLUMNS.items()
-        }
-        rows.append({'trained with': row} | cells)
-    return markdown(rows)
 
 
 def verdicts(results: list[Result]) -> list[str]:
@@ -86,7 +71,7 @@ def main(study: Study, data, held_out, seeds, only, num, num_reconstructed, dura
     parts = [
         f'Fig. 10 of the paper: MNIST, K = 8, no Learning Residual. {comparison.budget(results)} The distance is of '
         f'{num:,} samples, PSNR of {num_reconstructed:,} digits.',
-        table(results),
+        comparison.table(results, 'trained with', COLUMNS),
         '\n'.join(verdicts(results)),
     ]
     comparison.finish(study, scoring, results, parts, {'seeds': seeds, 'options': base}, columns=4, samples=64)

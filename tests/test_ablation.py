@@ -131,7 +131,7 @@ def test_fig10_says_which_claims_hold():
     assert 'holds here' in improves and '45.0 against 50.0, 30.0 against 60.0' in improves
     assert 'undecided' in indispensable and 'undecided' in alleviates
     assert 'does NOT hold here' in mnist_ablation.verdicts(results[:6:2])[1]
-    text = unpadded(mnist_ablation.table(results))
+    text = unpadded(comparison.table(results, 'trained with', mnist_ablation.COLUMNS))
     assert '| neither | 55.0 ± 7.1 | 17.12 ± 0.00 | 18.00 ± 0.00 | 25.0 ± 0.0 |' in text
 
 
