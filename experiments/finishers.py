@@ -40,7 +40,7 @@ from metrics.reconstruction import psnr
 from metrics.reference import FeatureCollector, Statistics
 from torch_utils import persistence
 from training.dataset import ImageFolderDataset
-from training.finisher_fitting import FinisherFit, Pictures, Weights, high_frequencies
+from training.finisher_fitting import Drawn, FinisherFit, Weights, high_frequencies
 
 BATCH, LR, EMA_NIMG = 32, 8e-4, 2000.0  # as train.py --fit-finisher has them
 TOP_SHARE = 0.1  # learning rate of the top blocks over that of the finisher
@@ -77,13 +77,13 @@ class FromNoise(Timed):
     """The generator gets a grey picture, and noise in place of the network's features. Hashes of the codes, so that
     nothing of the network is left but its seeds."""
 
-    def _pictures(self, output: Output) -> Pictures:
+    def _pictures(self, output: Output) -> Drawn:
         codes, size = output.codes, output.features.shape[2:]
         channels = []
         for channel in range(output.features.shape[1]):
             salted = torch.cat([codes.new_full((len(codes), 1), channel + 1), codes], 1)
             channels.append(code_noise(salted, [(1, 1), *(spec.grid for spec in self.net.specs)], tuple(size)))
-        return Pictures(torch.zeros_like(output.images).half(), torch.cat(channels, 1).half(), codes)
+        return Drawn(torch.zeros_like(output.images).half(), torch.cat(channels, 1).half(), codes)
 
     @torch.no_grad()
     def reconstructions(self, images: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ class IntoTheTop(Timed):
         self.averages.update({name: p.detach().clone() for name, p in top.items()})
         self.ema.params.update(top)
 
-    def finished_samples(self, pictures: Pictures) -> torch.Tensor:
+    def finished_samples(self, pictures: Drawn) -> torch.Tensor:
         return self.net.finished(self.net(samplers.given(pictures.codes), len(pictures.codes)))
 
     def step_(self) -> dict[str, torch.Tensor]:
@@ -119,7 +119,7 @@ class IntoTheTop(Timed):
         return found
 
 
-class Row(NamedTuple):
+class Variant(NamedTuple):
     """A finisher to train. lpips: whether it also learns from it."""
 
     name: str
@@ -129,10 +129,10 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row('finisher', Timed),
-    Row('without LPIPS', Timed, lpips=False),
-    Row('from noise', FromNoise, Weights(squared=0.0), lpips=False),
-    Row('adversarial gradient into the top blocks', IntoTheTop),
+    Variant('finisher', Timed),
+    Variant('without LPIPS', Timed, lpips=False),
+    Variant('from noise', FromNoise, Weights(squared=0.0), lpips=False),
+    Variant('adversarial gradient into the top blocks', IntoTheTop),
 )
 
 
@@ -147,7 +147,7 @@ class Setting(NamedTuple):
     lpips: str
 
 
-def fitted(row: Row, setting: Setting) -> tuple[Timed, str]:
+def fitted(row: Variant, setting: Setting) -> tuple[Timed, str]:
     """A row, trained, and its LPIPS in words ('none')."""
     dataset = ImageFolderDataset(setting.scoring.data)
     torch.manual_seed(0)
@@ -203,7 +203,7 @@ def before(net: Network, held_out: torch.Tensor, num: int) -> tuple[torch.Tensor
     return again, by_parts(lambda seeds: net.sample(seeds=seeds.tolist())[0], torch.arange(num).split(PART))
 
 
-def measured(row: Row | None, setting: Setting, held_out: torch.Tensor, folder: Path) -> dict[str, Any]:
+def measured(row: Variant | None, setting: Setting, held_out: torch.Tensor, folder: Path) -> dict[str, Any]:
     """The numbers of a row (None: of the picture before), and its sheets."""
     scoring, name = setting.scoring, ablation.slug(row.name if row else 'before')
     detector = load_detector(scoring.detector)

@@ -54,7 +54,7 @@ class Weights(NamedTuple):
     gamma: float = 0.005
 
 
-class Pictures(NamedTuple):
+class Drawn(NamedTuple):
     """What the network draws. images: x_L [N, C, H, W]; features: h_L [N, F, h, w], both kept in float16; codes:
     [N, D]."""
 
@@ -62,17 +62,17 @@ class Pictures(NamedTuple):
     features: torch.Tensor
     codes: torch.Tensor
 
-    def rows(self, rows: torch.Tensor) -> 'Pictures':
+    def rows(self, rows: torch.Tensor) -> 'Drawn':
         """Some of them, in float32."""
-        return Pictures(self.images[rows].float(), self.features[rows].float(), self.codes[rows])
+        return Drawn(self.images[rows].float(), self.features[rows].float(), self.codes[rows])
 
 
 class Round(NamedTuple):
     """Real images [N, C, H, W], what the network draws for them, and samples."""
 
     real: torch.Tensor
-    drawn: Pictures
-    samples: Pictures
+    drawn: Drawn
+    samples: Drawn
 
 
 class Discriminator(nn.Module):
@@ -179,25 +179,25 @@ class FinisherFit:
     # What the network draws.
 
     @torch.no_grad()
-    def drawn(self, images: torch.Tensor, condition: torch.Tensor | None) -> Pictures:
+    def drawn(self, images: torch.Tensor, condition: torch.Tensor | None) -> Drawn:
         """The reconstructions of images, as ``encode`` and ``decode`` make them."""
         output = self.net(samplers.nearest(images), len(images), condition)
         return self._pictures(output)
 
-    def _pictures(self, output: Output) -> Pictures:
-        return Pictures(output.images.half(), output.features.half(), output.codes)
+    def _pictures(self, output: Output) -> Drawn:
+        return Drawn(output.images.half(), output.features.half(), output.codes)
 
-    def finished(self, pictures: Pictures) -> torch.Tensor:
+    def finished(self, pictures: Drawn) -> torch.Tensor:
         """y [N, C, H, W] of pictures by the weights as they are."""
         noise = code_noise(pictures.codes, [spec.grid for spec in self.net.specs], self.net.img_resolution)
         return self.finisher(pictures.images, pictures.features, noise)
 
-    def finished_samples(self, pictures: Pictures) -> torch.Tensor:
+    def finished_samples(self, pictures: Drawn) -> torch.Tensor:
         """y of samples, as a step learns from them."""
         return self.finished(pictures)
 
     @torch.no_grad()
-    def sampled(self, seeds: Sequence[int], condition: torch.Tensor | None) -> Pictures:
+    def sampled(self, seeds: Sequence[int], condition: torch.Tensor | None) -> Drawn:
         """Samples: two thirds by the network's own prior at its default temperatures, the others at temperature 1;
         uniform ones of a network without a prior."""
         net, parts = self.net, []
@@ -367,7 +367,7 @@ class FinisherFit:
     # What is looked at.
 
     @torch.no_grad()
-    def averaged(self, pictures: Pictures) -> torch.Tensor:
+    def averaged(self, pictures: Drawn) -> torch.Tensor:
         """y of pictures by the averaged weights, [N, C, H, W]."""
         parts = torch.arange(len(pictures.images)).split(PART)
         with self.averaged_weights():
@@ -397,8 +397,8 @@ def _set(params: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor])
         param.copy_(values[name])
 
 
-def _joined(pictures: Sequence[Pictures]) -> Pictures:
-    return Pictures(*(torch.cat(parts) for parts in zip(*pictures, strict=True)))
+def _joined(pictures: Sequence[Drawn]) -> Drawn:
+    return Drawn(*(torch.cat(parts) for parts in zip(*pictures, strict=True)))
 
 
 class Watched:
