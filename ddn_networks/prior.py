@@ -76,7 +76,7 @@ class PriorHead(nn.Module):
         halve = all(side >= 2 * n for side, n in zip(size, self.map, strict=True))
         self.seen = tuple((1 + halve) * n for n in self.map)  # of the features
         self.first = nn.Conv2d(channels, width, *((4, 2, 1) if halve else (3, 1, 1)))
-        self.place = nn.Parameter(0.02 * torch.randn(1, width, *self.map))
+        self.place = nn.Parameter(torch.randn(1, width, *self.map).mul_(0.02))
         self.step = nn.Linear(2 * STEP_FREQUENCIES, width) if steps else None
         self.blocks = nn.ModuleList([ResBlock(width, width), Attention(width), ResBlock(width, width)])
         self.norm = nn.GroupNorm(num_groups(width), width, eps=1e-6)

@@ -263,8 +263,9 @@ def test_a_plain_seed_imports_no_guide_arguments(network, tmp_path):
         sys.argv = ['generate.py', '--network={network}', '--outdir={tmp_path}', '--seeds=0', '--device=cpu']
         import generate
         generate.main(standalone_mode=False)
+        generate.load_network('digits')  # with a prior and a finisher
         loaded = {{'cli.guide_arguments', 'cli.condition_arguments', 'cli.pictures', 'ddn_networks.black_boxes'}}
-        loaded.add('sympy')  # of PyTorch's shape arithmetic: half a second, which loading a network once took
+        loaded.add('sympy')  # of PyTorch's shape arithmetic: up to two seconds, which loading a network once took
         assert not loaded & set(sys.modules), loaded & set(sys.modules)
     """
     done = subprocess.run([sys.executable, '-c', script], cwd=os.path.dirname(generate.__file__), text=True,
