@@ -155,16 +155,17 @@ def build(subject: Subject) -> None:
             )
             side = gr.Slider(
                 1, smallest // 2, max(1, smallest // 8), step=1, label='Size of the tiny copy', visible=False,
+                elem_id='side',
                 info='Pixels a side: the fewer, the more is invented.',
             )
             noise = gr.Slider(
-                0, 1, 0.5, step=0.05, label='Noise to add', visible=False,
+                0, 1, 0.5, step=0.05, label='Noise to add', visible=False, elem_id='noise',
                 info='0: the picture is noisy already. 0.5: hard to see through.',
             )
             labels = subject.classifier.names if subject.classifier is not None else []
             wanted = gr.Dropdown(
                 labels, value=(labels or [None])[0], label='Class to follow', visible=False,
-                elem_id='wanted',
+                info='What the classifier should see in the results.', elem_id='wanted',
             )
             text = gr.Textbox(
                 '', label='Text to follow', visible=False, info='A few words, then Enter: a smiling woman'
@@ -175,6 +176,7 @@ def build(subject: Subject) -> None:
                     'network finds likely.', elem_classes='ddn-explained'
                 )
             with gr.Accordion('Weights', open=False, visible=False) as heavier:
+                gr.Markdown('How much each task counts against the others.', elem_classes='ddn-remark')
                 weights = {
                     task: gr.Slider(
                         0.1, HEAVIEST, 1, step=0.1, label=task, visible=False,

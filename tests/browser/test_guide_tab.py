@@ -67,9 +67,13 @@ def test_each_task_and_several_at_once(everything, visit, tiny):
     for name, guide in tasks.items():
         check(page, name)
         settled(page, 'results', tiny.sample(4, guide=guide)[0])
+        if name == 'Remove noise':
+            fill(page, 'noise', 0.2)
+            settled(page, 'results', tiny.sample(4, guide=guides.denoise(photo + 0.2 * noise))[0])
         page.locator('#tasks').get_by_label(name).uncheck()
     check(page, 'Colourise', 'Enlarge')
-    low, grey = guides.superres(pixel_maps.box(photo, (2, 2))), tasks['Colourise']
+    fill(page, 'side', 4)
+    low, grey = guides.superres(pixel_maps.box(photo, (4, 4))), tasks['Colourise']
     settled(page, 'results', tiny.sample(4, guide=[grey, low])[0])
     page.get_by_text('Weights').click()
     fill(page, 'weight-Enlarge', 3)
