@@ -33,7 +33,8 @@ def page(subject: Subject) -> gr.Blocks:
         for name, build in TABS.items():
             with gr.Tab(name):
                 build(subject)
-    blocks.queue(default_concurrency_limit=4, api_open=False)
+    # One at a time and in the order of asking: what is shown at the end is what a visitor asked for last.
+    blocks.queue(default_concurrency_limit=1, api_open=False)
     return blocks
 
 

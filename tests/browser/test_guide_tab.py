@@ -127,6 +127,33 @@ def test_results_fill_in_while_they_are_made(digits, visit, mnist, monkeypatch):
     settled(page, 'results', expected)
 
 
+def test_what_was_asked_last_stays(digits, visit, mnist, monkeypatch):
+    """A task is asked for, then a seed: the answer to the second may not overtake that to the first."""
+    layers, asked, overtaken, ended = guided_sampling.layers, threading.Event(), threading.Event(), []
+
+    def waiting(net, guides, seeds, *args, **kwargs):
+        if seeds[0] == 0:
+            assert asked.wait(WAIT / 1000)
+            overtaken.wait(1)  # the longer, the surer is a fault found
+        yield from layers(net, guides, seeds, *args, **kwargs)
+        ended.append(seeds[0])
+        overtaken.set()
+
+    page = visit(digits, 'Guide')
+    page.locator('#guide-example').click()
+    page.get_by_text('Four results in').wait_for()
+    monkeypatch.setattr(guided_sampling, 'layers', waiting)
+    check(page, 'Outline')
+    fill(page, 'guide-seed', 9)
+    with page.expect_response('**/queue/join*'):
+        page.locator('#guide-seed input').press('Enter')
+    asked.set()
+    photo = example(mnist)
+    both = [guides.superres(pixel_maps.box(photo, (4, 4))), guides.edges(photo)]
+    settled(page, 'results', mnist.sample(4, seed=9, guide=both)[0])
+    assert ended == [0, 9]
+
+
 def test_a_stroke_while_the_last_one_is_at_work(digits, visit, monkeypatch):
     """The server waits here until a stroke and a mask are on the canvas: results follow both."""
     chosen_by, painted = guide_tab.chosen_by, threading.Event()
