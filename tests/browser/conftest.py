@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
+import chromium
 import pytest
 import torch
 from visitors import WAIT
@@ -25,14 +25,9 @@ from ddn_networks.guides import Guide
 from ddn_networks.sampling import Sampling, measured_residuals
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which('chromium')
-ARGUMENTS = [
-    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-    '--disable-background-networking', '--disable-component-update', '--disable-sync',
-]  # fmt: skip
 DESKTOP, PHONE = (1280, 900), (390, 844)
 LOOPBACK = ('127.0.0.1', 'localhost')
-START_SECONDS = 900
+START_SECONDS = 900  # of a server: never what decides
 MACHINE = re.compile(r'/(tmp|root|home|usr|work|var|private)/')  # a path of this machine
 
 
@@ -43,7 +38,7 @@ def pytest_addoption(parser):
 
 def pytest_ignore_collect(collection_path):
     """Nothing here without a browser and the page's packages."""
-    if CHROMIUM is None:
+    if chromium.PATH is None:
         return True
     return True if not all(map(importlib.util.find_spec, ('gradio', 'playwright'))) else None
 
@@ -133,7 +128,8 @@ def start(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=env)
     address = f'http://127.0.0.1:{port}/'
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(START_SECONDS * 5):
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
         time.sleep(0.2)
         if process.poll() is not None:
             raise RuntimeError(log.read_text())
@@ -201,15 +197,16 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        running = chromium.launch(playwright)
         yield running
         running.close()
 
 
 @pytest.fixture(scope='session')
-def shared(browser):
-    """A browser's memory that most visits share, so that scripts are read once."""
+def shared(browser, digits):
+    """A browser's memory that most visits share, with a page that stays open: scripts are read and compiled once."""
     context = browser.new_context()
+    context.new_page().goto(f'{digits}config')
     yield context
     context.close()
 

@@ -56,15 +56,14 @@ def test_nothing_sticks_out(digits, visit, pytestconfig, size):
     folder = pytestconfig.getoption('--screenshots', None)
     page = visit(digits, size=size)
 
-    def fits(tab: str) -> None:
-        wide = page.evaluate('document.documentElement.scrollWidth')
-        assert wide <= size[0], f'{tab} is {wide} pixels wide'
+    def fits() -> None:
+        page.wait_for_function('width => document.documentElement.scrollWidth <= width', arg=size[0])
 
     for tab, use in USES.items():
         page.get_by_role('tab', name=tab, exact=True).click()
-        fits(tab)
+        fits()
         use(page)
-        fits(tab)
+        fits()
         if folder:
             page.evaluate('window.scrollTo(0, 0)')
             page.mouse.move(2, 2)

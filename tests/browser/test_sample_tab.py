@@ -158,7 +158,7 @@ def test_the_keyboard_alone(digits, visit, mnist):
 
 
 def test_visitors_get_their_own(digits, visit, mnist):
-    pages = [visit(digits, apart=True) for _ in range(3)]
+    pages = [visit(digits, apart=apart) for apart in (False, False, True)]
     for i, page in enumerate(pages):
         fill(page, 'seed', 100 * i)
         fill(page, 'count', 32)
