@@ -1,21 +1,26 @@
 """From a stroke to its pictures on the page of demo.py, in a headless Chromium.
 
-    python demo.py --network=mnist --no-browser          # in another terminal
-    python -m benchmarks.page_latency --out=benchmarks/results/page_latency
+    python demo.py --network=mnist --no-browser & python -m benchmarks.page_latency; kill $!
 
-Paints a stroke on the canvas of the tab Guide in every round. Times are of the browser's own clock: from the last
-mouse-up to the frame that shows the first of the four results, all four, and all four finished (results appear after
-the first layer and are refined by every other). CPU seconds are of the same time: where other programs keep the cores
-busy, they say more than the clock. The first round is a row of its own: what PyTorch and the browser do once is in it.
-Needs the extra browser and Chromium (--chromium).
+Several pages, each with a network of its own, make a table each:
+
+    for n in "mnist 7861" "digits 7862" "fashion 7863" "cifar10 7864"; do set -- $n
+        python demo.py --network=$1 --port=$2 --no-browser & pages="$pages $!"; ports="$ports --port=$2"; done
+    python -m benchmarks.page_latency $ports --out=benchmarks/results/page_latency; kill $pages
+
+Waits until the pages are served, then paints a stroke on the canvas of the tab Guide in every round. Times are of the
+browser's own clock: from the last mouse-up to the frame that shows the first of the four results, all four, and all
+four finished (results appear after the first layer and are refined by every other). CPU seconds are of the same time:
+where other programs keep the cores busy, they say more than the clock. The first round is a row of its own: what
+PyTorch and the browser do once is in it. Needs the extra browser and Chromium (--chromium).
 """
 
 import contextlib
 import shutil
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 import click
 import psutil
@@ -23,6 +28,7 @@ import psutil
 from benchmarks import common
 from cli.options import script
 
+START_SECONDS = 300  # that a page has to be served in
 WATCH = """() => {
     const view = document.querySelector('#canvas canvas');
     view.addEventListener('pointerup', () => {
@@ -65,16 +71,18 @@ def spent(before: dict[int, float], after: dict[int, float]) -> float:
     return sum(seconds - before[pid] for pid, seconds in after.items() if pid in before)
 
 
-def server_of(address: str) -> psutil.Process:
-    """The process that listens at an address of this machine; ValueError where there is none."""
-    port = urlparse(address).port
-    for process in psutil.process_iter():
-        try:
-            if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections('tcp')):
-                return process
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-    raise ValueError(f'--address={address}: no process listens there; start python demo.py --no-browser first')
+def server_of(port: int, patience: float = START_SECONDS) -> psutil.Process:
+    """The process that listens at a port of this machine; ValueError where there is none after ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.AccessDenied, psutil.NoSuchProcess):
+                found = process.net_connections('tcp')
+                if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in found):
+                    return process
+        if time.monotonic() >= deadline:
+            raise ValueError(f'--port={port}: no process listens there; start python demo.py --port={port}')
+        time.sleep(1)
 
 
 def measured(page: Any, server: psutil.Process, rounds: int) -> list[Round]:
@@ -107,32 +115,35 @@ def row(name: str, rounds: Sequence[Round], of: Callable = statistics.median) ->
 
 
 @script(__file__)
-@click.option('--address', help='Where demo.py serves', default='http://127.0.0.1:7860/')
+@click.option('--port', 'ports', help='Port that demo.py serves; may be repeated', type=int, multiple=True,
+              default=[7860])
 @click.option('--rounds', help='Strokes', type=click.IntRange(min=2), default=10)
 @click.option('--chromium', help='Browser', default='chromium')
 @common.OUT
-def main(address, rounds, chromium, out):
+def main(ports, rounds, chromium, out):
     from playwright.sync_api import sync_playwright
 
-    facts, server, path = common.machine(), server_of(address), shutil.which(chromium)
+    path = shutil.which(chromium)
     if path is None:
         raise ValueError(f'--chromium={chromium}: not found; apt-get install chromium')
+    servers = [server_of(port) for port in ports]  # all have started before anything is measured
+    facts, tables = common.machine(), {}
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=['--headless', '--no-sandbox'])
-        page = browser.new_page(viewport={'width': 1280, 'height': 900})
-        page.set_default_timeout(180_000)
-        page.goto(address)
-        page.get_by_role('tab', name='Guide', exact=True).click()
-        found = measured(page, server, rounds)
-        network = page.locator('h1 + p strong').inner_text()
-        browser.close()
-    rows = [
-        row('the first', found[:1]),
-        row(f'{rounds - 1} others, median', found[1:]),
-        row('the same, slowest', found[1:], max),
-    ]
-    caption = f'The network {network}, four results that follow strokes; from the last mouse-up:'
-    common.report('From a stroke to its pictures', facts, {caption: rows}, out)
+        for port, server in zip(ports, servers, strict=True):
+            browser = playwright.chromium.launch(executable_path=path, args=['--headless', '--no-sandbox'])
+            page = browser.new_page(viewport={'width': 1280, 'height': 900})
+            page.set_default_timeout(180_000)
+            page.goto(f'http://127.0.0.1:{port}/')
+            page.get_by_role('tab', name='Guide', exact=True).click()
+            found = measured(page, server, rounds)
+            network = page.locator('h1 + p strong').inner_text()
+            browser.close()
+            tables[f'The network {network}, four results that follow strokes; from the last mouse-up:'] = [
+                row('the first', found[:1]),
+                row(f'{rounds - 1} others, median', found[1:]),
+                row('the same, slowest', found[1:], max),
+            ]
+    common.report('From a stroke to its pictures', facts, tables, out)
 
 
 if __name__ == '__main__':

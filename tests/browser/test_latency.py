@@ -1,5 +1,9 @@
 """benchmarks/page_latency.py still measures: what it measures is for no test to judge."""
 
+from urllib.parse import urlparse
+
+import pytest
+
 from benchmarks import page_latency
 
 
@@ -8,7 +12,12 @@ def test_processes_that_end_take_nothing_away():
 
 
 def test_times_of_strokes(everything, visit):
-    rounds = page_latency.measured(visit(everything, 'Guide'), page_latency.server_of(everything), 2)
+    rounds = page_latency.measured(visit(everything, 'Guide'), page_latency.server_of(urlparse(everything).port), 2)
     assert len(rounds) == 2
     for first, fourth, finished, *cpu in rounds:
         assert 0 < first <= fourth <= finished and min(cpu) >= 0
+
+
+def test_a_page_that_is_not_served():
+    with pytest.raises(ValueError, match='--port=1: no process listens there'):
+        page_latency.server_of(1, patience=0)
