@@ -244,10 +244,7 @@ class Codec:
         drawn = []
         for part in torch.arange(len(codes)).split(ROWS):
             some, given = codes[part], rows_of(condition, part.tolist())
-            if enlarged[part].any():
-                drawn.append(completed(self.net, some, enlarged[part], given, **how))
-            else:
-                drawn.append(self.net.decode(some, given, **how))
+            drawn.append(completed(self.net, some, enlarged[part], given, **how))
         parts = torch.cat(drawn).split([len(picture.codes) for picture in pictures])
         return [
             part[0] if picture.size is None else tiles.join(part, picture.size)
@@ -360,21 +357,29 @@ def completed(
     last = torch.stack([(codes[:, columns] >= 0).any(1) for columns in net.code_slices], 1).sum(1) - 1  # [B]
     enlarged = enlarged & (last >= 0)
     large = codes.new_zeros(len(codes), net.img_channels, *net.img_resolution, dtype=torch.float32)
-    likely = search.likeliest(net)
+    rest, rows = (~enlarged).nonzero()[:, 0], enlarged.nonzero()[:, 0]
+    if len(rest):
+        large[rest] = net.decode(codes[rest], rows_of(condition, rest.tolist()), **how)
+    if len(rows):
+        large[rows] = _last_enlarged(net, codes[rows], last[rows], rows_of(condition, rows.tolist()))
+    return large
+
+
+def _last_enlarged(
+    net: Network, codes: torch.Tensor, last: torch.Tensor, condition: torch.Tensor | None
+) -> torch.Tensor:
+    """The image of layer ``last`` [B], enlarged: see ``completed``."""
 
     def sampler(candidates: Candidates, layer: int, so_far: torch.Tensor) -> Choice:
-        chosen = likely(candidates, layer, so_far).codes
-        cut = (enlarged & (last == layer)).view(-1, *[1] * (chosen.ndim - 1))
-        if cut.any():
-            chosen = torch.where(cut, search.least_change(candidates), chosen)
-        return Choice(chosen)
+        return Choice(search.least_change(candidates))
 
+    large = codes.new_zeros(len(codes), net.img_channels, *net.img_resolution, dtype=torch.float32)
     for layer, selection in enumerate(net.walk(samplers.keeping(sampler, codes), len(codes), condition)):
-        here = enlarged & (last == layer)
+        here = last == layer
         if here.any():
             large[here] = pixel_maps.enlarge(selection.image[here], net.img_resolution)
-    if not enlarged.all():
-        large[~enlarged] = net.decode(selection.codes, condition, **how)[~enlarged]
+        if layer == last.max():
+            break
     return large
 
 
