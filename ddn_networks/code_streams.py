@@ -14,9 +14,10 @@ import copy
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ import torch
 from ddn_networks import entropy, pixel_maps, samplers, search, snapshots, tiles
 from ddn_networks.candidates import Candidates
 from ddn_networks.code_priors import Counts
+from ddn_networks.ddl import Selection
 from ddn_networks.network import Network
 from ddn_networks.samplers import Choice
 
@@ -36,6 +38,7 @@ MAX_SIDE, SIZE_BITS = 2**14, 28  # pixels; bits of two sides
 # A file may claim so many pixels, and more for each of its bytes: no file makes more memory be taken.
 MIN_PIXELS, PIXELS_PER_BYTE = 2**20, 2**14
 ROWS = 64  # tiles in a pass at once
+WALKS = 8  # passes whose features are kept between layers; those of more tiles are computed anew for each layer
 
 
 class Picture(NamedTuple):
@@ -175,35 +178,43 @@ class Codec:
         condition: torch.Tensor | None,
     ) -> None:  # fmt: skip
         """``ask(row, layer, log p [n, K] or None)`` for all layers, and in a layer for all rows; it returns the row's
-        codes, None for those that do not matter any more. The network's prior is asked if it is the entropy model."""
+        codes, None for those that do not matter any more. The network's prior is asked if it is the entropy model; of
+        more than ``WALKS`` passes, the others begin anew for each layer, so that memory does not grow."""
         if not self.asks_prior:
             for layer in range(self.net.num_layers):
                 if not [row for row in range(rows) if ask(row, layer, None) is not None]:
                     break
             return
-        alive = [False]
+        now, alive = 0, False
+        codes = torch.zeros(rows, self.net.num_codes, dtype=torch.int64)
 
         def sampler(candidates: Candidates, layer: int, so_far: torch.Tensor, part: range) -> Choice:
-            log_p = candidates.log_prior().view(len(part), candidates.num_nodes, -1)  # [B, K, n]
-            codes = torch.zeros(len(part), log_p.shape[2], dtype=torch.int64)
-            for i, row in enumerate(part):
-                own = ask(row, layer, log_p[i].t().numpy())
-                if own is not None:
-                    codes[i], alive[0] = torch.from_numpy(own), True
-            return Choice(codes if candidates.num_cells > 1 else codes[:, 0])
+            nonlocal alive
+            columns = slice(*self.starts[layer : layer + 2])
+            if layer == now:  # the layers before are asked again where a walk is not kept
+                log_p = candidates.log_prior().view(len(part), candidates.num_nodes, -1)  # [B, K, n]
+                for i, row in enumerate(part):
+                    own = ask(row, layer, log_p[i].t().numpy())
+                    if own is not None:
+                        codes[row, columns], alive = torch.from_numpy(own), True
+            chosen = codes[part.start : part.stop, columns]
+            return Choice(chosen if candidates.num_cells > 1 else chosen[:, 0])
 
-        parts = [range(first, min(first + ROWS, rows)) for first in range(0, rows, ROWS)]
         condition = None if condition is None else condition.double()
+        parts = [range(first, min(first + ROWS, rows)) for first in range(0, rows, ROWS)]
+
+        def walk(part: range) -> Iterator[Selection]:
+            return self.exact.walk(functools.partial(sampler, part=part), len(part), rows_of(condition, part))
+
         with torch.no_grad():
-            walks = [
-                self.exact.walk(functools.partial(sampler, part=part), len(part), rows_of(condition, part))
-                for part in parts
-            ]
-            for _ in range(self.net.num_layers):
-                alive[0] = False
-                for walk in walks:
-                    next(walk)
-                if not alive[0]:
+            kept = [walk(part) for part in parts[:WALKS]]
+            for now in range(self.net.num_layers):
+                alive = False
+                for one in kept:
+                    next(one)
+                for part in parts[WALKS:]:
+                    next(itertools.islice(walk(part), now, None))
+                if not alive:
                     break
 
     @functools.cached_property

@@ -239,6 +239,33 @@ def test_tiles_of_several_pictures_have_the_condition_of_their_picture(model):
         torch.testing.assert_close(made[i], one[0])
 
 
+def test_a_picture_of_many_tiles_keeps_the_features_of_a_few_passes(monkeypatch):
+    """Its file is the same, and so are the codes that are read from it."""
+    net, x = network('head', conditions=['class:3']), images(1, size=(9, 30))
+    condition = net.make_condition(torch.tensor([1]))
+    made = Codec(net)
+    (picture,) = codec.encoded(made, x, condition)
+    expected = made.file(picture, condition)
+    walk, alive, most = made.exact.walk, [0], [0]
+
+    def counted(*args):
+        alive[0] += 1
+        most[0] = max(alive[0], most[0])
+        try:
+            yield from walk(*args)
+        finally:
+            alive[0] -= 1
+
+    monkeypatch.setattr(made.exact, 'walk', counted)
+    monkeypatch.setattr(code_streams, 'ROWS', 1)
+    for walks, num in ((10, 10), (2, 3)):  # of 10 tiles
+        monkeypatch.setattr(code_streams, 'WALKS', walks)
+        most[0] = 0
+        assert made.file(picture, condition) == expected
+        assert torch.equal(made.picture(expected, condition).codes, picture.codes)
+        assert most == [num] and alive == [0]
+
+
 def test_pictures_are_drawn_in_passes_of_a_bounded_number_of_tiles(monkeypatch):
     net = network('head')
     made, passes = Codec(net), []
