@@ -133,13 +133,18 @@ def encode_command(
     click.option('--outdir', metavar='DIR', required=True, help='Folder for the images'),
     click.option('--partial', is_flag=True, help='The file may be cut off: draw what its first bytes decide'),
     click.option('--recover', is_flag=True, help='Of a damaged archive write every whole picture before the damage'),
+    click.option('--overwrite', is_flag=True, help='Replace pictures that are in the folder'),
 )
 @one_line
-def decode_command(file, network, ema, steps, device, finish, outdir, partial, recover) -> None:
-    """Draw the pictures of a file: FILE.png, or those of an archive under the names that it has for them."""
+def decode_command(file, network, ema, steps, device, finish, outdir, partial, recover, overwrite) -> None:
+    """Draw the pictures of a file: FILE.png, or those of an archive under the names that it has for them. Pictures that
+    are in the folder are not replaced without --overwrite."""
     header = codec_files.header(file)
     codec = open_codec(network, ema, steps, device, finish, header.model)
     require_writable('--outdir', os.path.join(outdir, 'picture.png'))
+    there = next((name for name in codec_files.outputs(file, outdir) if os.path.lexists(name)), None)
+    if there and not overwrite:
+        raise ValueError(f'{there} is there already: give another --outdir, or --overwrite to replace it')
     num = 0
     with codec_files.named(file, recover) as damage:
         for image, name in drawings(codec, codec_files.pictures(file, codec, partial, 'decode')):

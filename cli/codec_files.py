@@ -57,11 +57,31 @@ def header(path: str) -> Header:
         return read_header(file.read(34))
 
 
+def outputs(path: str, outdir: str) -> Iterator[str]:
+    """The PNGs that a file is decoded to. Needs no network; of a damaged archive those before the damage."""
+    if not header(path).archive:
+        yield os.path.join(outdir, f'{stem(path)}.png')
+        return
+    with contextlib.suppress(ValueError), open_regular(path) as file:
+        for i, record in enumerate(ArchiveReader(file)):
+            yield os.path.join(outdir, f'{numbered(record.name, i)}.png')
+
+
+def stem(path: str) -> str:
+    """The name of a file of one picture, without ending."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def numbered(name: str, index: int) -> str:
+    """The name that an archive has for a picture, or its number there."""
+    return name or f'{index:06d}'
+
+
 def pictures(path: str, codec: Codec, partial: bool = False, title: str = 'read') -> Iterator[tuple[Picture, str]]:
     """The pictures of a file and their names without ending, one by one, with progress. ValueError where it is damaged;
     what was yielded is whole."""
     if not header(path).archive:
-        yield codec.picture(read_bytes(path, MOST_STREAM), None, partial), os.path.splitext(os.path.basename(path))[0]
+        yield codec.picture(read_bytes(path, MOST_STREAM), None, partial), stem(path)
         return
     if partial:
         raise ValueError('--partial is for files of one picture; of an archive --recover writes the whole pictures')
@@ -69,7 +89,7 @@ def pictures(path: str, codec: Codec, partial: bool = False, title: str = 'read'
     with open_regular(path) as file, tqdm(total=os.path.getsize(path), desc=title, **how) as bar:
         names: set[str] = set()
         for i, (picture, name) in enumerate(read_archive(file, codec)):
-            name = name or f'{i:06d}'
+            name = numbered(name, i)
             if name in names:
                 raise ValueError(f'two of its pictures are called {name!r}, and one would replace the other')
             names.add(name)

@@ -59,7 +59,28 @@ def test_one_picture_is_a_file_whose_start_is_a_picture(folder, tmp_path):
     cut.write_bytes(dest.read_bytes()[:9])
     run('decode', cut, net, f'--outdir={tmp_path}/out', '--partial')
     assert (tmp_path / 'out' / 'cut.png').exists()
-    assert 'damaged' in run('decode', cut, net, f'--outdir={tmp_path}/out', expect=1)
+    assert 'damaged' in run('decode', cut, net, f'--outdir={tmp_path}/other', expect=1)
+
+
+@pytest.mark.parametrize('num', [1, 5])
+def test_decoding_replaces_no_picture_unless_asked_to(num, folder, tmp_path):
+    net, dest = f'--network={folder}/net.safetensors', _archive(folder, tmp_path)
+    run('decode', dest, net, f'--outdir={tmp_path}/pngs')
+    pictures = sorted((tmp_path / 'pngs').rglob('*.png'))
+    out, first = pictures[0].parent, int(num > 1)
+    run('encode', *pictures[:num], net, f'--dest={dest}', '--layers=1')
+    if num == 1:
+        dest = dest.rename(dest.with_name(f'{pictures[0].stem}.ddn'))
+    else:
+        pictures[0].unlink()  # the first of those to be written is not there, the second is
+    before = {path: path.read_bytes() for path in pictures[first:]}
+    for more in ([], ['--partial' if num == 1 else '--recover']):
+        text = run('decode', dest, net, f'--outdir={out}', *more, expect=1)
+        assert '--overwrite' in text and str(pictures[first]) in text
+        assert {path: path.read_bytes() for path in out.rglob('*.png')} == before
+    run('decode', dest, net, f'--outdir={out}', '--overwrite')
+    assert [path.read_bytes() != data for path, data in before.items()] == [path in pictures[:num] for path in before]
+    assert pictures[0].exists()
 
 
 def _archive(folder, tmp_path):
