@@ -1,85 +1,128 @@
-"""Files of the codec decoded under another number of threads or instruction set than they were encoded under.
+"""Files of the codec decoded under other numbers of threads and instruction sets than they were encoded under.
 
-    ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 python -m benchmarks.codec_portability --network=NET --write=files.ddn
-    ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 python -m benchmarks.codec_portability --network=NET --read=files.ddn
+    python -m benchmarks.codec_portability --network=NET --data=faces64-test.zip --out=benchmarks/results/NAME
 
-The first call encodes samples by the network's prior, and keeps the log-probabilities of the first one beside the file;
-the second decodes all, counts failures, and prints the largest deviation of the log-probabilities in nats
-(``entropy.MARGIN`` is what the format allows). PyTorch reads both variables when it starts.
+Held-out images are encoded by the network's prior in one process, with one thread and the fastest instructions, and
+decoded in others, which compare all codes and the log-probabilities of the first images. ``entropy.MARGIN`` is what
+the format allows these to differ by.
 """
 
+import contextlib
+import multiprocessing
 import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
 
 import click
 import torch
 
+from benchmarks import common
 from cli.networks import load_network
 from cli.options import script
-from ddn_networks import samplers, tensor_files
+from ddn_networks import entropy, samplers, tensor_files
 from ddn_networks.code_streams import ROWS, Codec, Picture
-from ddn_networks.codec import ArchiveWriter, read_archive
+from ddn_networks.codec import ArchiveReader, ArchiveWriter
 from dnnlib.util import atomic_write
+from experiments.common import pictures, spread
+
+COMPARED = 16  # images whose log-probabilities are compared
+# Read when a process starts, by PyTorch for its own kernels (here without AVX) and by MKL (here with SSE2 only).
+ENCODER = {'OMP_NUM_THREADS': '1'}
+DECODERS = (
+    {'OMP_NUM_THREADS': '2', 'ATEN_CPU_CAPABILITY': 'default'},
+    {'OMP_NUM_THREADS': '1', 'ATEN_CPU_CAPABILITY': 'default', 'MKL_CBWR': 'COMPATIBLE'},
+)
+
+
+class Decoded(NamedTuple):
+    """Pictures, those whose codes differ or are refused, and the largest deviation in nats."""
+
+    num: int
+    failed: int
+    deviation: float
+
+
+def in_processes(environments: Sequence[dict[str, str]], fn: Callable, *args: Any) -> list[Any]:
+    """``fn(*args)`` in a new process for each of these sets of environment variables, all at once."""
+    before, futures = dict(os.environ), []
+    with contextlib.ExitStack() as stack:
+        for variables in environments:
+            pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn'))
+            try:
+                os.environ.update(variables)
+                futures.append(stack.enter_context(pool).submit(fn, *args))  # the process starts here
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
+        return [future.result() for future in futures]
 
 
 @torch.no_grad()
 def log_probabilities(made: Codec, codes: torch.Tensor) -> dict[str, torch.Tensor]:
-    """log p of all codes of a latent [D], of each layer."""
-    given = samplers.with_log_prior(samplers.given(codes[None]))
-    return {str(i): x for i, x in enumerate(made.exact(given, 1, keep=True).log_prior)}
+    """log p of all answers of each layer, given codes [B, D], one image at a time."""
+    found = [made.exact(samplers.with_log_prior(samplers.given(row[None])), 1, keep=True).log_prior for row in codes]
+    return {str(i): torch.cat(layer) for i, layer in enumerate(zip(*found, strict=True))}
 
 
-def write(made: Codec, path: str, num: int) -> None:
+def write(network: str, data: str, path: str, num: int) -> None:
+    """Encode images, and keep beside the archive what its codes are."""
+    made = Codec(load_network(network), 'prior')
+    images, kept = pictures(data, made.net, spread(data, num)), []
     with atomic_write(path) as file:
         archive = ArchiveWriter(file, made)
-        for first in range(0, num, ROWS):
-            _, codes = made.net.sample(seeds=range(first, min(first + ROWS, num)))
-            archive.add([Picture(row[None]) for row in codes])
-            if first == 0:
-                tensor_files.save_tensors(f'{path}.log-p', log_probabilities(made, codes[0]), {})
+        for part in images.split(ROWS):
+            kept.append(made.net.encode(part))
+            archive.add([Picture(row[None]) for row in kept[-1]])
         archive.close()
+    codes = torch.cat(kept)
+    tensor_files.save_tensors(f'{path}.codes', {'codes': codes, **log_probabilities(made, codes[:COMPARED])}, {})
 
 
-def read(made: Codec, path: str) -> tuple[int, int, float]:
-    """Pictures, wrong or refused ones, and the largest deviation in nats. The codes that were written are those of the
-    same samples here, which the prior chooses: they are compared by the checksums of the file."""
-    num = failed = 0
-    deviation = 0.0
+def read(network: str, path: str) -> Decoded:
+    """Decode an archive, each picture alone."""
+    made = Codec(load_network(network), 'prior')
+    before, _ = tensor_files.load_tensors(f'{path}.codes')
+    codes, failed = before.pop('codes'), 0
     with open(path, 'rb') as file:
-        records = read_archive(file, made)
-        while True:
+        reader = ArchiveReader(file)
+        made.check(reader.header)
+        for row, record in zip(codes, reader, strict=True):
             try:
-                picture, _ = next(records)
-            except StopIteration:
-                break
-            except ValueError as error:
-                click.echo(f'picture {num}: {error}')
+                (picture,) = made.read([record.stream], [record.sized])
+                failed += not torch.equal(picture.codes, row[None])
+            except ValueError:
                 failed += 1
-                break
-            if num == 0:
-                before, _ = tensor_files.load_tensors(f'{path}.log-p')
-                here = log_probabilities(made, picture.codes[0])
-                deviation = max((here[name] - x).abs().max().item() for name, x in before.items())
-            num += 1
-    return num, failed, deviation
+    here = log_probabilities(made, codes[:COMPARED])
+    return Decoded(len(codes), failed, max((here[name] - x).abs().max().item() for name, x in before.items()))
+
+
+def in_words(variables: dict[str, str]) -> str:
+    """The environment of a process."""
+    return ', '.join(f'{name}={value}' for name, value in variables.items())
 
 
 @script(__file__)
 @click.option('--network', metavar='FILE|URL', required=True, help='Network with a prior')
-@click.option('--write', 'target', metavar='FILE', help='Encode and write this archive')
-@click.option('--read', 'source', metavar='FILE', help='Decode this archive')
-@click.option('--num', type=click.IntRange(min=1), default=1000, help='Pictures to encode')
-def main(network, target, source, num):
-    made = Codec(load_network(network), 'prior')
-    if bool(target) == bool(source):
-        raise ValueError('give --write or --read')
-    where = f'{os.environ.get("ATEN_CPU_CAPABILITY", torch.backends.cpu.get_cpu_capability())}, threads: '
-    where += str(torch.get_num_threads())
-    if target:
-        write(made, target, num)
-        click.echo(f'{num:,} pictures encoded ({where})')
-        return
-    num, failed, deviation = read(made, source)
-    click.echo(f'{num:,} pictures decoded ({where}), failures: {failed}, largest deviation {deviation:.1e} nats')
+@click.option('--data', metavar='ZIP|DIR', required=True, help="Images of the network's shape")
+@click.option('--num', type=click.IntRange(min=1), default=1000, help='Images, spread evenly over them')
+@common.OUT
+def main(network, data, num, out):
+    facts = common.machine()
+    caption = (
+        f'{os.path.basename(network)}, images of {os.path.basename(data)}; deviations are of the log-probabilities of '
+        f'{min(num, COMPARED)} of them, {entropy.MARGIN:.0e} is what the format allows:'
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'pictures.ddn')
+        in_processes([ENCODER], write, network, data, path, num)
+        rows = [
+            {'encoded with': in_words(ENCODER), 'decoded with': in_words(variables), 'images': found.num,
+             'failures': found.failed, 'largest deviation, nats': f'{found.deviation:.1e}'}
+            for variables, found in zip(DECODERS, in_processes(DECODERS, read, network, path), strict=True)
+        ]  # fmt: skip
+    common.report('Codec: decoding under other threads and instruction sets', facts, {caption: rows}, out)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,17 @@
 """codec.py: encode, decode, info, verify, count; files that are damaged."""
 
+import os
+import random
+
 import pytest
-from conftest import invoke, write_zip
+from conftest import invoke, unpadded, write_zip
 from mutations import mutations, outcome
 from test_codec import images, network
 
 import codec as script
+from benchmarks import codec_damage, codec_portability
 from cli import codec_files
-from ddn_networks import Network, codec, snapshots
+from ddn_networks import Network, codec, snapshots, tensor_files
 from ddn_networks.code_streams import Codec
 
 pytest.importorskip('constriction')
@@ -110,6 +114,47 @@ def test_damaged_files_are_one_line(num, model, tmp_path):
         path.write_bytes(wrong)
         found = outcome(lambda: list(codec_files.pictures(str(path), made)))
         assert wrong == data or isinstance(found, ValueError), 'damage that nobody noticed'
+
+
+@pytest.mark.parametrize('kind', ['flipped', 'truncated', 'foreign', 'of another network'])
+def test_commands_end_at_such_files_with_one_line_and_an_error(kind, folder, tmp_path):
+    rng, path = random.Random(0), tmp_path / 'file.ddn'
+    other = network('head', seed=int(kind == 'of another network'))
+    data = codec.encode(other, images(3))
+    wrong = data if kind == 'of another network' else getattr(codec_damage, kind)(data, rng)
+    path.write_bytes(wrong)
+    out = f'--outdir={tmp_path}/out'
+    for command in (['verify'], ['decode', out], ['decode', out, '--recover', '--overwrite']):
+        *before, line = run(*command, path, f'--network={folder}/net.safetensors', expect=1).splitlines()
+        assert line.startswith('Error: ') and str(path) in line
+        assert not before or '--recover' in command and len(before) == 1 and ' image' in before[0]
+
+
+def test_the_benchmark_of_damage_counts_what_becomes_of_files(folder, tmp_path):
+    made, x = Codec(network('head')), images(3)
+    codes, path = made.net.encode(x), tmp_path / 'file.ddn'
+    path.write_bytes(codec.encode(made.net, x))
+    assert codec_damage.outcome(str(path), made, codes) == 'undamaged'
+    assert codec_damage.outcome(str(path), made, codes.flip(0)) == 'WRONG PICTURES'
+    path.write_bytes(path.read_bytes()[:-20])
+    assert codec_damage.outcome(str(path), made, codes) == 'one line'
+    assert codec_damage.outcome(str(path), made, codes.flip(0)) == 'WRONG PICTURES'  # those before the damage
+    text = unpadded(invoke(codec_damage.main, f'--network={folder}/net.safetensors', '--num=10'))
+    assert all(f'| {kind} | 2 | 0 | 0 | 0 |' in text for kind in ('flipped bit', 'truncated', 'of another network'))
+
+
+def test_the_benchmark_of_portability_counts_codes_that_differ(folder, tmp_path):
+    net, path = str(folder / 'net.safetensors'), str(tmp_path / 'x.ddn')
+    codec_portability.write(net, str(folder / 'five.zip'), path, 5)
+    assert codec_portability.read(net, path) == (5, 0, 0.0)
+    kept, _ = tensor_files.load_tensors(f'{path}.codes')
+    kept['codes'][3, 2] ^= 1
+    kept['1'][0] += 0.5
+    tensor_files.save_tensors(f'{path}.codes', kept, {})
+    num, failed, deviation = codec_portability.read(net, path)
+    assert (num, failed) == (5, 1) and deviation >= 0.5
+    assert codec_portability.in_processes([{'A_B': '1'}, {'A_B': '2'}], os.getenv, 'A_B') == ['1', '2']
+    assert 'A_B' not in os.environ
 
 
 def test_no_file_replaces_what_it_is_made_of(folder, tmp_path):
