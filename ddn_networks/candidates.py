@@ -202,11 +202,10 @@ class Candidates:
 
     def _cell_distances(self, weight: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
         """``distances`` with the cells of the images as images: [B, K, n]."""
-        features, base = self._of_images(self._features).detach(), self._unshuffled_base
-        features = to_cells(features.to(self.dtype), self.grid).flatten(2)  # [B n, F, h w]
-        error = to_cells(-to if base is None else base.detach().to(self.dtype) - to, self.grid).flatten(2)
-        total = closed_forms.cell_distances(weight, features, error)  # [B n, K]
-        total = total.clamp_(min=0) / error[0].numel()
+        features, base = self._of_images(self._features).detach().to(self.dtype), self._unshuffled_base
+        error = -to if base is None else base.detach().to(self.dtype) - to
+        total = closed_forms.cell_distances(weight, features, error, self.grid)  # [B n, K]
+        total = total.clamp_(min=0) / (error[0].numel() // self.num_cells)
         return total.unflatten(0, (-1, self.num_cells)).transpose(1, 2)
 
     def _shared_pays(self) -> bool:

@@ -32,6 +32,19 @@ def from_cells(cells: torch.Tensor, grid: Grid) -> torch.Tensor:
     return rows.transpose(2, 3).reshape(B, gh * h, gw * w, C).permute(0, 3, 1, 2)
 
 
+def to_strips(images: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The rows of pixels of cells as images: [B, C, H, W] -> [B H g_w, C, 1, w], row by row of the images. A view where
+    images are channels last, as training has them; cells are none, since their rows lie apart."""
+    (B, C, H, W), gw = images.shape, grid[1]
+    return images.permute(0, 2, 3, 1).reshape(B * H * gw, 1, W // gw, C).permute(0, 3, 1, 2)
+
+
+def from_strips(strips: torch.Tensor, grid: Grid, height: int) -> torch.Tensor:
+    """The images of ``height`` H that strips make up: [B H g_w, C, 1, w] -> [B, C, H, W], channels last."""
+    (rows, C, _, w), gw = strips.shape, grid[1]
+    return strips.permute(0, 2, 3, 1).reshape(rows // (height * gw), height, gw * w, C).permute(0, 3, 1, 2)
+
+
 def checked_grid(grid: int | Sequence[int], size: tuple[int, int]) -> Grid:
     """A grid for a layer of ``size`` (H, W) as (g_h, g_w); ValueError with what fits where it does not divide it."""
     gh, gw = (grid, grid) if isinstance(grid, int) else (int(g) for g in grid)

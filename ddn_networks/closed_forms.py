@@ -10,11 +10,13 @@ Distances have three forms, of which the cheapest is taken; E is base less targe
 """
 
 import contextlib
+import functools
+from collections.abc import Callable
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from ddn_networks.cells import WHOLE, Grid, from_cells, to_cells
+from ddn_networks.cells import WHOLE, Grid, from_strips, to_cells, to_strips
 
 
 def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
@@ -111,31 +113,45 @@ def distances(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor)
     return METHODS[cheapest_method(len(error), *weight.shape, error.shape[2])](weight, features, error)
 
 
-def cell_distances(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """``distances`` for rows that are cells: many, of few pixels each. Arguments as there, with B n rows.
+def cell_distances(
+    weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor, grid: Grid = WHOLE
+) -> torch.Tensor:
+    """``distances`` of the cells of images, many of few pixels each: [B n, K].
 
-    With so many rows the products of Gram matrices cost most; they are symmetric, so half of their entries will do.
+    With so many rows the products of Gram matrices cost most; they are symmetric, so half of their entries will do. A
+    few images are cut into cells at a time: a copy of all of them would cost more than the arithmetic on it.
+
+    Args:
+        weight: [K, C, F]. features: [B, F, H, W]. error: [B, C, H, W] base less target. grid: the cells of an image.
     """
-    (K, C, F), (rows, _, N) = weight.shape, features.shape
+    (K, C, F), (B, _, H, W), n = weight.shape, features.shape, grid[0] * grid[1]
+    rows, N, half = B * n, H * W // n, F * (F + 1) // 2
     found = costs(rows, K, C, F, N)
-    half = F * (F + 1) // 2
+    del found['node_gram']  # half of it is cheaper, but for so few nodes that rendering them is
     found['half_gram'] = rows * F * N * (F + C) + rows * K * (C * F + half) + (rows + K) * half * TRAFFIC
     method = min(found, key=found.__getitem__)
-    return (METHODS | {'half_gram': _by_half_gram})[method](weight, features, error)
+    if method == 'half_gram':
+        form, size = by_half_gram(weight), 4 * slice_size(weight, n * F * F)  # fewer rows take a fifth longer
+    else:
+        form, size = functools.partial(METHODS[method], weight), slice_size(weight, F * H * W)
+    slices = zip(features.split(size), error.split(size), strict=True)
+    return torch.cat([form(to_cells(f, grid).flatten(2), to_cells(e, grid).flatten(2)) for f, e in slices])
 
 
-def _by_half_gram(weight: torch.Tensor, features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """<W_k^T W_k, F F^T> as a sum over the upper triangles, the entries above the diagonal counted twice."""
-    F = features.shape[1]
+def by_half_gram(weight: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """<W_k^T W_k, F F^T> as a sum over the upper triangles, the entries above the diagonal counted twice, as a function
+    of features and error: the matrices of the nodes are made once for all of them."""
+    F = weight.shape[2]
     i, j = torch.triu_indices(F, F, device=weight.device)
     at = i * F + j
-    twice = torch.where(i == j, 1.0, 2.0).to(weight)
-    total = _cross(weight, features, error)
-    nodes = torch.bmm(weight.mT, weight).flatten(1)[:, at] * twice  # [K, half]
-    size = 4 * slice_size(weight, F * F)  # products of fewer rows take a fifth longer
-    for f, part in zip(features.split(size), total.split(size), strict=True):
-        part.addmm_(torch.bmm(f, f.mT).flatten(1)[:, at], nodes.t())
-    return total
+    nodes = torch.bmm(weight.mT, weight).flatten(1).index_select(1, at)  # [K, half]
+    nodes *= torch.where(i == j, 1.0, 2.0)
+
+    def form(features: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+        gram = torch.bmm(features, features.mT).flatten(1).index_select(1, at)
+        return _cross(weight, features, error).addmm_(gram, nodes.t())
+
+    return form
 
 
 # The selected image, in two memory layouts: a channel a plane, or (channels last) a pixel a row of channels.
@@ -160,39 +176,20 @@ def select(
         leak_choice: x has two halves; otherwise the leak is None.
         next_input: also make x with both added; without gradients that is x itself, changed in place.
     """
+    if grid != WHOLE:  # the strips of cells as images, without copies where a pixel is a row of channels
+        B, _, H, _ = x.shape
+        codes = codes.view(B, grid[0], 1, grid[1]).expand(-1, -1, H // grid[0], -1).flatten()
+        strips = to_strips(x, grid)
+        full = strips.detach() if full is x else to_strips(full, grid)
+        base = None if base is None else to_strips(base, grid)
+        made = select(strips, full, weight, codes, base, leak_choice, next_input)
+        image, leak, fed = (None if y is None else from_strips(y, grid, H) for y in made)
+        return image, leak, fed.contiguous() if next_input and not _are_rows(x) else fed
     with full_precision(x):
-        if grid != WHOLE:
-            return _select_cells(x, full, weight, codes, base, leak_choice, next_input, grid)
         if torch.is_grad_enabled():
             return _Selected.apply(x, full.detach(), weight, codes, base, leak_choice, next_input)
         image, leak = _rendered(full, _kernel(full, weight, codes, leak_choice), base, leak_choice)
         return image, leak, _add_choice_(x, image, leak) if next_input else None
-
-
-def _select_cells(
-    x: torch.Tensor,
-    full: torch.Tensor,
-    weight: torch.Tensor,
-    codes: torch.Tensor,
-    base: torch.Tensor | None,
-    leak_choice: bool,
-    next_input: bool,
-    grid: Grid,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """``select`` with the cells as images, put together afterwards."""
-    of_x = to_cells(x, grid)  # [B n, F or 2F, h, w]
-    cells = of_x.detach() if full is x else to_cells(full, grid)
-    if torch.is_grad_enabled():
-        image, leak, _ = _Selected.apply(of_x, cells, weight, codes, None, leak_choice, False)
-    else:
-        image, leak = _rendered(cells, _kernel(cells, weight, codes, leak_choice), None, leak_choice)
-    image = from_cells(image, grid)
-    image = image if base is None else image + base
-    leak = None if leak is None else from_cells(leak, grid)
-    fed = None
-    if next_input:
-        fed = _add_choice_(x.clone() if torch.is_grad_enabled() else x, image, leak)
-    return image, leak, fed
 
 
 def _are_rows(features: torch.Tensor) -> bool:

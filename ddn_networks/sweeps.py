@@ -118,8 +118,8 @@ class Crossing:
             within = rows @ error[:, None] @ columns.mT  # [B, m, C, i, j], all of the error that a cell reaches
             beyond = error.square().sum((1, 2, 3))[:, None] - within.square().sum((2, 3, 4))  # [B, m]
             without = within - self._mapped(picture.own[:, cells], cells)
-            features = self.features[:, cells].flatten(0, 1).flatten(2)  # [B m, F, i j]
-            total = closed_forms.cell_distances(self.weight, features, without.flatten(0, 1).flatten(2))
+            features = self.features[:, cells].flatten(0, 1)  # [B m, F, i, j]
+            total = closed_forms.cell_distances(self.weight, features, without.flatten(0, 1))  # [B m, K]
         total = total.clamp(min=0).unflatten(0, (-1, len(cells))) + beyond.clamp(min=0)[:, :, None]  # [B, m, K]
         return total.mT * (self.scale * self.candidates.num_cells / error[0].numel())
 

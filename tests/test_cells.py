@@ -79,6 +79,11 @@ def test_cells_are_cut_row_by_row_and_put_together_again(shape):
     assert torch.equal(cells.from_cells(cut.flatten(0, 1), grid), images)
     last = images.to(memory_format=torch.channels_last)
     assert torch.equal(cells.to_cells(last, grid), cut.flatten(0, 1))
+    strips = cells.to_strips(last, grid)
+    assert strips.data_ptr() == last.data_ptr() and torch.equal(cells.to_strips(images, grid), strips)
+    assert torch.equal(cells.from_strips(strips, grid, H), images)
+    row = cut.permute(0, 1, 3, 2, 4).unflatten(1, grid).permute(0, 1, 3, 2, 4, 5)  # [B, g_h, h, g_w, C, w]
+    assert torch.equal(strips[:, :, 0], row.flatten(0, 3))
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -99,21 +104,46 @@ def test_each_form_of_the_cells_distances(shape, method):
     c, target = make(*shape)
     features = cells.to_cells(c.features, c.grid).flatten(2)
     error = cells.to_cells(c.base - target, c.grid).flatten(2)
-    form = (closed_forms.METHODS | {'half_gram': closed_forms._by_half_gram})[method]
-    found = form(c.weight, features, error).unflatten(0, (-1, c.num_cells)).transpose(1, 2) / error[0].numel()
-    torch.testing.assert_close(found.double(), slow_distances(c, target), rtol=1e-4, atol=1e-5)
+    forms = closed_forms.METHODS | {'half_gram': lambda weight, *of_rows: closed_forms.by_half_gram(weight)(*of_rows)}
+    found = forms[method](c.weight, features, error).unflatten(0, (-1, c.num_cells)).transpose(1, 2)
+    torch.testing.assert_close(found.double() / error[0].numel(), slow_distances(c, target), rtol=1e-4, atol=1e-5)
 
 
 def test_many_cells_take_half_of_the_gram_matrices(monkeypatch):
     used = []
-    for name, form in (('half_gram', closed_forms._by_half_gram), ('render', closed_forms._by_rendering)):
-        monkeypatch.setattr(closed_forms, f'_by_{"half_gram" if name == "half_gram" else "rendering"}',
-                            lambda *args, name=name, form=form: used.append(name) or form(*args))  # fmt: skip
-    monkeypatch.setitem(closed_forms.METHODS, 'render', closed_forms._by_rendering)
-    for shape in ((4, 512, 3, 64, 64, 64, (8, 8)), (4, 16, 3, 64, 8, 8, (8, 8))):
+    half, render = closed_forms.by_half_gram, closed_forms.METHODS['render']
+    monkeypatch.setattr(closed_forms, 'by_half_gram', lambda *args: used.append('half') or half(*args))
+    monkeypatch.setitem(closed_forms.METHODS, 'render', lambda *args: used.append('render') or render(*args))
+    for shape in ((4, 512, 3, 64, 64, 64, (8, 8)), (1, 16, 3, 64, 8, 8, (8, 8))):
         c, target = make(*shape)
         c.distances(target)
-    assert used == ['half_gram', 'render']  # 64 pixels a cell, one pixel a cell
+    assert used == ['half', 'render']  # 64 pixels a cell, one pixel a cell
+
+
+@pytest.mark.parametrize('shape, method', [
+    ((5, 40, 3, 8, 8, 8, (2, 2)), 'half_gram'), ((5, 6, 3, 8, 8, 8, (4, 8)), 'render'),
+    ((3, 8, 1, 8, 8, 8, (1, 2)), 'feature_gram'),
+])  # fmt: skip
+def test_cells_a_few_images_at_a_time(shape, method, monkeypatch):
+    """Slices of one image, and of all."""
+    used = []
+    for name in closed_forms.METHODS:
+        form = closed_forms.METHODS[name]
+        monkeypatch.setitem(closed_forms.METHODS, name, lambda *a, n=name, f=form: used.append((n, len(a[1]))) or f(*a))
+    half = closed_forms.by_half_gram
+
+    def by_half_gram(weight):
+        form = half(weight)
+        return lambda *of_rows: used.append(('half_gram', len(of_rows[0]))) or form(*of_rows)
+
+    monkeypatch.setattr(closed_forms, 'by_half_gram', by_half_gram)
+    c, target = make(*shape)
+    B, n = shape[0], c.num_cells
+    for limit, slice_sizes in ((2**18, [B * n]), (1, [4 * n, n] if method == 'half_gram' else [n] * B)):
+        used.clear()
+        monkeypatch.setattr(closed_forms, '_CPU_NUMBERS', limit)
+        torch.testing.assert_close(c.distances(target).double(), slow_distances(c, target), rtol=1e-4, atol=1e-5)
+        assert used == [(method, size) for size in slice_sizes]
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -153,6 +183,7 @@ def test_a_layer_selects_leaks_and_feeds_per_cell_with_the_gradient_of_autograd(
     fed = fed if leak is None else fed + F.pad(leak, (0, 0, 0, 0, 16 - C, 0))
     pairs = [(made.image, image), (made.next_input, fed)] + ([(made.leak, leak)] if leak_choice else [])
     assert torch.equal(made.codes, codes) and (made.leak is None) == (not leak_choice)
+    assert made.next_input.stride() == x.stride()  # convolutions round in another way in another layout
     inputs = [x, ddl.weight] + ([base] if has_base else [])
     gradients = []
     for which in (0, 1):
