@@ -47,7 +47,7 @@ class Counted(NamedTuple):
 
 def guidances(net: Network) -> dict[str, Guidance]:
     """{way: guidance}: ways to choose, and to ask the guide less often."""
-    if net.prior is not None or net.num_codes > net.num_layers:
+    if net.prior or net.num_codes > net.num_layers:
         return {f'top 1 of {m} proposals': Guidance([], top_k(1), proposals=m) for m in (64, 16, 4)}
     last = net.num_layers - 1
     ways = {'top 2': Guidance([]), 'top 1': Guidance([], top_k(1))}
@@ -84,7 +84,7 @@ def trust(net: Network, judge: CifarResNet, data: str) -> dict[str, str]:
 @click.option('--data', metavar='ZIP|DIR', help='Held-out images with labels, to measure the accuracy of the judge')
 @click.option('--outdir', metavar='DIR', default='out/zscg_cifar_classes', help='Folder for tables and pictures')
 @click.option('--per-class', type=click.IntRange(min=1), default=5, help='Images of each class')
-@click.option('--pool', type=click.IntRange(min=1),
+@click.option('--pool', type=click.IntRange(min=10),
               help='Unguided samples per image to choose from  [default: as many as the guide judges candidates]')
 @torch.no_grad()
 def main(network, data, outdir, per_class, pool):

@@ -121,6 +121,19 @@ def test_cifar_classes_run(net, tmp_path, resnets):
     assert (tmp_path / 'out' / 'zscg-cifar-classes-guided.png').exists()
 
 
+def test_cifar_classes_among_proposals(tmp_path, resnets):
+    torch.manual_seed(0)
+    path = str(tmp_path / 'net.safetensors')
+    snapshots.save_network(path, DDN(32, 3, [8, 8], [1, 1], [6, 4], grids=[1, 2]).eval(), {}, {})
+    args = [f'--network={path}', f'--outdir={tmp_path / "out"}', '--per-class=1', '--pool=10']
+    outcome = CliRunner().invoke(zscg_cifar_classes.main, args, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    rows = json.loads((tmp_path / 'out' / 'zscg-cifar-classes.json').read_text())['rows']
+    calls = {row['way']: row['guide calls per image'] for row in rows}
+    # The 6 candidates of the whole image; then proposals for all cells, and for each quarter of them.
+    assert [calls[f'top 1 of {m} proposals'] for m in (64, 16, 4)] == [6 + 5 * m for m in (64, 16, 4)]
+
+
 def test_faces_run_every_task(net, tmp_path, monkeypatch):
     torch.manual_seed(0)
     lpips = LPIPS().eval()
