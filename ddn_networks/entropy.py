@@ -86,14 +86,19 @@ class Reader:
 
 
 class CheckedReader:
-    """``Reader`` of bytes that must be what ``Writer`` makes of the symbols."""
+    """``Reader`` of bytes that must be what ``Writer`` makes of the symbols. Symbols that cannot have come from so few
+    bytes are a ValueError: damage that claims more of them ends there, not after all of them."""
 
     def __init__(self, data: bytes):
         self._data, self._reader, self._writer = data, Reader(data), Writer()
+        self._left = 1.1 * 8 * len(data) + 64  # bits, with what the coder's own rounding of probabilities may save
 
     def get(self, frequencies: np.ndarray, num: int) -> np.ndarray:
         symbols = self._reader.get(frequencies, num)
         self._writer.put(symbols, frequencies)
+        self._left -= np.minimum(symbol_bits(symbols, frequencies), 20).sum()
+        if self._left < 0:
+            raise ValueError('it is damaged: its codes need more bytes than it has')
         return symbols
 
     def is_whole(self) -> bool:
@@ -179,7 +184,12 @@ def get_listed(reader: 'CheckedReader | PrefixReader', own: Rounded) -> Rounded 
             return None
 
 
+def symbol_bits(symbols: np.ndarray, frequencies: Sequence | np.ndarray) -> np.ndarray:
+    """-log2 of the probability of each of symbols [n], given frequencies [n, K] or [K]."""
+    table = _table(np.asarray(frequencies), len(symbols))
+    return -np.log2(table[np.arange(len(symbols)), symbols] / table.sum(1))
+
+
 def bits(symbols: np.ndarray, frequencies: Sequence | np.ndarray) -> float:
     """-log2 of the probability of symbols [n], given frequencies [n, K]."""
-    table = _table(np.asarray(frequencies), len(symbols))
-    return float(-np.log2(table[np.arange(len(symbols)), symbols] / table.sum(1)).sum())
+    return float(symbol_bits(symbols, frequencies).sum())

@@ -239,6 +239,34 @@ def test_tiles_of_several_pictures_have_the_condition_of_their_picture(model):
         torch.testing.assert_close(made[i], one[0])
 
 
+@pytest.mark.parametrize('model', ['uniform', 'prior'])
+def test_more_tiles_than_the_bytes_can_hold_are_refused_in_the_first_layers(model, monkeypatch):
+    """A damaged size is refused when the bytes are spent, before later layers of all its tiles are computed."""
+    net, asked = network('head'), []
+    made = Codec(net, model)
+    right, size = made.file(codec.encoded(made, images(1, size=(9, 9)))[0]), (127, 128)
+    wrong = entropy.Writer()
+    for side in size:
+        wrong.put(np.array(divmod(side - 1, 128)), np.ones(128))
+    wrong.put(np.array([9]), np.ones(10))
+    data = right[:8] + wrong.finish() + bytes(range(20))
+    each = made._each_code
+    monkeypatch.setattr(made, '_each_code', lambda ask, *args: each(lambda *a: asked.append(a[1]) or ask(*a), *args))
+    with pytest.raises(ValueError, match='more bytes than it has'):
+        made.picture(data)
+    assert max(asked) < net.num_layers - 1 and len(asked) < 2 * len(tiles.places(size, (8, 8)))
+    assert made.picture(right).codes.shape == (4, 9)
+
+
+def test_symbols_that_hardly_happen_are_not_taken_for_damage():
+    """Their bits are more than the coder spends, whose least probability is 2^-24."""
+    frequencies = np.array([2**52, 1, 1])
+    writer = entropy.Writer()
+    writer.put(np.ones(200, dtype=np.int64), frequencies)
+    reader = entropy.CheckedReader(writer.finish())
+    assert (reader.get(frequencies, 200) == 1).all() and reader.is_whole()
+
+
 def test_a_picture_of_many_tiles_keeps_the_features_of_a_few_passes(monkeypatch):
     """Its file is the same, and so are the codes that are read from it."""
     net, x = network('head', conditions=['class:3']), images(1, size=(9, 30))
