@@ -2,8 +2,9 @@
 
     python -m benchmarks.codec_damage --network=digits --out=benchmarks/results/codec_damage
 
-Half of the files hold one picture, half an archive, whose pictures before the damage must be the right ones
-(``codec.py decode --recover`` writes them). Files are read as ``codec.py`` reads them; the undamaged ones first.
+A third of the files hold one picture, a third one in tiles, a third an archive, whose pictures before the damage must
+be the right ones (``codec.py decode --recover`` writes them). Files are read as ``codec.py`` reads them, and the
+undamaged ones first.
 """
 
 import copy
@@ -13,10 +14,11 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import click
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks import common
@@ -55,8 +57,8 @@ def foreign(data: bytes, rng: random.Random) -> bytes:
     return noise.hex().encode() if kind == 1 else noise if kind == 2 else data[: rng.randint(1, 34)] + noise
 
 
-def outcome(path: str, made: Codec, codes: torch.Tensor) -> str:
-    """What becomes of reading a file. ``codes`` [B, D]: those of the undamaged one."""
+def outcome(path: str, made: Codec, codes: Sequence[torch.Tensor]) -> str:
+    """What becomes of reading a file. ``codes``: [T, D] of each picture of the undamaged one."""
     read = []
     try:
         for picture, _ in codec_files.pictures(path, made):
@@ -64,7 +66,7 @@ def outcome(path: str, made: Codec, codes: torch.Tensor) -> str:
         found = 'undamaged'
     except ValueError as error:
         found = 'one line' if '\n' not in str(error) else 'SEVERAL LINES'
-    right = len(read) <= len(codes) and all(torch.equal(a, b[None]) for a, b in zip(read, codes, strict=False))
+    right = len(read) <= len(codes) and all(torch.equal(a, b) for a, b in zip(read, codes, strict=False))
     return found if right else 'WRONG PICTURES'
 
 
@@ -79,14 +81,14 @@ def changed(net: Network) -> Network:
 @script(__file__)
 @click.option('--network', metavar='FILE|URL', required=True, help='Snapshot, run folder or shipped name')
 @click.option('--num', type=click.IntRange(min=1), default=1000, help='Files')
-@click.option('--pictures', type=click.IntRange(min=1), default=3, help='Pictures of every second file')
+@click.option('--pictures', type=click.IntRange(min=1), default=3, help='Pictures of an archive')
 @common.OUT
 def main(network, num, pictures, out):
     facts, rng = common.machine(clock='cpu'), random.Random(0)
     made = Codec(load_network(network))
     images, _ = made.net.sample(pictures)
-    parts = images[:1], images
-    codes = [torch.cat([picture.codes for picture in codec.encoded(made, x)]) for x in parts]
+    parts = images[:1], images, F.interpolate(images[:1], scale_factor=2.0)
+    codes = [[picture.codes for picture in codec.encoded(made, x)] for x in parts]
     files, of_other = ([codec.encode(net, x) for x in parts] for net in (made.net, changed(made.net)))
     kinds: dict[str, Callable] = {
         'flipped bit': lambda i: flipped(files[i], rng), 'truncated': lambda i: truncated(files[i], rng),
@@ -103,7 +105,7 @@ def main(network, num, pictures, out):
 
     def run() -> None:
         for n in range(num):
-            kind, i = list(kinds)[n % len(kinds)], n // len(kinds) % 2
+            kind, i = list(kinds)[n % len(kinds)], n // len(kinds) % len(files)
             data, start = kinds[kind](i), time.process_time()
             found = read(data, i, folder)
             slowest[kind] = max(slowest[kind], time.process_time() - start)
@@ -117,8 +119,8 @@ def main(network, num, pictures, out):
     rows = [{'files': kind, **{name: counts[kind][name] for name in OUTCOMES}, 'slowest, CPU ms': 1000 * slowest[kind]}
             for kind in kinds]  # fmt: skip
     caption = (
-        f'{os.path.basename(network)}, {num:,} files of {len(files[0])} and {len(files[1])} bytes; beyond what '
-        f'undamaged files take, {memory / 2**20:.0f} MiB of memory at most:'
+        f'{os.path.basename(network)}, {num:,} files of {", ".join(str(len(file)) for file in files)} bytes; beyond '
+        f'what undamaged files take, {memory / 2**20:.0f} MiB of memory at most:'
     )
     common.report('Codec: damaged, foreign and wrong files', facts, {caption: rows}, out)
 
