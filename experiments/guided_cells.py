@@ -4,9 +4,10 @@
 
 Super-resolution from 4x4 and inpainting of the lower half of held-out faces, by the prior at several weights
 (``--prior-weight``), and by top k of all nodes without the prior. At the consistency that each top k has, the curve of
-the prior is interpolated: which has the better LPIPS? Then consistency over sweeps (super-resolution crosses cells) and
-over the number of proposals (edges must see whole pictures), of which the best is taken. ``--fit`` instead fits
-``--prior-weight``: for each guide the weight under which the codes of held-out faces are likeliest given the condition.
+the prior is interpolated: which has the better LPIPS? Both are also drawn. Then consistency over sweeps
+(super-resolution crosses cells) and over the number of proposals (edges must see whole pictures), of which the best is
+taken. ``--fit`` instead fits ``--prior-weight``: for each guide the weight under which the codes of held-out faces are
+likeliest given the condition.
 """
 
 import math
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 
 import click
 import torch
+from PIL import Image
 
 from cli.networks import load_network
 from cli.options import script
@@ -23,8 +25,10 @@ from ddn_networks.bayes import OwnPrior
 from ddn_networks.cell_guidance import CellGuidance
 from ddn_networks.guided_sampling import Guidance, top_k
 from ddn_networks.guides import Guide
+from dnnlib.sheets import save_png
 from experiments import face_tasks, zscg
 from experiments.common import PORTRAITS, pictures, portraits
+from experiments.curves import draw_curves
 from metrics.detectors import load_lpips
 
 WEIGHTS = [2.0**i for i in range(-8, 3)]
@@ -69,6 +73,17 @@ def fitted_weights(net: Network, tasks: Sequence[zscg.Task], images: torch.Tenso
                         | {f'{w:.3g}': n for w, n in zip([0.0, *WEIGHTS], nats, strict=True)})  # fmt: skip
             click.echo(f'{task.name}: {rows[-1]["likeliest weight"]}')
     return rows
+
+
+def plot(rows: Sequence[dict], task: str) -> Image.Image:
+    """LPIPS over consistency: of the prior at its weights, and of top k without it."""
+    named = {'prior, by its weight': 'prior, weight', 'top k without prior': 'top'}
+    curves = {
+        name: [(row['consistency'], row['lpips']) for row in rows if row['task'] == task and row['way'].startswith(way)]
+        for name, way in named.items()
+    }
+    labels = f'{task}: distance of the picture by the guide', 'LPIPS to the original'
+    return draw_curves(curves, dict(zip(named, ('#d62728', '#1f77b4'), strict=True)), labels, legend_width=130)
 
 
 def interpolated(curve: Sequence[dict], consistency: float, key: str) -> float | None:
@@ -127,6 +142,8 @@ def main(network, data, portrait_folder, outdir, num, fit):
               'lpips of the prior there': 'of the curve over its weight, at equal consistency',
               'seconds': 'per image of a batch of all, on this machine'}  # fmt: skip
     zscg.write(outdir, 'guided-cells', facts, rows, sheets)
+    for name in CURVES:
+        save_png(plot(rows, name), os.path.join(outdir, f'guided-cells-{name.replace(" ", "-")}-curves.png'))
 
 
 if __name__ == '__main__':

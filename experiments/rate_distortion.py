@@ -22,7 +22,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm import tqdm
 
 from cli.networks import load_network
@@ -35,6 +35,7 @@ from dnnlib.archives import ImageArchive
 from dnnlib.images import to_array, to_float, to_image, to_uint8
 from dnnlib.sheets import draw_sheet, save_png
 from experiments.common import PORTRAITS, as_saved, pictures, portraits, read_record
+from experiments.curves import draw_curves
 from metrics.detectors import load_lpips
 from metrics.lpips import LPIPS
 from metrics.reconstruction import psnr, ssim
@@ -48,7 +49,6 @@ FINISHED = 'codec, finisher'
 COLOURS = {
     'codec': '#c02020', FINISHED: '#9467bd', 'JPEG': '#7f7f7f', 'WebP': '#1f77b4', 'AVIF': '#2ca02c', 'PNG': '#000000',
 }  # fmt: skip
-WIDTH, HEIGHT, MARGIN = 560, 380, 48
 
 
 class Measure:
@@ -202,40 +202,10 @@ def names(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def plot(rows: list[dict[str, Any]], value: str) -> Image.Image:
-    """Curves of a value over bytes, logarithmic."""
-    image = Image.new('RGB', (WIDTH, HEIGHT), 'white')
-    draw = ImageDraw.Draw(image)
-    lengths, values = [row['bytes'] for row in rows], [row[value] for row in rows if row['codec'] != 'PNG']
-    low, high = math.log(min(lengths) * 0.9), math.log(max(lengths) * 1.1)
-    bottom, top = min(values), max(values)
-
-    def at(length: float, y: float) -> tuple[float, float]:
-        across = (math.log(length) - low) / (high - low)
-        up = (min(y, top) - bottom) / (top - bottom)
-        return MARGIN + across * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - up * (HEIGHT - 2 * MARGIN)
-
-    for length in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000):
-        if low <= math.log(length) <= high:
-            x, y = at(length, bottom)
-            draw.line([(x, MARGIN), (x, y)], '#e0e0e0')
-            draw.text((x, y + 6), str(length), 'black', anchor='ma')
-    for y in np.linspace(bottom, top, 6):
-        place = at(math.exp(low), y)
-        draw.text((place[0] - 4, place[1]), f'{y:.3g}', 'black', anchor='rm')
-    curves = {name: [at(row['bytes'], row[value]) for row in rows if row['codec'] == name] for name in names(rows)}
-    height = 14 * len(curves)
-    legend = min((MARGIN, HEIGHT - MARGIN - height - 6), key=lambda top: sum(  # where fewer points are
-        x > WIDTH - MARGIN - 90 and top <= y <= top + height for points in curves.values() for x, y in points
-    ))  # fmt: skip
-    for i, (name, points) in enumerate(curves.items()):
-        colour = COLOURS[name]
-        draw.line(points, colour, width=2)
-        for x, y in points:
-            draw.ellipse((x - 2, y - 2, x + 2, y + 2), colour)
-        draw.text((WIDTH - MARGIN - 90, legend + 14 * i), name, colour)
-    draw.text((WIDTH / 2, HEIGHT - 14), 'bytes of a file, header included', 'black', anchor='mm')
-    draw.text((MARGIN, MARGIN - 20), value, 'black')
-    return image
+    """Curves of a value over bytes; those of PNG, which loses nothing, may end beyond the others'."""
+    curves = {name: [(row['bytes'], row[value]) for row in rows if row['codec'] == name] for name in names(rows)}
+    values = [row[value] for row in rows if row['codec'] != 'PNG']
+    return draw_curves(curves, COLOURS, ('bytes of a file, header included', value), (min(values), max(values)))
 
 
 def largest(image: torch.Tensor, how: dict[str, Any], size: int) -> torch.Tensor | None:

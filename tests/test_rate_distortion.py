@@ -13,7 +13,7 @@ from test_codec import images, network
 from ddn_networks import DDN, snapshots
 from ddn_networks.code_rates import Rate, payload_bits
 from ddn_networks.code_streams import Codec
-from experiments import rate_choices, rate_distortion, seams
+from experiments import curves, rate_choices, rate_distortion, seams
 
 pytest.importorskip('constriction')
 
@@ -44,7 +44,7 @@ def test_files_that_are_all_of_a_length_between_those_compared_are_a_report():
     rows = [{'codec': 'codec', 'setting': f'{i} layers', 'bytes': b, 'PSNR': 10.0 + i} for i, b in ((1, 17), (2, 18))]
     facts = {'num': 1, 'network': 'x', 'network_bytes': 1, 'model': 'prior'}
     assert rate_distortion.report(rows, facts).splitlines()[-1].split() == '| codec | 2 layers | 18 | 12 |'.split()
-    assert rate_distortion.plot(rows, 'PSNR').size == (rate_distortion.WIDTH, rate_distortion.HEIGHT)
+    assert rate_distortion.plot(rows, 'PSNR').size == (curves.WIDTH, curves.HEIGHT)
 
 
 def test_where_one_curve_is_better_than_another_is_said_in_bytes():

@@ -18,7 +18,7 @@ from ddn_networks import DDN, Network, black_boxes, guides, snapshots
 from ddn_networks.guided_sampling import Guidance
 from ddn_networks.sampling import Sampling
 from dnnlib.sheets import draw_sheet
-from experiments import common, conditional, face_tasks, guided_cells, zscg, zscg_cifar_classes, zscg_faces
+from experiments import common, conditional, curves, face_tasks, guided_cells, zscg, zscg_cifar_classes, zscg_faces
 from metrics.detectors import load_resnet
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
@@ -190,6 +190,9 @@ def test_curves_of_guided_cells(net, with_cells, tmp_path, monkeypatch):
     assert outcome.exit_code == 0, outcome.output
     ways = {row['way'] for row in json.loads((tmp_path / 'guided-cells.json').read_text())['rows']}
     assert {'prior, weight 0.1', 'top 1 without prior', '1 sweeps, prior', '4 proposals, top 1 without prior'} <= ways
+    for task in ('SR4', 'inpaint-below'):
+        with Image.open(tmp_path / f'guided-cells-{task}-curves.png') as image:
+            assert image.size == (curves.WIDTH, curves.HEIGHT)
     outcome = CliRunner().invoke(guided_cells.main, [f'--network={with_cells}', *args, '--fit'])
     assert outcome.exit_code == 0, outcome.output
     fitted = {row['task']: row for row in json.loads((tmp_path / 'prior-weights.json').read_text())['rows']}
