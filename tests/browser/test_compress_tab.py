@@ -1,12 +1,13 @@
 """The tab Compress: pixels and bytes against the codec, down to a file that is given back."""
 
+import io
+
 import torch
-from visitors import from_uri, settled, shown, told, wait_for
+from visitors import drop, from_uri, settled, shown, told, wait_for
 
 from ddn_networks import codec
 from ddn_networks.code_streams import HEADER
-from dnnlib.images import to_float, to_uint8
-from page.pictures import to_uri
+from dnnlib.images import to_float, to_image, to_uint8
 
 
 def upload(page, name: str, data: bytes) -> None:
@@ -50,7 +51,7 @@ def test_a_picture_down_to_bytes_and_back(everything, digits, visit, tiny):
     notes = page.locator('#decoded .ddn-note').all_inner_texts()
     assert notes[2].startswith('WebP: ') and notes[3].startswith('JPEG: ') and notes[1].endswith(' dB')
 
-    upload(page, 'picture.ddn', data)
+    drop(page, '#decoded .ddn-pictures', 'picture.ddn', data)
     settled(page, 'decoded', codec.decode(tiny, data))
     broken = bytearray(data)
     broken[-1] ^= 255
@@ -70,16 +71,9 @@ def test_a_dropped_picture(digits, visit, mnist):
     page.locator('#compress-example').click()
     wait_for(page, 'decoded', 4)
     uri = page.locator('#decoded img').first.get_attribute('src')
-    page.evaluate(
-        """([uri]) => {
-            const bytes = Uint8Array.from(atob(uri.split(',')[1]), (c) => c.charCodeAt(0));
-            const data = new DataTransfer();
-            data.items.add(new File([bytes], 'mine.png', {type: 'image/png'}));
-            const target = document.querySelector('#decoded .ddn-pictures');
-            target.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
-        }""",
-        [to_uri(picture[0])],
-    )
+    file = io.BytesIO()
+    to_image(to_uint8(picture)[0].numpy()).save(file, format='png')
+    drop(page, '#decoded .ddn-pictures', 'mine.png', file.getvalue())
     data = codec.encode(mnist, picture)
     page.get_by_text(f'Download picture.ddn ({len(data)} bytes)').wait_for()
     page.wait_for_function("old => document.querySelector('#decoded img').src !== old", arg=uri)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from conftest import Brightness
 from PIL import Image
-from visitors import WAIT, disc, fill, from_uri, press, settled, stroke, wait_for, wait_until_checked
+from visitors import WAIT, disc, drop, fill, from_uri, press, settled, stroke, wait_for, wait_until_checked
 
 from ddn_networks import black_boxes, guided_sampling, guides, pixel_maps
 from dnnlib.images import to_float, to_uint8
@@ -31,15 +31,20 @@ def example(net) -> torch.Tensor:
     return to_float(to_uint8(net.sample(1, seed=EXAMPLE_SEED)[0]))
 
 
-def test_strokes_arrive_as_painted(everything, visit, tiny):
-    page = visit(everything, 'Guide')
+def paint_green(page) -> torch.Tensor:
+    """Paint a stroke on a canvas of 16x16 pixels: [1, 4, 16, 16]."""
     page.locator('#canvas input[type=color]').fill('#20c040')
     stroke(page, 'canvas', [(4.5 / 16, 3.5 / 16), (12.5 / 16, 3.5 / 16)])
     alpha = disc(16, [(x, 3) for x in range(4, 13)], 1)
     colour = to_float(torch.tensor([0x20, 0xC0, 0x40]))[None, :, None, None]
-    strokes = torch.cat([torch.where(alpha > 0, colour, torch.tensor(-1.0)), alpha * 2 - 1], 1)
+    return torch.cat([torch.where(alpha > 0, colour, torch.tensor(-1.0)), alpha * 2 - 1], 1)
+
+
+def test_strokes_arrive_as_painted(everything, visit, tiny):
+    page = visit(everything, 'Guide')
+    strokes = paint_green(page)
     settled(page, 'results', tiny.sample(4, guide=guides.strokes(strokes))[0])
-    assert (given(page)[3] == alpha[0, 0].numpy() * 255).all()
+    assert (given(page)[3] == to_uint8(strokes)[0, 3].numpy()).all()
     assert page.locator('#tasks').get_by_label('Strokes').is_checked()
     fill(page, 'guide-seed', 9)
     page.locator('#guide-seed input').press('Enter')
@@ -80,6 +85,9 @@ def test_each_task_and_several_at_once(everything, visit, tiny):
     settled(page, 'results', tiny.sample(4, guide=[grey, low._replace(weight=3)])[0])
     page.locator('#weight-Enlarge input[type=range]').press('ArrowRight')
     settled(page, 'results', tiny.sample(4, guide=[grey, low._replace(weight=3.1)])[0])
+    page.locator('#tasks').get_by_label('Enlarge').uncheck()
+    strokes = guides.strokes(paint_green(page))
+    settled(page, 'results', tiny.sample(4, guide=[strokes, grey])[0])
 
 
 def test_fill_in_a_given_picture(digits, visit, mnist):
@@ -89,9 +97,7 @@ def test_fill_in_a_given_picture(digits, visit, mnist):
     pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format='png')
-    page.locator('input[type=file]').first.set_input_files(
-        {'name': 'mine.png', 'mimeType': 'image/png', 'buffer': file.getvalue()}
-    )
+    drop(page, '#canvas canvas', 'mine.png', file.getvalue())
     luma = np.array(Image.fromarray(pixels).convert('L'))[:, 10:70]  # the middle
     photo = to_float(to_uint8(pixel_maps.fit(to_float(torch.from_numpy(luma))[None, None], (32, 32))))
     settled(page, 'results', mnist.sample(4, guide=guides.superres(pixel_maps.box(photo, (4, 4))))[0])

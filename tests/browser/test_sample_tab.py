@@ -55,6 +55,7 @@ def test_a_chosen_picture(everything, visit, tiny, table):
     latent = latents[5:6]
     rows = codes.nearest(latent, table, 8)[0]
     settled(page, 'neighbours', tiny.decode(table[rows]))
+    assert page.get_by_text('Nearest in the file of codes').is_visible()
     text = page.locator('#facts').inner_text()
     assert page.locator('#facts li').all_inner_texts() == [
         ' '.join(map(str, latent[0, columns].tolist())) for columns in tiny.code_slices
@@ -102,6 +103,7 @@ def test_redraw_a_part(everything, digits, visit, tiny, mnist):
     wait_for(page, 'samples', 16)
     page.locator('#samples button').nth(2).click()
     page.locator('#chosen canvas').wait_for()
+    assert not page.get_by_text('Nearest in the file of codes').is_visible()  # without --codes
     stroke(page, 'chosen', [(16.5 / 32, 8.5 / 32), (16.5 / 32, 24.5 / 32)])
     press(page, 'Redraw the painted part')
     known = 1 - disc(32, [(16, y) for y in range(8, 25)], 1.5)
@@ -125,36 +127,6 @@ def test_a_wrong_seed_leaves_the_page_usable(digits, visit, mnist):
     fill(page, 'seed', 3)
     press(page, 'Make pictures')
     settled(page, 'samples', mnist.sample(16, seed=3)[0])
-
-
-def test_the_keyboard_alone(digits, visit, mnist):
-    page = visit(digits)
-
-    def reach(what: str) -> None:
-        for _ in range(80):
-            page.keyboard.press('Tab')
-            if page.evaluate('what => document.activeElement.matches(what)', what):
-                return
-        raise AssertionError(f'Tab does not reach {what}')
-
-    page.locator('#seed input').focus()
-    reach('#make')
-    page.keyboard.press('Enter')
-    settled(page, 'samples', mnist.sample(16)[0])
-    reach('#samples button:nth-child(2)')
-    page.keyboard.press('Enter')
-    page.locator('#chosen canvas').wait_for()
-    reach('#chosen canvas')
-    page.keyboard.press('ArrowUp')
-    page.keyboard.down(' ')
-    for _ in range(6):
-        page.keyboard.press('ArrowLeft')
-    page.keyboard.up(' ')
-    reach('#again')
-    page.keyboard.press('Enter')
-    known = 1 - disc(32, [(x, 15) for x in range(10, 17)], 1.5)
-    image = mnist.decode(mnist.sample(16)[1][1:2]).clamp(-1, 1)
-    settled(page, 'variations', mnist.sample(seeds=range(1, 9), guide=guides.inpaint(image, known))[0])
 
 
 def test_visitors_get_their_own(digits, visit, mnist):

@@ -69,6 +69,19 @@ def press(page, name: str) -> None:
     page.get_by_role('button', name=name, exact=True).click()
 
 
+def drop(page, selector: str, name: str, data: bytes) -> None:
+    """Drop a file on an element, as from a folder of the visitor's."""
+    page.evaluate(
+        """([selector, name, data]) => {
+            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0)), held = new DataTransfer();
+            held.items.add(new File([bytes], name));
+            const event = new DragEvent('drop', { dataTransfer: held, bubbles: true, cancelable: true });
+            document.querySelector(selector).dispatchEvent(event);
+        }""",
+        [selector, name, base64.b64encode(data).decode()],
+    )
+
+
 def told(page, text: str) -> None:
     """Wait for an error of these words, and close it if it has not gone by itself."""
     page.get_by_text(text).first.wait_for()
