@@ -12,6 +12,8 @@ import cli.environment  # noqa: F401  # before torch is loaded
 
 # isort: split
 import os
+import signal
+import sys
 import threading
 import webbrowser
 
@@ -46,7 +48,7 @@ def main(network, ema, steps, device, finish, codes, classifier, clip, host, por
         try:
             import uvicorn
 
-            from page.app import application
+            from page.app import Server, application
             from page.subject import Classifier, Subject, checked, text_guides
         except ModuleNotFoundError as error:
             raise click.ClickException(
@@ -61,7 +63,10 @@ def main(network, ema, steps, device, finish, codes, classifier, clip, host, por
         app = application(Subject(net, name, table, judge, None if clip is None else text_guides(clip, net)), host)
         address = f'http://{"127.0.0.1" if host == "0.0.0.0" else host}:{port}'
         click.echo(f'{network}: {address}   (Ctrl-C ends it)')
-        server = uvicorn.Server(uvicorn.Config(app, host, port, log_level='warning'))
+        server = Server(uvicorn.Config(app, host, port, log_level='warning', timeout_graceful_shutdown=10))
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # by default they leave visitors' files behind
+            if signal.getsignal(ending) is signal.SIG_DFL:
+                signal.signal(ending, lambda number, frame: sys.exit(128 + number))
         if browser:
             threading.Timer(1.0, webbrowser.open, [address]).start()
         server.run()

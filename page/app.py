@@ -3,8 +3,10 @@
 import os
 import tempfile
 from pathlib import Path
+from types import FrameType
 
 import gradio as gr
+import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
@@ -53,10 +55,19 @@ def application(subject: Subject, host: str) -> FastAPI:
         ),
         css_paths=Path(__file__).parent / 'style.css',
     )
+    app.state.closing = app.routes[-1].app.stop_event  # of Gradio: its lasting connections end
     app.add_middleware(Guarded)
     if host in LOOPBACK:  # pages of other sites cannot reach it under a name of theirs
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
     return app
+
+
+class Server(uvicorn.Server):
+    """A server of ``application`` that a signal ends, although pages are open."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.closing.set()
+        super().handle_exit(sig, frame)
 
 
 class Guarded:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DESKTOP, PHONE = (1280, 900), (390, 844)
 LOOPBACK = ('127.0.0.1', 'localhost')
 START_SECONDS = 900  # of a server: never what decides
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 MACHINE = re.compile(r'/(tmp|root|home|usr|work|var|private)/')  # a path of this machine
 
 
@@ -127,14 +129,13 @@ def start(folder: Path, *options: str) -> tuple[subprocess.Popen, str]:
     with log.open('w') as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=env)
     address = f'http://127.0.0.1:{port}/'
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         time.sleep(0.2)
         if process.poll() is not None:
             raise RuntimeError(log.read_text())
         try:
-            opener.open(address).close()
+            OPENER.open(address).close()
             return process, address
         except OSError:
             continue
@@ -162,8 +163,13 @@ def everything(tmp_path_factory, tiny_file, table) -> Iterator[str]:
         folder, f'--network={tiny_file}', f'--codes={folder / "codes.npz"}', f'--classifier={folder / "bright.pt"}'
     )
     yield address
-    process.terminate()
-    process.wait(START_SECONDS)
+    given = list(folder.glob('ddn-page-*'))  # what visitors gave
+    with OPENER.open(f'{address}gradio_api/heartbeat/visitor'):  # a page that is still open
+        process.terminate()
+        assert process.wait(WAIT / 1000) == 128 + signal.SIGTERM
+    assert given and not any(path.exists() for path in given)
+    said = next(folder.glob('*.txt')).read_text()
+    assert len(said.splitlines()) == 1, said  # its address
 
 
 @pytest.fixture(scope='session')
@@ -187,6 +193,7 @@ def digits(pytestconfig, words) -> Iterator[str]:
     yield f'http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/'
     server.should_exit = True
     thread.join(START_SECONDS)
+    app.state.folder.cleanup()
 
 
 # ---------------------------------------------------------------------------------------------------------- browsers
