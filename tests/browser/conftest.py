@@ -168,8 +168,7 @@ def everything(tmp_path_factory, tiny_file, table) -> Iterator[str]:
         process.terminate()
         assert process.wait(WAIT / 1000) == 128 + signal.SIGTERM
     assert given and not any(path.exists() for path in given)
-    said = next(folder.glob('*.txt')).read_text()
-    assert len(said.splitlines()) == 1, said  # its address
+    assert 'shutdown exceeded' not in next(folder.glob('*.txt')).read_text()
 
 
 @pytest.fixture(scope='session')
