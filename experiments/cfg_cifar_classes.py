@@ -1,15 +1,17 @@
 """Classifier-free guidance over codes: class accuracy and distance of CIFAR-10 samples against its strength.
 
-    python train.py --data=datasets/cifar10.zip --outdir=runs --xflip=1 --grids=... --prior=head \\
-        --condition=class --condition-to=heads --condition-dropout=0.2
-    python -m experiments.cfg_cifar_classes --network=runs/... --data=datasets/cifar10.zip
+    python train.py --fit-prior=cifar10 --prior=head --prior-width=32 --condition=class --condition-to=heads \\
+        --condition-dropout=0.2 --duration=0.04 --xflip=1 --temperature-from=alex --data=datasets/cifar10.zip \\
+        --outdir=runs/cifar10-heads --nosubdir
+    python -m experiments.cfg_cifar_classes --network=runs/cifar10-heads --data=datasets/cifar10.zip
 
-NET's heads alone are given the class (--condition-to=heads), so p(code | class) / p(code) is Bayes' p(class | code) up
-to a factor, and --cfg raises it to a power. train.py --fit-prior gives such heads to an unconditional network, too.
+The new heads alone are given the class (--condition-to=heads), so p(code | class) / p(code) is Bayes' p(class | code)
+up to a factor, and --cfg raises it to a power. Networks trained with these options from the start will do as well.
 Accuracy is the share that resnet56 classifies as the class asked for; the distance is the Frechet distance of the
 detector's features to training images.
 """
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -62,8 +64,9 @@ def main(network, data, detector, num, reference, temperature, outdir) -> None:
         click.echo(rows[-1])
         order = torch.arange(80).view(8, 10).t().flatten() if num >= 80 else torch.arange(num)  # a class in each row
         save_png(draw_sheet(in_rows(images[order], 8), 8), f'{outdir}/cfg-{cfg:g}.png')
-    text = f'# Classifier-free guidance over codes: {num:,} samples of {network}\n\n{markdown(rows)}'
-    write_results(f'{outdir}/cfg_cifar_classes', text, {'network': network, 'num': num, 'rows': rows})
+    name = Path(network).name
+    text = f'# Classifier-free guidance over codes: {num:,} samples of {name}\n\n{markdown(rows)}'
+    write_results(f'{outdir}/cfg_cifar_classes', text, {'network': name, 'num': num, 'rows': rows})
     click.echo(text)
 
 
