@@ -170,7 +170,7 @@ def better(rows: list[dict[str, Any]], name: str, peer: str, value: str, counted
     lengths = [[row[counted] for row in rows if row['codec'] == of] for of in (name, peer)]
     low, high = math.ceil(max(map(min, lengths))), math.floor(min(map(max, lengths)))
     if low > high:
-        return 'nowhere (no bytes in common)'
+        return 'no bytes in common'
     nums = np.arange(low, high + 1)
     own, other = (curve(rows, of, nums, value, counted) for of in (name, peer))
     (right,) = np.nonzero(own < other if value == 'LPIPS' else own > other)
@@ -287,11 +287,13 @@ def main(network, data, num, step, with_sheet, results):
             facts['num'] += len(chosen)
             write_results(results, report(facts['rows'], facts), facts)
             bar.update(len(chosen))
+    text = report(facts['rows'], facts)
+    write_results(results, text, facts)
     for value in measured(facts['rows']):
         save_png(plot(facts['rows'], value), f'{results}-{value.lower()}.png')
     if with_sheet:
         save_png(sheet(made, PORTRAITS), f'{results}-sheet.png')
-    click.echo(report(facts['rows'], facts).split('\n\n')[2])
+    click.echo(text.split('\n\n')[2])
 
 
 def resumed(path: str, facts: dict[str, Any]) -> dict[str, Any]:

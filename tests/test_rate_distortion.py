@@ -57,7 +57,7 @@ def test_where_one_curve_is_better_than_another_is_said_in_bytes():
     rows = curve('a', (10, 20.0), (100, 22.0)) + curve('b', (10, 20.0), (31, 30.0), (60, 10.0), (100, 22.0))
     assert rate_distortion.better(rows, 'b', 'a', 'PSNR', 'bytes') == '11 to 41 (of 10 to 100)'
     rows = curve('a', (10, 20.0), (20, 21.0)) + curve('b', (21, 20.0), (30, 30.0))
-    assert rate_distortion.better(rows, 'a', 'b', 'PSNR', 'bytes') == 'nowhere (no bytes in common)'
+    assert rate_distortion.better(rows, 'a', 'b', 'PSNR', 'bytes') == 'no bytes in common'
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -124,6 +124,8 @@ def test_a_stopped_run_resumes_and_a_larger_one_continues(tmp_path, monkeypatch)
     assert seen == [1] and parts['num'] == whole['num'] == 3
     for a, b in zip(parts['rows'], whole['rows'], strict=True):
         assert a == {k: pytest.approx(v) for k, v in b.items()}
+    (tmp_path / 'parts.md').unlink()
+    assert run('parts', 3) == parts and seen == [] and (tmp_path / 'parts.md').is_file()
     path = str(tmp_path / 'parts.json')
     assert rate_distortion.resumed(path, {**parts, 'num': 0, 'rows': []}) == {k: parts[k] for k in ('num', 'rows')}
     for other in ('step', 'digest', 'data', 'lpips'):
