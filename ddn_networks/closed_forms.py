@@ -174,7 +174,8 @@ def select(
         x: [B, F or 2F, H, W] features. full: the same in float32 or wider.
         weight: [K, C, F]. codes: [B n] int64, by cell of ``grid``. base: [B, C, H, W] or None for zero.
         leak_choice: x has two halves; otherwise the leak is None.
-        next_input: also make x with both added; without gradients that is x itself, changed in place.
+        next_input: also make x with both added, in its memory layout; without gradients that is x itself, changed in
+            place (a copy where there are cells and a channel is a plane).
     """
     if grid != WHOLE:  # the strips of cells as images, without copies where a pixel is a row of channels
         B, _, H, _ = x.shape
