@@ -237,7 +237,7 @@ def cell_branches(
     ``Network.cell_branches``."""
     if not 0 <= layer < net.num_layers or not 0 <= cell < net.specs[layer].num_cells:
         cells = [spec.num_cells for spec in net.specs]
-        raise ValueError(f'there is no cell {cell} of layer {layer}: the numbers of cells are {cells}')
+        raise ValueError(f'layer {layer} has no cell {cell}; the layers have {cells} cells')
 
     def in_place(candidates: Candidates, own: torch.Tensor) -> torch.Tensor:
         K, gw = candidates.num_nodes, candidates.grid[1]

@@ -172,7 +172,7 @@ def test_a_cell_is_shown_with_each_of_its_candidates(name):
                 before = codes[:, : net.code_slices[layer].start]
                 torch.testing.assert_close(net.branches(before), shown, atol=1e-5, rtol=0)
     for layer, cell in ((0, -1), (0, net.specs[0].num_cells), (net.num_layers, 0), (-1, 0)):
-        with pytest.raises(ValueError, match=f'there is no cell {cell} of layer {layer}: the'):
+        with pytest.raises(ValueError, match=f'layer {layer} has no cell {cell}; the layers have'):
             net.cell_branches(codes, layer, cell)
 
 
