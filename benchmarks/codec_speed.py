@@ -3,29 +3,29 @@
     OMP_NUM_THREADS=1 python -m benchmarks.codec_speed --network=mnist --num=64
 
 Pictures are samples of the network, all of them in one archive; Pillow's files are one each, at quality 50. Memory is
-the most that ``codec.py`` holds (resident) while it encodes and decodes an archive of them, and of ten times as many.
+what is held besides the network, at most, while an archive of them is written and read, and one of ten times as many.
 """
 
 import io
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import click
 import torch
 from PIL import Image
 
+from benchmarks import common
+from cli import codec_files
 from cli.networks import load_network
 from cli.options import script
 from cli.tables import markdown
 from ddn_networks import codec
-from ddn_networks.code_streams import MODELS, Codec
+from ddn_networks.code_streams import MODELS, Codec, default_model
+from ddn_networks.codec import ArchiveWriter, drawings, encoded
 from dnnlib.images import to_image, to_uint8
 
+BATCH = 64  # pictures at a time
 PEERS = {'JPEG': {'format': 'JPEG'}, 'WebP': {'format': 'WEBP'}, 'AVIF': {'format': 'AVIF'}, 'PNG': {'format': 'PNG'}}
 
 
@@ -41,34 +41,25 @@ def row(name: str, num: int, encoding: float, decoding: float, length: int) -> d
     return {'codec': name, 'encode /s': num / encoding, 'decode /s': num / decoding, 'bytes': length / num}
 
 
-def peak(*arguments: str) -> float:
-    """The most MB that ``codec.py`` with these arguments held. RuntimeError if it fails."""
-    command = [sys.executable, 'codec.py', *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f'{" ".join(command)}: exit status {process.returncode}')
-    return usage.ru_maxrss / 1024
+def memory_of(network: str, path: str, num: int) -> dict:
+    """A row: extra memory while an archive of ``num`` samples is written, and while it is read. In a fresh process."""
+    net = load_network(network, device=torch.device('cpu'))
+    coder = Codec(net, default_model(net))
 
+    def write() -> None:
+        with open(path, 'wb') as file:
+            archive = ArchiveWriter(file, coder)
+            for seeds in torch.arange(num).split(BATCH):
+                images = net.sample(seeds=seeds.tolist())[0].clamp(-1, 1)
+                archive.add(encoded(coder, images), [f'{seed:06}' for seed in seeds.tolist()])
+            archive.close()
 
-def memory(network: str, images: torch.Tensor, nums: list[int]) -> list[dict]:
-    """A row for each number of pictures, which repeat ``images`` [N, C, H, W]."""
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / 'pictures').mkdir()
-        made = 0
-        for num in nums:
-            for i in range(made, num):
-                to_image(to_uint8(images[i % len(images)]).numpy()).save(folder / f'pictures/{i:06}.png')
-            made = num
-            archive, drawn = str(folder / f'{num}.ddn'), str(folder / f'{num}')
-            options = f'--network={network}', '--device=cpu'
-            encoding = peak('encode', str(folder / 'pictures'), *options, f'--dest={archive}')
-            decoding = peak('decode', archive, *options, f'--outdir={drawn}')
-            rows.append({'pictures': num, 'encode MB': encoding, 'decode MB': decoding})
-    return rows
+    def read() -> None:
+        for _ in drawings(coder, codec_files.pictures(path, coder)):
+            pass
+
+    found = {name: common.extra_memory(call, calls=1) / 2**20 for name, call in (('encode', write), ('decode', read))}
+    return {'pictures': num, **{f'{name} MB': value for name, value in found.items()}}
 
 
 @script(__file__)
@@ -100,7 +91,9 @@ def main(network, num):
         decoding, _ = seconds(lambda files=files: [Image.open(io.BytesIO(file)).convert('RGB') for file in files])
         rows.append(row(name, num, encoding, decoding, sum(map(len, files))))
     click.echo(f'{torch.get_num_threads()} threads\n\n{markdown(rows)}\n')
-    click.echo(markdown(memory(network, images, [num, 10 * num])))
+    with tempfile.TemporaryDirectory() as folder:
+        path = f'{folder}/archive.ddn'
+        click.echo(markdown([common.in_fresh_process(memory_of, network, path, n) for n in (num, 10 * num)]))
 
 
 if __name__ == '__main__':
