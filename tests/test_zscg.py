@@ -6,6 +6,7 @@ import sys
 import zipfile
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,8 +18,19 @@ from cli import guide_networks
 from ddn_networks import DDN, Network, black_boxes, guides, snapshots
 from ddn_networks.guided_sampling import Guidance
 from ddn_networks.sampling import Sampling
-from dnnlib.sheets import draw_sheet
-from experiments import common, conditional, curves, face_tasks, guided_cells, zscg, zscg_cifar_classes, zscg_faces
+from dnnlib.images import to_uint8
+from dnnlib.sheets import CAPTION, draw_sheet
+from experiments import (
+    common,
+    conditional,
+    curves,
+    face_tasks,
+    guided_cells,
+    shipped_networks,
+    zscg,
+    zscg_cifar_classes,
+    zscg_faces,
+)
 from metrics.detectors import load_resnet
 from metrics.lenet import LeNet
 from metrics.lpips import LPIPS
@@ -132,6 +144,29 @@ def test_cifar_classes_among_proposals(tmp_path, resnets):
     calls = {row['way']: row['guide calls per image'] for row in rows}
     # The 6 candidates of the whole image; then proposals for all cells, and for each quarter of them.
     assert [calls[f'top 1 of {m} proposals'] for m in (64, 16, 4)] == [6 + 5 * m for m in (64, 16, 4)]
+
+
+def test_a_network_layer_by_layer_and_under_conditions(net, tmp_path):
+    net, path = net
+    data = write_zip(tmp_path / 'images.zip', 3, (3, 32, 32), labels=False)
+    out = tmp_path / 'out'
+    args = [f'--data={path}={data}', '--images=2', '--seeds=3', f'--outdir={out}']
+    outcome = CliRunner().invoke(shipped_networks.main, args, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    originals = common.pictures(data, net, common.spread(data, 2))
+    layers = torch.cat([originals, net.reconstruct(originals).images]).clamp(-1, 1)
+    with Image.open(out / 'layers.png') as page:
+        sheet = torch.from_numpy(np.array(page.convert('RGB'))).permute(2, 0, 1)
+    step, top = 2 * 33, 2 + CAPTION  # a pixel is 2 x 2, a line between pictures
+    for i, image in enumerate(layers):  # the first column, and the last of 1 + L
+        row, column = i % 2, i // 2 * net.num_layers
+        y, x = top + row * (step + CAPTION), 2 + column * step
+        assert (sheet[:, y : y + 64 : 2, x : x + 64 : 2].int() - to_uint8(image).int()).abs().max() <= 1
+    with Image.open(out / 'tasks.png') as tasks:
+        assert tasks.height == 2 + 3 * step and tasks.width > 2 * (1 + 3 + 1) * step  # three tasks, two images
+
+    outcome = CliRunner().invoke(shipped_networks.main, [f'--data={data}'])
+    assert outcome.exit_code == 2 and 'name the network as well' in outcome.output
 
 
 def test_faces_run_every_task(net, tmp_path, monkeypatch):
