@@ -2,15 +2,15 @@
 
     python -m experiments.quality digits --network=whole=mnist --network=cells=out/cells/digits-cells-fast
     python -m experiments.quality faces64 --data=faces64-train.zip --held-out=faces64-test.zip --num=2000 \\
-        --network=new=new.safetensors --pictures=flow-1=out/flow/flow-1.zip --inception=2000
+        --network=new=new.safetensors --pictures=flow-1=out/flow/flow-1.zip --inception=10000 --fid-of=new=uniform
 
 Each --network is sampled by uniform choices and, with a prior, at temperature 1 and at its default temperatures; with a
 finisher before and after it. --pictures are samples of other models, with their facts in a JSON file of the same name
 (experiments.flow_matching, benchmarks.peer_ddn). Distances are Frechet distances of features to the training images.
 The detector is a fast proxy of Inception: for digits the LeNet, for Fashion-MNIST a LeNet that this script trains, else
 pooled AlexNet features. All rows are of --num samples, since distances fall with their number. --inception adds FIDs of
-so many of them: hours on a CPU. Features, samples and numbers are kept in --outdir, so the same command resumes; the
-table is written again after each row.
+so many: half an hour of a core for 10,000, so name the rows (--fid-of='new=prior, T 1'). Features, samples and numbers
+are kept in --outdir, so the same command resumes; the table is written again after each row.
 """
 
 import math
@@ -91,11 +91,13 @@ def ways(net: Network) -> dict[str, tuple[bool, dict[str, Any]]]:
     return both | ({f'{n}, finisher': (True, how) for n, how in found.items()} if net.finisher is not None else {})
 
 
-def sampled(model: str, path: str, study: Study) -> Iterator[Case]:
-    """Samples of a network in all ways, each kept as a zip with its CPU seconds."""
+def sampled(model: str, path: str, study: Study, only: str | None = None) -> Iterator[Case]:
+    """Samples of a network in all ways or ``only`` one, each kept as a zip with its CPU seconds."""
     nets = {finish: load_network(path, device=study.device, finish=finish) for finish in (False, True)}
     digest = file_sha256(persistence.network_path(path))
     for way, (finish, how) in ways(nets[True]).items():
+        if only not in (None, way):
+            continue
         name = f'{ablation.slug(f"{model} {way}")}-{study.num}'
         place = study.folder / f'{name}.zip'
 
@@ -228,20 +230,38 @@ def title(detector: Detector) -> str:
     return 'FID' if detector.name == 'inception' else 'FD'
 
 
+def rows_with_fid(
+    networks: dict[str, str], zips: dict[str, str], chosen: list[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """(model, way) of the rows that get an FID: the chosen ones, or all. Raises ValueError for others."""
+    rows = [(model, way) for model, path in networks.items() for way in ways(load_network(path))]
+    rows += [(model, others(model, path).way) for model, path in zips.items()]
+    for row in chosen:
+        if row not in rows:
+            known = ', '.join(f'"{model}={way}"' for model, way in rows)
+            raise ValueError(f'--fid-of={"=".join(row)}: there is no such row; choose from {known}')
+    return chosen or rows
+
+
 def add_fids(
     study: Study, cases: list[Case], rows: list[dict], networks: dict[str, str], again: list[dict], wide: Detector,
-    num: int, num_real: int | None,
+    num: int, num_real: int | None, chosen: list[tuple[str, str]],
 ) -> Iterator[None]:  # fmt: skip
-    """Add FID and KID to the rows of samples and rFID to those of reconstructions, row by row."""
+    """Add FID and KID to the ``chosen`` rows of samples and rFID to the reconstructions of their networks, row by row.
+    A network draws more samples where ``num`` are more than those of its row."""
     real = reference(study.data, wide, study.folder, num_real)
     for case, row in zip(cases, rows, strict=True):
+        if (case.model, case.way) not in chosen:
+            continue
+        if num > study.num and case.model in networks:
+            (case,) = sampled(case.model, networks[case.model], study._replace(num=num), case.way)
         key = {'samples': file_sha256(case.path), 'detector': wide.digest, 'num': num, 'real': real.num}
         place = study.folder / f'{case.path.stem}-fid.json'
         found = ablation.kept(place, key | study.digests(), lambda: of_samples(case.path, num, real, wide))  # noqa: B023
         row |= {'FID': found['FID'], 'KID': found['KID']}
         yield
-    for model, path in networks.items():
-        for row in of_network(model, path, study, wide):
+    for model in dict.fromkeys(model for model, _ in chosen if model in networks):
+        for row in of_network(model, networks[model], study, wide):
             next(x for x in again if (x['model'], x['finisher']) == (model, row['finisher']))['rFID'] = row['rFID']
             yield
 
@@ -294,30 +314,39 @@ def words(study: Study, detector: Detector, real: dict[str, float], trained: boo
     )
 
 
-def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
+    """NAME=PATH, several times, as pairs."""
+    if any('=' not in value for value in values):
+        raise click.BadParameter(f'give each as {param.metavar}')
+    return [tuple(value.split('=', 1)) for value in values]
+
+
+def by_name(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """NAME=PATH, several times, as a dict."""
-    found = dict(value.split('=', 1) for value in values if '=' in value)
+    found = dict(pairs(ctx, param, values))
     if len(found) < len(values):
-        raise click.BadParameter('give each as NAME=PATH, every name once')
+        raise click.BadParameter(f'give each as {param.metavar}, every name once')
     return found
 
 
 @script(__file__)
 @click.argument('name', metavar='SETTING', type=click.Choice(list(DETECTORS)))
-@click.option('--network', 'networks', multiple=True, callback=pairs, metavar='NAME=FILE', help='Network to measure')
-@click.option('--pictures', 'zips', multiple=True, callback=pairs, metavar='NAME=ZIP', help='Samples of another model')
+@click.option('--network', 'networks', multiple=True, callback=by_name, metavar='NAME=FILE', help='Network to measure')
+@click.option('--pictures', 'zips', multiple=True, callback=by_name, metavar='NAME=ZIP', help="Another model's samples")
 @ablation.DATA
 @ablation.HELD_OUT
 @ablation.NUM
 @click.option('--num-reconstructed', type=click.IntRange(min=2), default=2000, help='Held-out images to reconstruct')
 @click.option('--inception', type=click.IntRange(min=2), metavar='INT', help='Images of an FID  [default: no FID]')
+@click.option('--fid-of', 'chosen', multiple=True, callback=pairs, metavar='NAME=WAY',
+              help='Row that gets an FID, such as "new=prior, T 1"  [default: all]')
 @click.option('--reference', 'num_real', type=click.IntRange(min=2), metavar='INT',
               help='Training images of the reference of FID  [default: all]')
 @click.option('--outdir', metavar='DIR', default='out/quality', help='Folder for samples, features and numbers')
 @click.option('--results', metavar='DIR', help='Folder for table and sheets  [default: --outdir]')
 @click.option('--device', metavar='NAME', default='cpu', help='Where to sample and evaluate')
 def main(
-    name, networks, zips, data, held_out, num, num_reconstructed, inception, num_real, outdir, results, device
+    name, networks, zips, data, held_out, num, num_reconstructed, inception, chosen, num_real, outdir, results, device
 ):  # fmt: skip
     folder, device = Path(outdir).resolve() / name, torch.device(device)
     into = Path(results).resolve() if results else folder
@@ -325,12 +354,11 @@ def main(
         place.mkdir(parents=True, exist_ok=True)
     data, held_out = ablation.images_or_digits(data, held_out, ablation.Study(folder, into, device, {}))
     # What would end hours of work is an error now.
-    if inception and inception > num:
-        raise click.UsageError(f'--inception={inception}: there are {num} samples; give --num={inception} or more')
     if num_real and num_real > (held := len(ImageArchive(data))):
         raise click.UsageError(f'--reference={num_real}: {data} holds {held} images')
-    for path in zips.values():
-        Files(path, num)
+    chosen = rows_with_fid(networks, zips, chosen) if inception else []
+    for model, path in zips.items():
+        Files(path, max(num, inception) if any(model == of for of, _ in chosen) else num)
     wide = load_detector('inception', device=device, folder=folder / 'features') if inception else None
     study = Study(data, held_out, folder, num, min(num_reconstructed, len(ImageArchive(held_out))), device)
     weights = DETECTORS[name] or classifier.detector_file(data, folder / f'lenet-{study.digests()["data"][:12]}.pth')
@@ -355,7 +383,7 @@ def main(
     if wide is not None:
         real_size = num_real or len(ImageArchive(data))
         about += f' FID, KID: by Inception, of {inception:,} samples against {real_size:,} training images.'
-        for _ in add_fids(study, cases, rows, networks, again, wide, inception, num_real):
+        for _ in add_fids(study, cases, rows, networks, again, wide, inception, num_real, chosen):
             written(name, about, rows, again, into)
         click.echo(written(name, about, rows, again, into))
 

@@ -18,7 +18,9 @@ from ddn_networks.sampling import Sampling
 from dnnlib.archives import ImageArchive
 from experiments import classifier, flow_matching, quality, timed
 from experiments.common import reference
+from metrics import evaluate
 from metrics.detectors import load_detector
+from metrics.image_sets import Files, Samples
 from metrics.lenet import LeNet
 
 # ------------------------------------------------------------------------------------------------------ flow matching
@@ -213,16 +215,21 @@ def test_the_detector_of_fashion_is_trained_on_it(tmp_path, tiny_zip, monkeypatc
     assert '| new | prior, T 1 | 24 |' in unpadded(text)
 
 
-def test_inception_adds_fids_and_calibrates_the_proxy(tmp_path, measured, monkeypatch):
-    load = quality.load_detector
+@pytest.fixture
+def inception(tmp_path, monkeypatch):
+    """Another LeNet in place of Inception."""
     torch.manual_seed(2)
     torch.save(LeNet().state_dict(), tmp_path / 'inception.pth')
 
-    def load_wide(name, **how):
+    def load(name, **how):
         path = str(tmp_path / 'inception.pth') if name == 'inception' else name
-        return load(path, **how)._replace(name='inception' if name == 'inception' else 'lenet')
+        return load_detector(path, **how)._replace(name='inception' if name == 'inception' else 'lenet')
 
-    monkeypatch.setattr(quality, 'load_detector', load_wide)
+    monkeypatch.setattr(quality, 'load_detector', load)
+    return load('inception')
+
+
+def test_inception_adds_fids_and_calibrates_the_proxy(tmp_path, measured, inception):
     options = [f'--network=new={small(tmp_path)}', '--inception=20', '--reference=30']
     text, features, _ = measured(*options)
     assert 'of 20 samples against 30 training images' in text and 'over 3 rows: Spearman' in text
@@ -230,6 +237,22 @@ def test_inception_adds_fids_and_calibrates_the_proxy(tmp_path, measured, monkey
     assert all(row['FID'] > 0 and row['KID'] is not None for row in facts['samples'])
     assert all(row['rFID'] > 0 and row['rFD'] > 0 for row in facts['reconstructions'])
     assert features > 0 and measured(*options) == (text, 0, 0)
+
+
+def test_chosen_rows_get_fids_of_more_samples(tmp_path, measured, inception, tiny_zip):
+    options = [f'--network=new={small(tmp_path)}', '--inception=32', '--fid-of=new=prior, T 1']
+    text, _, sampled = measured(*options)
+    assert 'of 32 samples against 40 training images' in text and sampled == 4  # 3 of 24, 1 of 32
+    rows = json.loads((tmp_path / 'out' / 'digits' / 'digits.json').read_text())['samples']
+    assert [row['sampled'] for row in rows if 'FID' in row] == ['prior, T 1']
+    net = ddn_networks.Network.from_pretrained(str(tmp_path / 'net.safetensors'))
+    made = evaluate.statistics(Samples(net, 32, temperature=1.0), inception)
+    wanted = evaluate.compare(evaluate.statistics(Files(tiny_zip), inception), made)[0]['FID-32']
+    assert rows[1]['FID'] == pytest.approx(wanted, rel=1e-6)
+    assert measured(*options) == (text, 0, 0)
+    given = ['digits', f'--outdir={tmp_path / "out"}', *options[:2]]
+    wrong = invoke(quality.main, *given, '--fid-of=new=prior', expect=1)
+    assert 'no such row; choose from "new=uniform", "new=prior, T 1", "new=prior, default T"' in wrong
 
 
 def test_a_reference_is_of_its_images_and_detector(tmp_path):
@@ -262,7 +285,6 @@ def test_samples_of_another_model_are_a_row(tmp_path, measured):
 def test_all_rows_are_of_as_many_samples(tmp_path, measured, tiny_zip):
     """Distances fall with the number of images, so an FID of fewer than its caption says would look worse."""
     given = ['digits', f'--data={tiny_zip}', f'--held-out={tiny_zip}', '--num=24', f'--outdir={tmp_path / "out"}']
-    assert 'give --num=30 or more' in invoke(quality.main, *given, '--inception=30', expect=2)
     assert 'holds 40 images' in invoke(quality.main, *given, '--inception=24', '--reference=49', expect=2)
     timed.write_zip(tmp_path / 'few.zip', torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
     printed = invoke(quality.main, *given, f'--pictures=few={tmp_path / "few.zip"}', expect=1)
