@@ -21,12 +21,11 @@ from cli.networks import load_network
 from cli.options import script
 from cli.tables import markdown, write_results
 from dnnlib.sheets import draw_sheet, in_rows, save_png
-from experiments.common import as_saved
+from experiments.common import as_saved, features_of
 from metrics import evaluate
 from metrics.detectors import load_detector, load_resnet
 from metrics.distances import frechet_distance
 from metrics.image_sets import Files
-from metrics.reference import FeatureCollector
 
 STRENGTHS = (1.0, 1.5, 2.0, 3.0)
 
@@ -54,10 +53,7 @@ def main(network, data, detector, num, reference, temperature, outdir) -> None:
             net.sample(seeds=part.tolist(), condition=net.make_condition(classes[part]), **how)[0] for part in parts
         ]
         images = as_saved(torch.cat(made))
-        collector = FeatureCollector(features.dim, num, 0)
-        for part in parts:
-            collector.add_(features.features(images[part]), part.tolist())
-        fake = collector.finish()
+        fake = features_of(images, features)
         right = (judge.classes(images) == classes).float().mean().item()
         distance = frechet_distance(real.mu, real.sigma, fake.mu, fake.sigma)
         rows.append({'cfg': cfg, 'accuracy by resnet56': right, f'distance by {features.name}': distance})

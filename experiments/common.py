@@ -15,7 +15,7 @@ from dnnlib.readers import printable, read_json
 from metrics import evaluate
 from metrics.detectors import Detector
 from metrics.image_sets import Files
-from metrics.reference import Statistics, load_statistics, save_statistics
+from metrics.reference import FeatureCollector, Statistics, load_statistics, save_statistics
 from torch_utils import distributed as dist
 
 PORTRAITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'assets', 'faces')
@@ -94,6 +94,14 @@ def reference(
     if dist.get_rank() == 0:
         save_statistics(path, made._replace(meta={'detector': detector.describe()}))
     return made
+
+
+def features_of(images: torch.Tensor, detector: Detector, keep: int = 0, batch: int = 64) -> Statistics:
+    """Statistics of the features of images [N, C, H, W] in [-1, 1], with the features of ``keep`` of them."""
+    collector = FeatureCollector(detector.dim, len(images), keep)
+    for part in torch.arange(len(images)).split(batch):
+        collector.add_(detector.features(images[part]), part.tolist())
+    return collector.finish()
 
 
 def read_record(path: str | os.PathLike, *keys: str) -> dict[str, Any]:

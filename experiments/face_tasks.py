@@ -53,10 +53,17 @@ def dabs(x: torch.Tensor) -> torch.Tensor:
     return low(x * known, 8) / low(known, 8)
 
 
+def superres(size: int) -> zscg.Task:
+    """From size x size pixels, against bicubic interpolation."""
+    return zscg.Task(
+        f'SR{size}', lambda x: guides.superres(low(x, size)), lambda x: low(x, size),
+        lambda x: F.interpolate(low(x, size), size=x.shape[2:], mode='bicubic').clamp(-1, 1),
+    )  # fmt: skip
+
+
 def tasks(features) -> list[zscg.Task]:
     eyes = lambda x: box_mask(x, 0.38, 0.6, 0.15, 0.85)  # noqa: E731
     below = lambda x: box_mask(x, 0.5, 1.0, 0.0, 1.0)  # noqa: E731
-    bicubic = lambda x, s: F.interpolate(low(x, s), size=x.shape[2:], mode='bicubic').clamp(-1, 1)  # noqa: E731
 
     def filled(x: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """The picture with its hidden part in the mean colour of the known part."""
@@ -67,12 +74,8 @@ def tasks(features) -> list[zscg.Task]:
         rgba = stroked(x)
         return torch.where(rgba[:, 3:] > 0, rgba[:, :3], 1.0)
 
-    superres = [
-        zscg.Task(f'SR{s}', lambda x, s=s: guides.superres(low(x, s)), lambda x, s=s: low(x, s),
-                  lambda x, s=s: bicubic(x, s)) for s in (4, 8, 16)
-    ]  # fmt: skip
     return [
-        *superres,
+        *map(superres, (4, 8, 16)),
         zscg.Task('reconstruction', guides.l2, lambda x: x),
         zscg.Task('colorization', lambda x: guides.colorization(luma(x)), luma,
                   lambda x: luma(x).expand(-1, 3, -1, -1)),

@@ -31,13 +31,13 @@ from dnnlib.sheets import draw_sheet, in_rows, save_png
 from dnnlib.util import file_sha256
 from experiments import ablation, digits
 from experiments.ablation import Scoring
-from experiments.common import as_saved, pictures, reference, trained_on
+from experiments.common import as_saved, features_of, pictures, reference, trained_on
 from metrics import evaluate
 from metrics.detectors import Detector, load_detector
 from metrics.image_sets import Files
 from metrics.lpips import LPIPS
 from metrics.reconstruction import psnr
-from metrics.reference import FeatureCollector, Statistics
+from metrics.reference import Statistics
 from torch_utils import persistence
 from training.dataset import ImageFolderDataset
 from training.finisher_fitting import Drawn, FinisherFit, Weights, high_frequencies
@@ -166,10 +166,7 @@ def fitted(row: Variant, setting: Setting) -> tuple[Timed, str]:
 
 def distance(images: torch.Tensor, real: Statistics, detector: Detector) -> float:
     """Frechet distance of images [N, C, H, W] to the training images."""
-    collector = FeatureCollector(detector.dim, len(images), 0)
-    for part in torch.arange(len(images)).split(PART):
-        collector.add_(detector.features(images[part]), part.tolist())
-    return ablation.starting(evaluate.compare(real, collector.finish())[0], 'FID')
+    return ablation.starting(evaluate.compare(real, features_of(images, detector))[0], 'FID')
 
 
 @torch.no_grad()

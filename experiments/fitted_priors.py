@@ -21,12 +21,12 @@ from cli.tables import markdown, write_results
 from cli.training_runs import train
 from ddn_networks import Network, snapshots
 from experiments import digits
-from experiments.common import pictures
+from experiments.common import features_of, pictures
 from metrics import evaluate
 from metrics.detectors import Detector, load_detector
 from metrics.distances import frechet_distance
 from metrics.image_sets import Files
-from metrics.reference import FeatureCollector, Statistics
+from metrics.reference import Statistics
 
 KINDS = {'counts': 0.02, 'head': 0.04, 'transformer': 0.016}  # and how many millions of images each is fitted to
 TEMPERATURES = (1.0, 0.8, 0.6)
@@ -34,10 +34,7 @@ TEMPERATURES = (1.0, 0.8, 0.6)
 
 def scores(images: torch.Tensor, real: Statistics, detector: Detector) -> dict[str, float]:
     """Of samples [N, C, H, W]."""
-    collector = FeatureCollector(detector.dim, len(images), 0)
-    for part in torch.arange(len(images)).split(100):
-        collector.add_(detector.features(images[part].clamp(-1, 1)), part.tolist())
-    made = collector.finish()
+    made = features_of(images.clamp(-1, 1), detector)
     legible = digits.legible(digits.probabilities(detector.net, images))
     return {'legible': 100 * legible, 'distance': frechet_distance(real.mu, real.sigma, made.mu, made.sigma)}
 

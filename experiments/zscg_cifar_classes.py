@@ -6,7 +6,8 @@ NET: a snapshot of train.py --preset=cifar10-whole-cpu, or ``cifar10``, which co
 where the classifiers are looked for. The table also shows what is lost where the guide is asked less often: the share
 of images that the judge classifies as wanted, against the number of pictures that the guide judges for one image. Of a
 network of layers of whole images it asks at fewer layers (--guide-every, --guide-layers of generate.py); of one with
-cells or a prior it shows fewer pictures at a time (--proposals).
+cells or a prior it shows fewer pictures at a time (--proposals), and a guide that sees each also mirrored and shifted
+is fooled less easily.
 """
 
 import time
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import click
 import torch
+import torch.nn.functional as F
 
 from cli.networks import load_network
 from cli.options import script
@@ -25,6 +27,8 @@ from metrics.detectors import load_resnet
 from metrics.resnet import CifarResNet
 
 NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
+PROPOSALS = (64, 16, 4)
+VIEWS = ', three views'  # ends the name of a way whose guide is the mean over three views
 HELD = 1000  # real images that show how far the judge can be trusted
 
 
@@ -35,20 +39,27 @@ def share(net: CifarResNet, images: torch.Tensor, index: torch.Tensor) -> torch.
 
 
 class Counted(NamedTuple):
-    """A classifier that counts the pictures it is shown."""
+    """A classifier that counts the pictures it is shown. views: the mean of the log-probabilities of a picture, of its
+    mirror image, and of it shifted by two pixels."""
 
     net: CifarResNet
     shown: list[int]
+    views: bool
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         self.shown.append(len(images))
-        return self.net(images)
+        if not self.views:
+            return self.net(images)
+        shifted = F.pad(images, (2, 0, 2, 0), mode='replicate')[..., :-2, :-2]
+        views = torch.stack([self.net(x).log_softmax(1) for x in (images, images.flip(3), shifted)])
+        return views.mean(0)
 
 
 def guidances(net: Network) -> dict[str, Guidance]:
     """{way: guidance}: ways to choose, and to ask the guide less often."""
     if net.prior or net.num_codes > net.num_layers:
-        return {f'top 1 of {m} proposals': Guidance([], top_k(1), proposals=m) for m in (64, 16, 4)}
+        ways = {f'top 1 of {m} proposals': Guidance([], top_k(1), proposals=m) for m in PROPOSALS}
+        return ways | {f'top 1 of {(m := PROPOSALS[1])} proposals{VIEWS}': Guidance([], top_k(1), proposals=m)}
     last = net.num_layers - 1
     ways = {'top 2': Guidance([]), 'top 1': Guidance([], top_k(1))}
     ways |= {f'top 2, every {n}': Guidance([], every=n) for n in (2, 4, 8)}
@@ -94,7 +105,7 @@ def main(network, data, outdir, per_class, pool):
     made = {}  # {way: (images, guide calls per image, seconds per image)}
     for name, guidance in guidances(net).items():
         wanted = index[::per_class] if name == 'top 1' else index  # deterministic: one image per class
-        counted = Counted(guide_net, [])
+        counted = Counted(guide_net, [], name.endswith(VIEWS))
         guidance = guidance._replace(guides=[black_boxes.classifier(counted, wanted)])
         start = time.perf_counter()
         images = as_saved(net.sample(len(wanted), guide=guidance)[0])

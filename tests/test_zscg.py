@@ -27,6 +27,7 @@ from experiments import (
     face_tasks,
     guided_cells,
     shipped_networks,
+    superres,
     zscg,
     zscg_cifar_classes,
     zscg_faces,
@@ -133,7 +134,8 @@ def test_cifar_classes_run(net, tmp_path, resnets):
     assert (tmp_path / 'out' / 'zscg-cifar-classes-guided.png').exists()
 
 
-def test_cifar_classes_among_proposals(tmp_path, resnets):
+def test_cifar_classes_among_proposals(tmp_path, resnets, monkeypatch):
+    monkeypatch.setattr(zscg_cifar_classes, 'PROPOSALS', (8, 4, 2))
     torch.manual_seed(0)
     path = str(tmp_path / 'net.safetensors')
     snapshots.save_network(path, DDN(32, 3, [8, 8], [1, 1], [6, 4], grids=[1, 2]).eval(), {}, {})
@@ -143,7 +145,54 @@ def test_cifar_classes_among_proposals(tmp_path, resnets):
     rows = json.loads((tmp_path / 'out' / 'zscg-cifar-classes.json').read_text())['rows']
     calls = {row['way']: row['guide calls per image'] for row in rows}
     # The 6 candidates of the whole image; then proposals for all cells, and for each quarter of them.
-    assert [calls[f'top 1 of {m} proposals'] for m in (64, 16, 4)] == [6 + 5 * m for m in (64, 16, 4)]
+    assert [calls[f'top 1 of {m} proposals'] for m in (8, 4, 2)] == [6 + 5 * m for m in (8, 4, 2)]
+    assert calls['top 1 of 4 proposals, three views'] == 6 + 5 * 4  # pictures, each seen three times
+
+
+def test_a_guide_of_three_views_is_the_mean_of_their_log_probabilities():
+    torch.manual_seed(0)
+    net = CifarResNet(20).eval()
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    shown: list[int] = []
+    with torch.no_grad():
+        found = zscg_cifar_classes.Counted(net, shown, True)(images)
+        shifted = torch.cat([images[..., :1, :].expand(-1, -1, 2, -1), images[..., :-2, :]], 2)
+        shifted = torch.cat([shifted[..., :1].expand(-1, -1, -1, 2), shifted[..., :-2]], 3)
+        wanted = sum(net(x).log_softmax(1) for x in (images, images.flip(3), shifted)) / 3
+        torch.testing.assert_close(found, wanted)
+        assert torch.equal(zscg_cifar_classes.Counted(net, shown, False)(images), net(images)) and shown == [2, 2]
+
+
+@pytest.mark.parametrize('finisher', [0, 8])
+def test_superres_against_bicubic(finisher, tmp_path, monkeypatch):
+    monkeypatch.setattr(superres, 'load_lpips', lambda: LPIPS().eval())
+    torch.manual_seed(1)
+    torch.save(LeNet().state_dict(), tmp_path / 'lenet.pth')
+    net = DDN(32, 3, [12, 12], [2, 1], [4, 4], grids=[1, 1, (4, 2)], prior_width=8, finisher_width=finisher)
+    net.sampling = Sampling((0.5, 0.5, 0.5), {f'{kind}/{p}': [0.2 / p] * 3 for kind in ('rgb', 'luma') for p in (1, 8)})
+    snapshots.save_network(str(tmp_path / 'net.safetensors'), net)
+    data = write_zip(tmp_path / 'held-out.zip', 30, (3, 32, 32), labels=False)
+    args = [f'--network={tmp_path / "net.safetensors"}', f'--data={data}', f'--outdir={tmp_path / "out"}', '--size=4']
+    args += [f'--detector={tmp_path / "lenet.pth"}', '--num=24', '--seeds=2']
+    outcome = CliRunner().invoke(superres.main, args, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    rows = json.loads((tmp_path / 'out' / 'superres-net.json').read_text())['rows']
+    ways = [*superres.WAYS, *(f'{way}, finisher' for way in superres.WAYS if finisher)]
+    assert [row['way'] for row in rows] == ['bicubic', *ways]
+    originals = common.pictures(data, net, range(24))
+    small = torch.nn.functional.interpolate(originals, size=(4, 4), mode='area')
+    bicubic = torch.nn.functional.interpolate(small, size=(32, 32), mode='bicubic').clamp(-1, 1)
+    wanted = 10 * torch.log10(4 / (common.as_saved(bicubic) - originals).square().mean((1, 2, 3)))
+    assert rows[0]['PSNR dB'] == pytest.approx(wanted.mean().item(), abs=1e-4)
+    drawn = net.sample(seeds=list(range(24)), guide=Guidance([guides.superres(small)]), finish=False)[0]
+    apart = torch.nn.functional.interpolate(common.as_saved(drawn), size=(4, 4), mode='area') - small
+    assert rows[1]['RMSE of the condition'] == pytest.approx(apart.square().mean().sqrt().item(), rel=1e-4)
+    assert all(row['FD'] > 0 and row['KID'] is not None for row in rows)
+    assert rows[-1]['trained on'] == ('not known' if finisher else '-')
+    with Image.open(tmp_path / 'out' / 'superres-net-sheet.png') as picture:
+        assert picture.height > 10 * 32
+    outcome = CliRunner().invoke(superres.main, [*args, '--size=7'])
+    assert outcome.exit_code == 2 and '32x32 is no multiple of it' in outcome.output
 
 
 def test_a_network_layer_by_layer_and_under_conditions(net, tmp_path):
