@@ -75,7 +75,11 @@ class Timed(FinisherFit):
 
 class FromNoise(Timed):
     """The generator gets a grey picture, and noise in place of the network's features. Hashes of the codes, so that
-    nothing of the network is left but its seeds."""
+    nothing of the network is left but its seeds. Its pictures end in a tanh: without squared error nothing brings
+    pixels back from beyond the clamp in front of the discriminator, where they have no gradient."""
+
+    def finished(self, pictures: Drawn) -> torch.Tensor:
+        return super().finished(pictures).tanh()
 
     def _pictures(self, output: Output) -> Drawn:
         codes, size = output.codes, output.features.shape[2:]

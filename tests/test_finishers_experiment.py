@@ -46,6 +46,11 @@ def test_noise_has_nothing_of_the_networks_picture(fit):
     assert torch.equal(found.samples([0, 1]), before)
     first = found.step_()
     assert first['gap'].isfinite() and not torch.equal(found.samples([0, 1]), before)
+    last = list(found.finisher.parameters())[-1]  # a bias
+    with torch.no_grad():
+        last.fill_(-2.0)
+    found.step_()
+    assert last.grad.abs().max() > 0 and found.samples([0, 1]).abs().max() <= 1  # it finds back from black
 
 
 def test_the_gradient_reaches_the_last_scale_alone(fit):
