@@ -271,11 +271,12 @@ def main(
         name = row.name if row else 'before'
         click.echo(f'{name}: {"training and evaluation" if row else "evaluation"}')
         own = key | ({'seconds': seconds, 'xflip': xflip, 'lpips': lpips} if row else {})
-        place = folder / f'{ablation.slug(name)}.json'
-        numbers_of_row = ablation.kept(place, own, lambda: measured(row, setting, images, folder))  # noqa: B023
+        kept_at = folder / f'{ablation.slug(name)}.json'
+        numbers_of_row = ablation.kept(kept_at, own, lambda: measured(row, setting, images, folder))  # noqa: B023
         found.append({'row': name, **numbers_of_row})
         text = f'# Finishers of {Path(network).stem}\n\n{words(setting)}\n\n{markdown(found)}'
-        write_results(Path(results or outdir) / 'finishers', text, {'rows': found, 'seconds': seconds, 'width': width})
+        place = Path(results or outdir) / f'finishers-{Path(network).stem}'
+        write_results(place, text, {'rows': found, 'seconds': seconds, 'width': width})
     click.echo(text)
 
 
