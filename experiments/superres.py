@@ -19,6 +19,7 @@ from cli.options import script
 from ddn_networks import Network
 from ddn_networks.guided_sampling import Guidance, top_k
 from dnnlib.archives import ImageArchive
+from dnnlib.sheets import Tile, draw_sheet, save_png
 from experiments import ablation, zscg
 from experiments.common import PORTRAITS, as_saved, features_of, pictures, portraits, trained_on
 from experiments.face_tasks import low, superres
@@ -28,8 +29,8 @@ from metrics.reconstruction import psnr
 
 PART = 50  # pictures at a time
 WAYS = {  # name: (temperature, ways to choose)
-    'default temperatures': (None, Guidance([])),
-    'temperature 0.1': (0.1, Guidance([])),
+    'default T': (None, Guidance([])),
+    'T 0.1': (0.1, Guidance([])),
     'top 1': (None, Guidance([], top_k(1))),
 }
 
@@ -50,6 +51,22 @@ def ways(net: Network) -> dict[str, tuple[str, bool]]:
     """{row: (way of WAYS, with the finisher)} of a network."""
     finisher = [False] if net.finisher is None else [False, True]
     return {way + (', finisher' if finish else ''): (way, finish) for finish in finisher for way in WAYS}
+
+
+def sheet(net: Network, task: zscg.Task, shown: torch.Tensor, seeds: int) -> list[list[Tile]]:
+    """A row for each picture: itself, what the network sees of it, bicubic, and images of seeds by each way."""
+    columns = {
+        'original': shown,
+        'seen': zscg.pixels_of(task.condition(shown), shown),
+        'bicubic': as_saved(task.baseline(shown)),
+    }
+    for way in WAYS:
+        many = drawn(net, way, task, shown.repeat_interleave(seeds, 0), net.finisher is not None)
+        columns |= {way if i == 0 else f'{way} {i}': many[i::seeds] for i in range(1 if way == 'top 1' else seeds)}
+    rows = [[Tile(image) for image in row] for row in zip(*columns.values(), strict=True)]
+    names = [name if name in (*WAYS, 'original', 'seen', 'bicubic') else '' for name in columns]
+    rows[0] = [tile._replace(caption=name) for tile, name in zip(rows[0], names, strict=True)]
+    return rows
 
 
 @script(__file__)
@@ -85,8 +102,6 @@ def main(network, data, portrait_folder, size, num, detector, seeds, outdir):
         }
 
     rows = [{'way': 'bicubic', **numbers(as_saved(task.baseline(originals))), 's / image': None, 'trained on': '-'}]
-    sheet = {'original': shown, f'{size}x{size}': zscg.pixels_of(task.condition(shown), shown)}
-    sheet |= {'bicubic': as_saved(task.baseline(shown))}
     click.echo(rows[0])
     for name, (way, finish) in ways(net).items():
         started = time.process_time()
@@ -95,10 +110,6 @@ def main(network, data, portrait_folder, size, num, detector, seeds, outdir):
         rows.append({'way': name, **numbers(images), 's / image': seconds})
         rows[-1]['trained on'] = (trained_on(net) if finish else '') or '-'
         click.echo(rows[-1])
-    finish = net.finisher is not None
-    for way in WAYS:
-        many = drawn(net, way, task, shown.repeat_interleave(seeds, 0), finish)
-        sheet |= {f'{way}, {i + 1}': many[i::seeds] for i in range(1 if way == 'top 1' else seeds)}
     facts = {
         'network': zscg.in_words(net, network),
         'pictures': f'{len(originals):,} of {Path(data).name}, held out, from {size}x{size} pixels',
@@ -106,7 +117,9 @@ def main(network, data, portrait_folder, size, num, detector, seeds, outdir):
         'RMSE of the condition': f'of the {size}x{size} pixels of the picture, of a range of 2',
         'trained on': 'a metric that the finisher was trained on, which says nothing',
     }
-    zscg.write(outdir, ablation.slug(f'superres {Path(network).stem}'), facts, rows, {'sheet': sheet})
+    name = ablation.slug(f'superres {Path(network).stem}')
+    zscg.write(outdir, name, facts, rows, {})
+    save_png(draw_sheet(sheet(net, task, shown, seeds)), str(Path(outdir) / f'{name}.png'))
 
 
 if __name__ == '__main__':

@@ -189,8 +189,8 @@ def test_superres_against_bicubic(finisher, tmp_path, monkeypatch):
     assert rows[1]['RMSE of the condition'] == pytest.approx(apart.square().mean().sqrt().item(), rel=1e-4)
     assert all(row['FD'] > 0 and row['KID'] is not None for row in rows)
     assert rows[-1]['trained on'] == ('not known' if finisher else '-')
-    with Image.open(tmp_path / 'out' / 'superres-net-sheet.png') as picture:
-        assert picture.height > 10 * 32
+    with Image.open(tmp_path / 'out' / 'superres-net.png') as picture:
+        assert picture.width > 8 * 2 * 32  # original, 4x4, bicubic, two seeds of two ways, top 1
     outcome = CliRunner().invoke(superres.main, [*args, '--size=7'])
     assert outcome.exit_code == 2 and '32x32 is no multiple of it' in outcome.output
 
