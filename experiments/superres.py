@@ -83,7 +83,8 @@ def sheet(net: Network, task: zscg.Task, shown: torch.Tensor, seeds: int) -> lis
 def main(network, data, portrait_folder, size, num, detector, seeds, outdir):
     net, lpips = load_network(network), load_lpips()
     if any(side % size for side in net.img_resolution):
-        raise click.UsageError(f'--size={size}: {net.img_resolution[1]}x{net.img_resolution[0]} is no multiple of it')
+        height, width = net.img_resolution
+        raise click.UsageError(f'--size={size}: give a size that divides the sides, {height} and {width}')
     task, held = superres(size), len(ImageArchive(data))
     originals, shown = pictures(data, net, range(min(num, held))), portraits(portrait_folder, net)
     made_by = load_detector(detector, folder=Path(outdir) / 'features')

@@ -6,8 +6,8 @@ NET: a snapshot of train.py --preset=cifar10-whole-cpu, or ``cifar10``, which co
 where the classifiers are looked for. The table also shows what is lost where the guide is asked less often: the share
 of images that the judge classifies as wanted, against the number of pictures that the guide judges for one image. Of a
 network of layers of whole images it asks at fewer layers (--guide-every, --guide-layers of generate.py); of one with
-cells or a prior it shows fewer pictures at a time (--proposals), and a guide that sees each also mirrored and shifted
-is fooled less easily.
+cells or a prior it shows fewer pictures at a time (--proposals); in one row the guide sees each of them also mirrored
+and shifted.
 """
 
 import time

@@ -192,7 +192,7 @@ def test_superres_against_bicubic(finisher, tmp_path, monkeypatch):
     with Image.open(tmp_path / 'out' / 'superres-net.png') as picture:
         assert picture.width > 8 * 2 * 32  # original, 4x4, bicubic, two seeds of two ways, top 1
     outcome = CliRunner().invoke(superres.main, [*args, '--size=7'])
-    assert outcome.exit_code == 2 and '32x32 is no multiple of it' in outcome.output
+    assert outcome.exit_code == 2 and 'divides the sides, 32 and 32' in outcome.output
 
 
 def test_a_network_layer_by_layer_and_under_conditions(net, tmp_path):
