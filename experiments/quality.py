@@ -239,7 +239,7 @@ def rows_with_fid(
     for row in chosen:
         if row not in rows:
             known = ', '.join(f'"{model}={way}"' for model, way in rows)
-            raise ValueError(f'--fid-of={"=".join(row)}: there is no such row; choose from {known}')
+            raise ValueError(f'--fid-of={"=".join(row)}: no such row; choose from {known}')
     return chosen or rows
 
 

@@ -55,18 +55,15 @@ def ways(net: Network) -> dict[str, tuple[str, bool]]:
 
 def sheet(net: Network, task: zscg.Task, shown: torch.Tensor, seeds: int) -> list[list[Tile]]:
     """A row for each picture: itself, what the network sees of it, bicubic, and images of seeds by each way."""
-    columns = {
-        'original': shown,
-        'seen': zscg.pixels_of(task.condition(shown), shown),
-        'bicubic': as_saved(task.baseline(shown)),
-    }
+    columns = [
+        ('original', shown),
+        ('seen', zscg.pixels_of(task.condition(shown), shown)),
+        ('bicubic', as_saved(task.baseline(shown))),
+    ]
     for way in WAYS:
         many = drawn(net, way, task, shown.repeat_interleave(seeds, 0), net.finisher is not None)
-        columns |= {way if i == 0 else f'{way} {i}': many[i::seeds] for i in range(1 if way == 'top 1' else seeds)}
-    rows = [[Tile(image) for image in row] for row in zip(*columns.values(), strict=True)]
-    names = [name if name in (*WAYS, 'original', 'seen', 'bicubic') else '' for name in columns]
-    rows[0] = [tile._replace(caption=name) for tile, name in zip(rows[0], names, strict=True)]
-    return rows
+        columns += [('' if i else way, many[i::seeds]) for i in range(1 if way == 'top 1' else seeds)]
+    return [[Tile(images[n], '' if n else name) for name, images in columns] for n in range(len(shown))]
 
 
 @script(__file__)
