@@ -14,7 +14,7 @@ mkdir -p "$data" "$out"
 
 run python dataset_tool.py --source=$source --dest="$data/train.zip" --max-images=9500
 run python dataset_tool.py --source=$source --dest="$data/test.zip" --skip-images=9500
-run python train.py --preset=mnist-cpu --outdir="$out/run" --nosubdir --data="$data/train.zip" --val-data="$data/test.zip"
+run python train.py --preset=mnist-cpu --duration=0.09 --outdir="$out/run" --nosubdir --data="$data/train.zip" --val-data="$data/test.zip"
 run python train.py --fit-prior="$out/run" --prior=head --prior-width=32 --duration=0.01 --seed=0 --outdir="$out/prior" --nosubdir --data="$data/train.zip" --val-data="$data/test.zip"
 network=$(ls "$out"/prior/network-snapshot-*.safetensors | tail -n 1)
 run python generate.py --network="$network" --outdir="$out/samples" --seeds=0-63 --temperature=0.8 --grid="$out/samples.png"
