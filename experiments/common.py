@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from ddn_networks import Network, pixel_maps
@@ -19,6 +20,11 @@ from metrics.reference import FeatureCollector, Statistics, load_statistics, sav
 from torch_utils import distributed as dist
 
 PORTRAITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'assets', 'faces')
+
+PORTRAITS_OPTION = click.option(
+    '--portraits', 'portrait_folder', metavar='ZIP|DIR', default=PORTRAITS, show_default='assets/faces',
+    help='Faces of the sheets, fitted to the network',
+)  # fmt: skip
 
 
 def pictures(path: str, net: Network, chosen: Sequence[int] | None = None) -> torch.Tensor:

@@ -24,7 +24,7 @@ from cli.options import script
 from ddn_networks import Network, black_boxes, conditions, guides, pixel_maps
 from ddn_networks.guided_sampling import Guidance, top_k
 from experiments import digits, zscg
-from experiments.common import PORTRAITS, as_saved, class_labels, pictures, portraits, spread
+from experiments.common import PORTRAITS_OPTION, as_saved, class_labels, pictures, portraits, spread
 from metrics.detectors import load_detector, load_lpips, load_resnet
 from metrics.reconstruction import psnr
 
@@ -244,8 +244,7 @@ def steered_sheet(net: Network, shown: torch.Tensor, n: int = 4) -> zscg.Sheet:
 @click.option('--data', required=True, metavar='ZIP|DIR', help='Held-out pictures, with labels where classes need them')
 @click.option('--num', type=click.IntRange(min=1), default=16, help='Held-out faces')
 @click.option('--samples', type=click.IntRange(min=1), default=8, help='Samples of each face')
-@click.option('--portraits', 'portrait_folder', metavar='ZIP|DIR', default=PORTRAITS, show_default='assets/faces',
-              help='Faces of the sheets')
+@PORTRAITS_OPTION
 @click.option('--per-class', type=click.IntRange(min=1), default=100, help='Images per class')
 @click.option('--few', type=click.IntRange(min=2), default=5, help='Images per class where a classifier guides')
 @click.option('--every', type=click.IntRange(min=1), default=1, help='Ask the classifier at every n-th layer')

@@ -27,7 +27,7 @@ from ddn_networks.guided_sampling import Guidance, top_k
 from ddn_networks.guides import Guide
 from dnnlib.sheets import save_png
 from experiments import face_tasks, zscg
-from experiments.common import PORTRAITS, pictures, portraits
+from experiments.common import PORTRAITS_OPTION, pictures, portraits
 from experiments.curves import draw_curves
 from metrics.detectors import load_lpips
 
@@ -99,8 +99,7 @@ def interpolated(curve: Sequence[dict], consistency: float, key: str) -> float |
 @script(__file__)
 @click.option('--network', required=True, metavar='FILE|URL', help='Snapshot of a face network with cells and a prior')
 @click.option('--data', required=True, metavar='ZIP|DIR', help='Held-out faces of its resolution')
-@click.option('--portraits', 'portrait_folder', metavar='ZIP|DIR', default=PORTRAITS, show_default='assets/faces',
-              help='Faces of the sheets')
+@PORTRAITS_OPTION
 @click.option('--outdir', metavar='DIR', default='out/guided_cells', help='Folder for tables and pictures')
 @click.option('--num', type=click.IntRange(min=1), default=24, help='Held-out faces')
 @click.option('--fit', is_flag=True, help='Fit the weights of the guides instead')

@@ -21,7 +21,7 @@ from ddn_networks.guided_sampling import Guidance, top_k
 from dnnlib.archives import ImageArchive
 from dnnlib.sheets import Tile, draw_sheet, save_png
 from experiments import ablation, zscg
-from experiments.common import PORTRAITS, as_saved, features_of, pictures, portraits, trained_on
+from experiments.common import PORTRAITS_OPTION, as_saved, features_of, pictures, portraits, trained_on
 from experiments.face_tasks import low, superres
 from metrics import evaluate
 from metrics.detectors import load_detector, load_lpips
@@ -69,8 +69,7 @@ def sheet(net: Network, task: zscg.Task, shown: torch.Tensor, seeds: int) -> lis
 @script(__file__)
 @click.option('--network', required=True, metavar='FILE|URL|NAME', help='Snapshot of an unconditional network')
 @click.option('--data', required=True, metavar='ZIP|DIR', help='Held-out pictures of its resolution')
-@click.option('--portraits', 'portrait_folder', metavar='ZIP|DIR', default=PORTRAITS, show_default='assets/faces',
-              help='Pictures of the sheet')
+@PORTRAITS_OPTION
 @click.option('--size', type=click.IntRange(min=1), default=8, help='Pixels a side that the network sees')
 @click.option('--num', type=click.IntRange(min=2), default=1000, help='Held-out pictures')
 @click.option('--detector', default='inception', metavar='NAME|FILE', help='Detector of the distance')

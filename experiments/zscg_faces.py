@@ -27,7 +27,7 @@ from cli.options import script
 from ddn_networks import Network, guides
 from ddn_networks.guided_sampling import Guidance, by_distance, top_k
 from experiments import zscg
-from experiments.common import PORTRAITS, as_saved, pictures, portraits
+from experiments.common import PORTRAITS_OPTION, as_saved, pictures, portraits
 from experiments.face_tasks import box_mask, low, tasks
 from metrics.detectors import load_lpips
 
@@ -140,8 +140,7 @@ def drawn_tasks(net: Network, shown: torch.Tensor, every: Sequence[zscg.Task]) -
 @click.option('--network', required=True, metavar='FILE|URL', help='Snapshot of an unconditional face network')
 @click.option('--cells', metavar='FILE|URL', help='Snapshot of another face network, with cells')
 @click.option('--data', required=True, metavar='ZIP|DIR', help='Held-out faces of its resolution')
-@click.option('--portraits', 'portrait_folder', metavar='ZIP|DIR', default=PORTRAITS, show_default='assets/faces',
-              help='Faces of the sheets')
+@PORTRAITS_OPTION
 @click.option('--outdir', metavar='DIR', default='out/zscg_faces', help='Folder for tables and pictures')
 @click.option('--num', type=click.IntRange(min=1), default=24, help='Held-out faces')
 @click.option('--pool', type=click.IntRange(min=1),
