@@ -22,6 +22,7 @@ def test_what_comes_with_the_code_is_what_its_json_says(name):
     path = snapshots.PRETRAINED / f'{name}.safetensors'
     facts = json.loads(path.with_suffix('.json').read_text())
     assert hashlib.sha256(path.read_bytes()).hexdigest() == facts['sha256']
+    assert path.stat().st_size == facts['bytes']
     net = Network.from_pretrained(name)
     assert sum(p.numel() for p in net.parameters()) == facts['parameters']
     assert net.snapshot_meta['cur_nimg'] == facts['images_seen'] and facts['seconds'] > 0
