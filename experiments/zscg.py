@@ -56,9 +56,9 @@ def best_of(guide_of: Callable[[int], Guide], pool: torch.Tensor, num: int) -> t
     return torch.stack(chosen)
 
 
-def unguided(net: Network, num: int, seed: int, batch: int = 64) -> torch.Tensor:
-    """[num, C, H, W]: uniform samples of seeds seed, seed + 1, ..., rounded to 8 bits."""
-    parts = [net.sample(min(batch, num - i), seed=seed + i, uniform=True)[0] for i in range(0, num, batch)]
+def unguided(net: Network, num: int, seed: int, batch: int = 64, uniform: bool = True) -> torch.Tensor:
+    """[num, C, H, W]: samples of seeds seed, seed + 1, ..., uniform ones or of the own prior, rounded to 8 bits."""
+    parts = [net.sample(min(batch, num - i), seed=seed + i, uniform=uniform)[0] for i in range(0, num, batch)]
     return torch.cat([as_saved(part) for part in parts])
 
 

@@ -7,7 +7,7 @@ where the classifiers are looked for. The table also shows what is lost where th
 of images that the judge classifies as wanted, against the number of pictures that the guide judges for one image. Of a
 network of layers of whole images it asks at fewer layers (--guide-every, --guide-layers of generate.py); of one with
 cells or a prior it shows fewer pictures at a time (--proposals); in one row the guide sees each of them also mirrored
-and shifted.
+and shifted. Without a guide: the best of uniform samples by the guide and, with a prior, of samples by the prior.
 """
 
 import time
@@ -113,14 +113,16 @@ def main(network, data, outdir, per_class, pool):
         click.echo(f'{name}: {made[name][1]} calls, {made[name][2]:.2f} s per image')
     first = next(iter(made))
     pool = pool or made[first][1]
-    start = time.perf_counter()
-    drawn = zscg.unguided(net, pool * per_class, seed=10**6)
-    each = (time.perf_counter() - start) / len(drawn)
-    made['unguided'] = drawn[: len(index)], 0, each
-    start = time.perf_counter()
-    best = best_each(guide_net, drawn, per_class)
-    # One pool serves all ten classes here; the times are those of a pool for one class.
-    made[f'best of {pool}'] = best, pool, each * pool + (time.perf_counter() - start) / len(best)
+    best = {}  # {name of the sheet: images}
+    for by, sheet in (('', 'best-of'), (', prior', 'best-of-prior')) if len(net.prior) else (('', 'best-of'),):
+        start = time.perf_counter()
+        drawn = zscg.unguided(net, pool * per_class, seed=10**6, uniform=not by)
+        each = (time.perf_counter() - start) / len(drawn)
+        made[f'unguided{by}'] = drawn[: len(index)], 0, each
+        start = time.perf_counter()
+        best[sheet] = best_each(guide_net, drawn, per_class)
+        # One pool serves all ten classes here; the times are those of a pool for one class.
+        made[f'best of {pool}{by}'] = best[sheet], pool, each * pool + (time.perf_counter() - start) / len(index)
     rows = []
     for name, (images, calls, seconds) in made.items():
         wanted = torch.arange(10).repeat_interleave(len(images) // 10)
@@ -134,7 +136,7 @@ def main(network, data, outdir, per_class, pool):
              'class columns': 'share that resnet56 classifies as the class'}  # fmt: skip
     if data:
         facts |= trust(net, judge, data)
-    ways = {'guided': made[first][0], 'best-of': best}
+    ways = {'guided': made[first][0], **best}
     sheets = {name: dict(zip(NAMES, images.split(per_class), strict=True)) for name, images in ways.items()}
     zscg.write(outdir, 'zscg-cifar-classes', facts, rows, sheets)
 

@@ -138,15 +138,30 @@ def test_cifar_classes_among_proposals(tmp_path, resnets, monkeypatch):
     monkeypatch.setattr(zscg_cifar_classes, 'PROPOSALS', (8, 4, 2))
     torch.manual_seed(0)
     path = str(tmp_path / 'net.safetensors')
-    snapshots.save_network(path, DDN(32, 3, [8, 8], [1, 1], [6, 4], grids=[1, 2]).eval(), {}, {})
+    snapshots.save_network(path, DDN(32, 3, [8, 8], [1, 1], [6, 4], grids=[1, 2], prior_width=8).eval(), {}, {})
     args = [f'--network={path}', f'--outdir={tmp_path / "out"}', '--per-class=1', '--pool=10']
     outcome = CliRunner().invoke(zscg_cifar_classes.main, args, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     rows = json.loads((tmp_path / 'out' / 'zscg-cifar-classes.json').read_text())['rows']
     calls = {row['way']: row['guide calls per image'] for row in rows}
-    # The 6 candidates of the whole image; then proposals for all cells, and for each quarter of them.
-    assert [calls[f'top 1 of {m} proposals'] for m in (8, 4, 2)] == [6 + 5 * m for m in (8, 4, 2)]
-    assert calls['top 1 of 4 proposals, three views'] == 6 + 5 * 4  # pictures, each seen three times
+    # Proposals for the whole image; then for all cells, and for each quarter of them.
+    assert [calls[f'top 1 of {m} proposals'] for m in (8, 4, 2)] == [6 * m for m in (8, 4, 2)]
+    assert calls['top 1 of 4 proposals, three views'] == 6 * 4  # pictures, each seen three times
+    assert calls['best of 10'] == calls['best of 10, prior'] == 10 and calls['unguided, prior'] == 0
+    assert (tmp_path / 'out' / 'zscg-cifar-classes-best-of-prior.png').exists()
+
+
+def test_unguided_samples_are_uniform_or_by_the_prior():
+    torch.manual_seed(0)
+    net = DDN(8, 1, [8], [2], [16], prior_width=8).eval()
+    for parameter in net.prior.parameters():
+        torch.nn.init.normal_(parameter)
+    made, by_prior = (zscg.unguided(net, 5, seed=7, batch=4, uniform=uniform) for uniform in (True, False))
+    for seed, part in ((7, slice(0, 4)), (11, slice(4, 5))):
+        num = len(range(5)[part])
+        assert torch.equal(made[part], common.as_saved(net.sample(num, seed=seed, uniform=True)[0]))
+        assert torch.equal(by_prior[part], common.as_saved(net.sample(num, seed=seed)[0]))
+    assert not torch.equal(made, by_prior)
 
 
 def test_a_guide_of_three_views_is_the_mean_of_their_log_probabilities():
