@@ -114,7 +114,8 @@ def main(network, data, outdir, per_class, pool):
     first = next(iter(made))
     pool = pool or made[first][1]
     best = {}  # {name of the sheet: images}
-    for by, sheet in (('', 'best-of'), (', prior', 'best-of-prior')) if len(net.prior) else (('', 'best-of'),):
+    pools = {'': 'best-of'} | ({', prior': 'best-of-prior'} if len(net.prior) else {})
+    for by, sheet in pools.items():
         start = time.perf_counter()
         drawn = zscg.unguided(net, pool * per_class, seed=10**6, uniform=not by)
         each = (time.perf_counter() - start) / len(drawn)

@@ -134,21 +134,30 @@ def test_cifar_classes_run(net, tmp_path, resnets):
     assert (tmp_path / 'out' / 'zscg-cifar-classes-guided.png').exists()
 
 
-def test_cifar_classes_among_proposals(tmp_path, resnets, monkeypatch):
+@pytest.mark.parametrize('prior_width', [0, 8])
+def test_cifar_classes_among_proposals(prior_width, tmp_path, resnets, monkeypatch):
     monkeypatch.setattr(zscg_cifar_classes, 'PROPOSALS', (8, 4, 2))
     torch.manual_seed(0)
     path = str(tmp_path / 'net.safetensors')
-    snapshots.save_network(path, DDN(32, 3, [8, 8], [1, 1], [6, 4], grids=[1, 2], prior_width=8).eval(), {}, {})
+    net = DDN(32, 3, [8, 8], [1, 1], [6, 4], grids=[1, 2], prior_width=prior_width).eval()
+    for parameter in net.prior.parameters():
+        torch.nn.init.normal_(parameter)
+    snapshots.save_network(path, net, {}, {})
     args = [f'--network={path}', f'--outdir={tmp_path / "out"}', '--per-class=1', '--pool=10']
     outcome = CliRunner().invoke(zscg_cifar_classes.main, args, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     rows = json.loads((tmp_path / 'out' / 'zscg-cifar-classes.json').read_text())['rows']
     calls = {row['way']: row['guide calls per image'] for row in rows}
-    # Proposals for the whole image; then for all cells, and for each quarter of them.
-    assert [calls[f'top 1 of {m} proposals'] for m in (8, 4, 2)] == [6 * m for m in (8, 4, 2)]
-    assert calls['top 1 of 4 proposals, three views'] == 6 * 4  # pictures, each seen three times
-    assert calls['best of 10'] == calls['best of 10, prior'] == 10 and calls['unguided, prior'] == 0
-    assert (tmp_path / 'out' / 'zscg-cifar-classes-best-of-prior.png').exists()
+    # The 6 candidates of the whole image or, with a prior, proposals; then those for all cells, and for each quarter.
+    whole = {m: m if prior_width else 6 for m in (8, 4, 2)}
+    assert [calls[f'top 1 of {m} proposals'] for m in (8, 4, 2)] == [whole[m] + 5 * m for m in (8, 4, 2)]
+    assert calls['top 1 of 4 proposals, three views'] == whole[4] + 5 * 4  # pictures, each seen three times
+    by_prior = {way: n for way, n in calls.items() if way.endswith(', prior')}
+    assert by_prior == ({'unguided, prior': 0, 'best of 10, prior': 10} if prior_width else {})
+    assert calls['best of 10'] == 10 and calls['unguided'] == 0
+    uniform, prior = (tmp_path / 'out' / f'zscg-cifar-classes-{name}.png' for name in ('best-of', 'best-of-prior'))
+    assert prior.exists() == (prior_width > 0)
+    assert not prior_width or prior.read_bytes() != uniform.read_bytes()
 
 
 def test_unguided_samples_are_uniform_or_by_the_prior():
